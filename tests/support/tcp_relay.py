@@ -5,14 +5,37 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 _CHUNK = 1 << 16
 #: Linux's `SO_MAX_PACING_RATE`, which Python has no name for.
 _MAX_PACING_RATE = 47
 
 
+@dataclass(slots=True)
+class Wire:
+    """What becomes of what the server sends.
+
+    Attributes:
+        left: So many pieces pass, and the next one cuts its connection, once; None: all pass.
+        passed: How many have.
+    """
+
+    left: int | None = None
+    passed: int = 0
+
+    def is_cut(self) -> bool:
+        """Return whether the next piece is the one that does not pass."""
+        if self.left == 0:
+            self.left = None
+            return True
+        self.left = None if self.left is None else self.left - 1
+        self.passed += 1
+        return False
+
+
 @contextmanager
-def tcp_relay(unix_socket: str, bytes_per_second: int) -> Iterator[int]:
+def tcp_relay(unix_socket: str, bytes_per_second: int, wire: Wire | None = None) -> Iterator[int]:
     """Yield the port of this machine on which a Unix socket's server answers, no faster."""
     loop = asyncio.new_event_loop()
 
@@ -21,7 +44,10 @@ def tcp_relay(unix_socket: str, bytes_per_second: int) -> Iterator[int]:
         way_back = far.get_extra_info("socket")
         way_back.setsockopt(socket.SOL_SOCKET, _MAX_PACING_RATE, bytes_per_second)
         with closing(far), closing(writer):
-            ways = [loop.create_task(_pump(near, writer)), loop.create_task(_pump(reader, far))]
+            ways = [
+                loop.create_task(_pump(near, writer)),
+                loop.create_task(_pump(reader, far, wire)),
+            ]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             await _end(*ways)
 
@@ -48,7 +74,11 @@ async def _end(*tasks: "asyncio.Task[None] | None") -> None:
     await asyncio.gather(*begun, return_exceptions=True)
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: Wire | None = None
+) -> None:
     while data := await reader.read(_CHUNK):
+        if wire is not None and wire.is_cut():
+            return
         writer.write(data)
         await writer.drain()

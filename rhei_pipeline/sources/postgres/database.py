@@ -39,7 +39,7 @@ from rhei_pipeline.sources.postgres.catalog import (
     view_names,
 )
 from rhei_pipeline.sources.postgres.connection import PooledConnection
-from rhei_pipeline.sources.postgres.connection_string import refuse_unreadable
+from rhei_pipeline.sources.postgres.connection_string import refuse_unreadable, with_keepalives
 from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.identity import identity
 from rhei_pipeline.sources.postgres.query import Reader, returned
@@ -115,8 +115,9 @@ class PostgresDatabase:
     ) -> None:
         refuse_unreadable(dsn, "source.dsn")
         refuse_unreadable(direct_dsn or dsn, "source.direct_dsn")
+        dsn = with_keepalives(dsn)
         self._dsn = dsn
-        self._direct_dsn = direct_dsn or dsn
+        self._direct_dsn = with_keepalives(direct_dsn or dsn)
         self._more = {"transaction_read_only": "on"} if read_only else {}
         timeout = str(int(statement_timeout_seconds * 1000))
         #: For an application's statements, which find names as its own sessions do.
@@ -126,7 +127,7 @@ class PostgresDatabase:
         self._write_lock = threading.RLock()
         self._closed = False
         self._limits = AnswerLimits(query_bytes, query_rows)
-        with self.connect() as connection:
+        with self.translated(), self.connect() as connection:
             refuse_older(connection)
             self._refuse_other_encodings(connection)
             if direct_dsn is not None:
@@ -521,5 +522,6 @@ def _connection_error(error: psycopg.OperationalError) -> RheiError:
 
 
 def _last_line(error: psycopg.Error) -> str:
-    lines = str(error).strip().splitlines()
+    # Those that begin with a tab say what the one before them may mean.
+    lines = [line for line in str(error).strip().splitlines() if line[:1] != "\t"]
     return lines[-1] if lines else type(error).__name__
