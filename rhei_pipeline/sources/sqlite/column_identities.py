@@ -16,10 +16,11 @@ from types import MappingProxyType
 from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.schema import TableSchema
 
-_COLUMNS = "_rhei_column"
+#: Where identities are noted.
+COLUMNS = "_rhei_column"
 #: Creates that table.
 TABLE = (
-    f"create table if not exists {_COLUMNS}(tbl text primary key, version integer not null,"
+    f"create table if not exists {COLUMNS}(tbl text primary key, version integer not null,"
     " identities text not null) without rowid"
 )
 _DRAWN_BYTES = 8
@@ -72,11 +73,11 @@ def read_identities(
     connection: sqlite3.Connection, version: int, table: str | None = None
 ) -> dict[str, Identities]:
     """Return what is noted of one table, or of all, as of a count of schema changes."""
-    if connection.execute("select 1 from pragma_table_info(?)", (_COLUMNS,)).fetchone() is None:
+    if connection.execute("select 1 from pragma_table_info(?)", (COLUMNS,)).fetchone() is None:
         return {}
     chosen, bound = ("", (version,)) if table is None else (" and tbl = ?", (version, table))
     rows = connection.execute(
-        f"select tbl, identities from {_COLUMNS} where version = ?{chosen}", bound
+        f"select tbl, identities from {COLUMNS} where version = ?{chosen}", bound
     )
     return {name: json.loads(text) for name, text in rows}
 
@@ -85,9 +86,9 @@ def note_identities(
     connection: sqlite3.Connection, version: int, identities: Mapping[str, Identities]
 ) -> None:
     """Note which column is which, of all captured tables, within a writing transaction."""
-    connection.execute(f"delete from {_COLUMNS}")
+    connection.execute(f"delete from {COLUMNS}")
     connection.executemany(
-        f"insert into {_COLUMNS} values(?, ?, ?)",
+        f"insert into {COLUMNS} values(?, ?, ?)",
         [(name, version, json.dumps({**known})) for name, known in identities.items()],
     )
 

@@ -226,6 +226,19 @@ def test_each_mirror_of_a_table_follows_a_renaming_however_late(
     assert told == [[10, 11, 12, 13]] * 2
 
 
+@MODES
+def test_what_an_older_version_captured_gets_identities_when_it_is_opened(
+    make: MakeWorld, mode: str
+) -> None:
+    world = make(Way("trigger", None), mode=mode)
+    world.crash()
+    noted = "update _rhei_schema set version = (select schema_version from pragma_schema_version)"
+    world.run("drop table _rhei_column", noted)  # as if it had never been
+    follow(world, "update t set a = 11 where id = 1")
+    follow(world, "alter table t rename column a to amount")
+    assert "renamed" in world.htap.schema_log("t")[0].what
+
+
 @pytest.mark.each
 @pytest.mark.parametrize(
     "column", ["a integer", '"a" integer', "[a] integer", "`a` int check (`a` > 0)"]

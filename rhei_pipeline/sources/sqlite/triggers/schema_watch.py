@@ -35,8 +35,8 @@ _TABLES = (
 
 def is_noted(connection: sqlite3.Connection) -> bool:
     """Return whether the schema is unchanged since it was last recorded."""
-    if not _exists(connection, _STATE):
-        return False
+    if not (_exists(connection, _STATE) and _exists(connection, column_identities.COLUMNS)):
+        return False  # or an older version of this package did
     found = connection.execute(
         f"select version from {_STATE} where version = (select schema_version"
         " from pragma_schema_version)"
