@@ -328,15 +328,15 @@ class SchemaDifference:
         columns = self.added or self.dropped or self.retyped or self.rewritten or self.renamed
         return bool(columns or self.replaced or self.key_changed or self.refiltered)
 
-    def describe(self) -> str:
-        """Return a clause that says what changed, with names only."""
+    def describe(self, *, keeps_dropped: bool = False) -> str:
+        """Return a clause that says what changed, with names only, and what the mirror keeps."""
         clauses = [
-            f"{verb} {', '.join(repr(column.name) for column in columns)}"
-            for verb, columns in (
-                ("added", self.added),
-                ("dropped", self.dropped),
-                ("changed the type of", self.retyped),
-                ("redefined", self.rewritten),
+            f"{verb} {', '.join(repr(column.name) for column in columns)}{more}"
+            for verb, columns, more in (
+                ("added", self.added, ""),
+                ("dropped", self.dropped, " (kept in the mirror)" if keeps_dropped else ""),
+                ("changed the type of", self.retyped, ""),
+                ("redefined", self.rewritten, ""),
             )
             if columns
         ]

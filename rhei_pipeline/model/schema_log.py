@@ -9,6 +9,9 @@ from rhei_pipeline.model.schema import (
     NOTHING_RENAMED,
     Column,
     FormerNames,
+    Mode,
+    SchemaDifference,
+    Table,
     TableSchema,
     difference,
 )
@@ -57,9 +60,10 @@ class SchemaChange:
 
     @classmethod
     def between(
-        cls, before: TableSchema, after: TableSchema, version: int, followed: Followed
+        cls, before: TableSchema, table: Table, version: int, followed: Followed
     ) -> Self | None:
-        """Return the change from one schema to another; None where no column and no key differs."""
+        """Return the change of a table's schema; None where no column and no key differs."""
+        after = table.schema
         found = difference(before, after, followed.former)
         if not found:
             return None
@@ -70,7 +74,7 @@ class SchemaChange:
         return cls(
             after.name,
             version,
-            found.describe(),
+            found.describe(keeps_dropped=_keeps_dropped(table, found)),
             _told(c for c in before.columns if c in found.dropped or c.name in touched),
             _told(c for c in after.columns if c in found.added or c.name in touched),
             followed.at,
@@ -88,6 +92,11 @@ class SchemaChange:
         """Read the output of `to_json`."""
         known = cls(**{**form, "at": datetime.fromisoformat(form["at"])})
         return replace(known, old=tuple(form["old"]), new=tuple(form["new"]))
+
+
+def _keeps_dropped(table: Table, found: SchemaDifference) -> bool:
+    """Return whether the mirror keeps them; another key ends those of a plain one."""
+    return table.keeps_dropped and not (found.key_changed and table.mode is Mode.DESTRUCTIVE)
 
 
 def _told(columns: Iterable[Column]) -> tuple[str, ...]:

@@ -167,7 +167,7 @@ class Registry:
 
     def _note_change(self, before: TableSchema, table: Table, followed: Followed) -> None:
         version = self._versions[table.name]
-        change = SchemaChange.between(before, table.schema, version, followed)
+        change = SchemaChange.between(before, table, version, followed)
         if change is not None:
             self._schema_log = [*self._schema_log, change][-_MOST_CHANGES:]
 

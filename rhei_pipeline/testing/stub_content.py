@@ -124,6 +124,8 @@ def take_on_shape(standing: StubTable, table: Table, at: datetime) -> None:
                 row | {name: value} for row, value in zip(standing.rows, cast, strict=True)
             ]
         standing.fields[name] = column.type
+    if not table.keeps_dropped:
+        standing.fields = {name: standing.fields[name] for name in columns}
     gone = standing.fields.keys() - columns.keys()
     standing.left = {name: standing.left.get(name, at) for name in gone}
     standing.table = table

@@ -62,9 +62,11 @@ class StubTransaction:
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Overwrite rows by key and remove tombstones; count what really changed."""
         standing = self._standing(table)
-        rows = by_key(standing.rows, table.schema)
+        before = by_key(standing.rows, table.schema)
+        rows = dict(before)
         counts = merge_into(rows, table.schema, changes)
-        standing.rows = list(rows.values())
+        nothing = dict.fromkeys(standing.fields)  # in columns that it keeps
+        standing.rows = [nothing | before.get(key, {}) | row for key, row in rows.items()]
         return counts
 
     def present_keys(self, table: Table) -> pa.Table:
@@ -246,9 +248,9 @@ class StubTransaction:
         if table.mode is Mode.TEMPORAL:
             take_on_shape(standing, table, at)
             return
-        names = table.schema.names
-        standing.fields = {column.name: column.type for column in table.schema.columns}
-        standing.rows = [{name: row[name] for name in names} for row in standing.rows]
+        own = {column.name: column.type for column in table.schema.columns}
+        standing.fields = own | (standing.fields | own if table.keeps_dropped else {})
+        standing.rows = [{name: row[name] for name in standing.fields} for row in standing.rows]
         standing.table = table
 
     def record_key(self, table: Table) -> None:

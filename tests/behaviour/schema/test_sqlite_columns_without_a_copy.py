@@ -77,7 +77,8 @@ def test_no_row_is_copied_for_columns_that_are_renamed_dropped_and_added(
     world.htap.maintain()
     assert world.htap.verify("t").equal
     for noted, (what, rows) in zip(world.htap.schema_log("t"), _TOLD, strict=True):
-        assert noted.what.startswith(what)
+        kept = " (kept in the mirror)" if what == "dropped 'b'" and mode == "temporal" else ""
+        assert noted.what == what + kept
         assert rows is None or noted.rows_read == rows
     if mode == "temporal":
         first = [(v["amount"], v["b"], v["c"]) for v in world.versions("t") if v["number"] == 1]
