@@ -41,6 +41,9 @@ DELTA = "delta"
 _MAIN = "main"
 _PUBLIC = "public"
 _LOG = "_delta_log"
+#: After how many commits a checkpoint tells what they left. Whoever opens a table reads the log
+#: from there on, and to publish a table is to open it; Delta's own number is 100.
+_CHECKPOINT_COMMITS = "10"
 
 
 class DeltaTables:
@@ -61,6 +64,7 @@ class DeltaTables:
         self._configuration = {
             "delta.deletedFileRetentionDuration": kept,
             "delta.logRetentionDuration": kept,
+            "delta.checkpointInterval": _CHECKPOINT_COMMITS,
         }
 
     def follow(self, manifest: Manifest, gone: Iterable[StoredTable], store: SegmentStore) -> None:

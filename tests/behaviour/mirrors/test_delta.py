@@ -1,5 +1,6 @@
 """Delta Lake tables made from a mirror: read by another engine's reader, and never half a state."""
 
+import json
 import random
 import re
 import shutil
@@ -120,6 +121,18 @@ def test_what_has_not_changed_is_not_published_again(world: World) -> None:
             htap.sync_now()
     assert delta(world, "t").version() == 0
     assert len(versions(world, "u")) == 3
+
+
+def test_a_reader_reads_few_commits_however_many_there_were(world: World) -> None:
+    filled(world)
+    with HTAP(settings(world)) as htap:
+        for key in range(2, 25):
+            world.run(f"insert into t values ({key}, 1)")
+            htap.sync_now()
+    log = world.directory / "delta" / "delta" / "main" / "t" / "_delta_log"
+    told = json.loads((log / "_last_checkpoint").read_text())
+    assert delta(world, "t").version() - told["version"] < 10
+    assert present(world, "t") == source_rows(world.app, "t")
 
 
 def test_tables_that_were_deleted_are_published_anew(world: World) -> None:
