@@ -11,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rhei_pipeline.errors import SourceUnreachableError
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.logical.source import LogicalSource
 from tests.support.tcp_relay import Wire, tcp_relay
 
 
@@ -47,12 +48,16 @@ def test_no_connection_outlives_its_network_for_more_than_a_minute(
 
 
 def test_what_cuts_a_connection_while_a_source_opens_is_named(tcp_dsn: str, wire: Wire) -> None:
-    with closing(PostgresDatabase(tcp_dsn)):
-        pieces = wire.passed
+    def open_source() -> None:
+        with closing(PostgresDatabase(tcp_dsn)) as database:
+            LogicalSource(database, "a mirror").close()
+
+    open_source()
     errors = []
-    for wire.left in range(pieces):
+    for piece in range(wire.passed):
+        wire.left = piece
         try:
-            PostgresDatabase(tcp_dsn).close()
+            open_source()
         except SourceUnreachableError as error:
             errors.append(str(error))
     assert any("server closed the connection unexpectedly" in error for error in errors)

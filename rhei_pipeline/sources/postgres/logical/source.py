@@ -157,7 +157,8 @@ class LogicalSource:
         self._reader: Connection | None = None
         self._kept: Connection | None = None
         self._system = ""
-        self._refuse_unready(streaming=streaming)
+        with database.translated():
+            self._refuse_unready(streaming=streaming)
 
     def _refuse_unready(self, *, streaming: bool) -> None:
         level = _value(self._connection, "show wal_level")
