@@ -146,7 +146,7 @@ class MemoryFiles:
 
     def write(self, name: str, fill: Fill) -> None:
         """Keep a file."""
-        self.put(name, gathered(fill))
+        self.put(name, _gathered(fill))
 
     def mark(self, name: str) -> Mark | None:
         """Return a file's mark."""
@@ -228,7 +228,7 @@ class _InMemory:
         self.held.write(piece)
 
 
-def gathered(fill: Fill) -> pa.Buffer:
+def _gathered(fill: Fill) -> pa.Buffer:
     """Return a file's content as one piece."""
     sink = _InMemory()
     fill(sink)

@@ -31,13 +31,15 @@ from rhei_pipeline.mirrors.datafusion.files import (
     Mark,
     aside,
     committed_meanwhile,
-    gathered,
     missing,
 )
+from rhei_pipeline.mirrors.datafusion.local_files import OpenedFile
 
 #: A file that no manifest names may belong to a commit under way, unless it is older than this.
 ORPHAN_AGE = timedelta(hours=1)
 
+#: A larger file is put in parts, one request for each: a store takes no more than 5 GB at once.
+_PART_BYTES = 64 * 2**20
 #: Holds the number of the newest manifest.
 _NEWEST = "newest"
 
@@ -108,8 +110,16 @@ class ObjectFiles:
         return Mark(content.size, put.get("e_tag") or "")
 
     def write(self, name: str, fill: Fill) -> Mark:
-        """Put a file, once all of it is in memory."""
-        return self.put(name, gathered(fill))
+        """Put a file, once all of it is in the local cache."""
+        kept = Path(self._cache.name) / name
+        kept.parent.mkdir(exist_ok=True, parents=True)
+        with kept.open("wb", buffering=0) as opened:
+            fill(OpenedFile(opened.fileno(), kept))
+        size = kept.stat().st_size
+        put = self._ask(name, lambda: obstore.put(self._store, name, kept, chunk_size=_PART_BYTES))
+        if name.count("/") > 1:  # deeper ones are for others to read
+            kept.unlink()
+        return Mark(size, put.get("e_tag") or "")
 
     def mark(self, name: str) -> Mark | None:
         """Return the object's ETag and size."""

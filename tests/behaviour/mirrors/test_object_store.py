@@ -1,5 +1,6 @@
 """A mirror in an object store: exact while requests fail, and never written by two."""
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
@@ -12,11 +13,13 @@ from deltalake import DeltaTable
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorUnreachableError
+from rhei_pipeline.mirrors.datafusion import object_store
 from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.mirrors.datafusion.storages import open_files
+from rhei_pipeline.model import large_rows
 from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress, Watermark
 from rhei_pipeline.model.schema import Column, Table, TableSchema
@@ -192,6 +195,27 @@ def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, bucket: St
         assert held(reader) == {1: 1}
         reader.refresh()
         assert held(reader) == {1: 2}
+
+
+def test_a_large_file_is_put_in_parts_and_is_read_elsewhere(
+    bucket: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(large_rows, "LARGE_BYTES", 2**20)
+    table = Table(TableSchema("b", (Column("k", pa.int64()), Column("v", pa.binary())), ("k",)))
+    rows = pa.table({"k": [1], "v": [random.Random(1).randbytes(12 * 2**20)]})
+    nothing = table.schema.arrow_key.empty_table()
+    with closing(DataFusionMirror("parquet", bucket.url, access=bucket.access)) as mirror:
+        with mirror.transaction() as transaction:
+            transaction.begin_copy(table, CopyProgress("b", Position(1, "p"), "shape"))
+            transaction.adopt_copy(table, NOW)
+        with mirror.transaction() as transaction:
+            transaction.merge(table, NetChanges(rows, nothing))
+            bucket.failing["PUT"] = ["503"]
+    parts = {path for path in bucket.seen if "partNumber" in path}
+    assert len(parts) == 3
+    with MirrorReader(bucket.url, access=bucket.access) as reader:
+        assert reader.query("select * from b").equals(rows)
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: Store) -> None:
