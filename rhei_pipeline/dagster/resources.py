@@ -85,7 +85,9 @@ class OltpResource(dg.ConfigurableResource[Any]):
             raise of_log()
         with needs_extra("postgres", "a PostgreSQL source"):
             import psycopg
-        return psycopg.connect(source.dsn.get_secret_value())
+
+            from rhei_pipeline.sources.postgres.connection_string import with_keepalives
+        return psycopg.connect(with_keepalives(source.dsn.get_secret_value()))
 
     @contextmanager
     def _database(self) -> Iterator[SourceDatabase]:

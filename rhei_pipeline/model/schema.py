@@ -29,6 +29,7 @@ HISTORY_FIELDS = (
     pa.field(VALID_TO, INSTANT),
     pa.field(OPERATION, pa.string(), nullable=False),
 )
+HISTORY_NAMES = frozenset(field.name for field in HISTORY_FIELDS)
 
 
 class Mode(StrEnum):

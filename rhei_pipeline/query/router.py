@@ -11,7 +11,7 @@ from sqlglot import exp
 from sqlglot.tokenizer_core import Token
 
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
+from rhei_pipeline.model.schema import HISTORY_NAMES, Column
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.query.translation.meaning import Catalog, StaysWithSourceError, Typed
 from rhei_pipeline.query.translation.names import postgres_name, sqlite_name, written
@@ -32,7 +32,6 @@ _DEFAULT_SCHEMAS = {"", "main", "public"}
 _TOO_DEEP = "it nests too deeply to be translated"
 #: Longer statements are planned again each time.
 _REMEMBERED_LENGTH = 20_000
-_HISTORY = {found.name for found in HISTORY_FIELDS}
 _FIRST_WORDS = (
     (_WRITES, "it writes"),
     (_DDL, "it changes the schema, or maintains the database"),
@@ -230,7 +229,7 @@ def _seen(tree: exp.Expr) -> _Seen:
         kind = type(node)
         kinds.add(kind)
         if kind is exp.Column:
-            history = history or node.name.lower() in _HISTORY
+            history = history or node.name.lower() in HISTORY_NAMES
         elif kind is exp.EQ or kind is exp.In:
             engines = (node.this, node.args.get("expression"))
             compared |= {side.name.lower() for side in engines if isinstance(side, exp.Column)}

@@ -11,11 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.mirrors.datafusion.digests import row_digests
-from rhei_pipeline.model.schema import HISTORY_FIELDS
+from rhei_pipeline.model.schema import HISTORY_NAMES
 
 Constant = int | str
-
-_OWN = {field.name for field in HISTORY_FIELDS}
 
 
 def constant_of(value: pa.Scalar) -> Constant | None:
@@ -39,7 +37,9 @@ def as_scalar(constant: Constant, kind: pa.DataType) -> pa.Scalar:
 
 def constant_digest(constants: Mapping[str, Constant], schema: pa.Schema) -> np.uint64:
     """Return what such columns add to the digest of each row: its index knows the files' alone."""
-    own = tuple(sorted((name, value) for name, value in constants.items() if name not in _OWN))
+    own = tuple(
+        sorted((name, value) for name, value in constants.items() if name not in HISTORY_NAMES)
+    )
     if not own:
         return np.uint64(0)
     return _digest(own, pa.schema([schema.field(name) for name, _ in own]))

@@ -15,11 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhei_pipeline.changes.compaction import one_form
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Column, Table, TableSchema
+from rhei_pipeline.model.schema import HISTORY_NAMES, Column, Table, TableSchema
 
 Words = npt.NDArray[np.uint64]
 
-_HISTORY = {field.name for field in HISTORY_FIELDS}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
@@ -69,7 +68,7 @@ def table_digests(rows: pa.Table, schema: TableSchema) -> Words:
 
 def left_digests(rows: pa.Table, table: Table) -> Words:
     """Return what columns that the source has no more add to the digests of rows that have them."""
-    told = {*table.schema.names, *_HISTORY}
+    told = {*table.schema.names, *HISTORY_NAMES}
     left = [name for name in rows.column_names if name not in told]
     return row_digests(rows.select(left)) if left else np.zeros(rows.num_rows, dtype=np.uint64)
 
@@ -94,7 +93,7 @@ def covers(written: pa.Schema, columns: Sequence[Column]) -> bool:
     return all(
         field.name in known and _digest_alike(field.type, known[field.name])
         for field in written
-        if field.name not in _HISTORY
+        if field.name not in HISTORY_NAMES
     )
 
 

@@ -17,12 +17,10 @@ from rhei_pipeline.mirrors.datafusion.manifest import Segment
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.mirrors.exact_casts import in_other_types
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Mode, Table
+from rhei_pipeline.model.schema import HISTORY_NAMES, Mode, Table
 
 #: Appends rows of a table to a buffer of it.
 Append = Callable[[WriteBuffer, Table, pa.Table], None]
-
-_TOLD = {field.name for field in HISTORY_FIELDS}
 
 
 def kept_fields(schema: pa.Schema, table: Table) -> Sequence[pa.Field]:
@@ -36,7 +34,7 @@ def left_names(schema: pa.Schema, table: Table) -> set[str]:
     """Return the columns that a history is not to keep."""
     if table.keeps_dropped:
         return set()
-    return {*schema.names} - {*table.schema.names} - _TOLD
+    return {*schema.names} - {*table.schema.names} - HISTORY_NAMES
 
 
 def with_kept(

@@ -18,7 +18,7 @@ from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import (
-    HISTORY_FIELDS,
+    HISTORY_NAMES,
     RESERVED_PREFIX,
     VALID_TO,
     Column,
@@ -45,7 +45,6 @@ _SEAL = b', "crc32": "%08x"}'
 COPY_PREFIX = "_rhei_copy_"
 #: The schema of the snapshots of temporal tables.
 SNAPSHOTS = "snapshot"
-_HISTORY = {field.name for field in HISTORY_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +155,7 @@ class StoredTable:
         """Return it as a table of the source; the key is empty where it was not recorded."""
         prefix = f"{self.namespace}." if self.namespace else ""
         built = self.built or TableShape(prefix + self.relation, ())
-        own = [field for field in self.schema if field.name not in _HISTORY]
+        own = [field for field in self.schema if field.name not in HISTORY_NAMES]
         columns = tuple(Column(field.name, field.type) for field in own)
         mode = Mode.TEMPORAL if VALID_TO in self.schema.names else Mode.DESTRUCTIVE
         schema = TableSchema(built.name, columns, built.primary_key, self.namespace)
@@ -208,7 +207,7 @@ class Manifest:
     def _format(self) -> int:
         """The oldest format that says all there is: more versions of this package read it."""
         constants = (segment.constants for segment in self.segments)
-        is_new = any(own and not own.keys() <= _HISTORY for own in constants)
+        is_new = any(own and not own.keys() <= HISTORY_NAMES for own in constants)
         return FORMAT if is_new else WITH_WHOLE_DIGESTS
 
     def encode(self, texts: "ManifestTexts | None" = None) -> bytes:

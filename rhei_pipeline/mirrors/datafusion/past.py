@@ -6,10 +6,8 @@ from datetime import datetime
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.progress import Past
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Mode, Table
+from rhei_pipeline.model.schema import HISTORY_NAMES, Mode, Table
 from rhei_pipeline.sql.text import mirror_table
-
-_TOLD = {field.name for field in HISTORY_FIELDS}
 
 
 def past_of(manifest: Manifest, table: Table) -> Past | None:
@@ -34,5 +32,5 @@ def note_columns(buffer: WriteBuffer, table: Table, at: datetime) -> None:
 
 
 def _left(stored: StoredTable, table: Table) -> Mapping[str, datetime | None]:
-    known = {*table.schema.names, *_TOLD}
+    known = {*table.schema.names, *HISTORY_NAMES}
     return {name: stored.left.get(name) for name in stored.schema.names if name not in known}

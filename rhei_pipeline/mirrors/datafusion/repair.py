@@ -28,13 +28,12 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, index_place
 from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.progress import Ledger
-from rhei_pipeline.model.schema import HISTORY_FIELDS, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import HISTORY_NAMES, VALID_TO, Mode, Table
 from rhei_pipeline.model.upkeep import DamagedFile
 from rhei_pipeline.sql.text import mirror_table, quote
 
 _READ_AGAIN = "its rows are read again from the source"
 _LOST = "the versions it held are lost; the current rows are read again from the source"
-_HISTORY = {found.name for found in HISTORY_FIELDS}
 
 
 @dataclass(slots=True)
@@ -157,7 +156,7 @@ class TableRepair:
         if segment.past:
             digests_or_ends = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
         else:
-            others = [n for n in rows.column_names if n not in key and n not in _HISTORY]
+            others = [n for n in rows.column_names if n not in key and n not in HISTORY_NAMES]
             digests_or_ends = row_digests(rows.select(others))
         index = KeyIndex.build(key_hashes(rows.select(key)), digests_or_ends)
         made = self.store.write(rows, index, past=segment.past, tag=segment.tag)

@@ -28,13 +28,12 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 )
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, ascending, conform
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds, full_hand
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
+from rhei_pipeline.model.schema import Column
 from rhei_pipeline.model.selection import chosen, taken, taken_apart
 
 #: A place is the number of a part in its table, and a row's position in that part.
 _POSITION_BITS = 32
 _POSITION = (1 << _POSITION_BITS) - 1
-_TOLD = {found.name for found in HISTORY_FIELDS}
 
 #: Rows, and bytes of rows, that a transaction holds in memory before it writes them; readers see
 #: them at its end.

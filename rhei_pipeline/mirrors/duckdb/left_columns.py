@@ -13,19 +13,18 @@ import duckdb
 from rhei_pipeline.mirrors.duckdb.logical import is_indexed
 from rhei_pipeline.mirrors.duckdb.tables import copy_name, standing_name
 from rhei_pipeline.mirrors.duckdb.upsert import UPSERTS
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Mode, Table, TableSchema
+from rhei_pipeline.model.schema import HISTORY_NAMES, Mode, Table, TableSchema
 from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
 
 #: A table that is written again, beside it; a copy may be there as well.
 _AGAIN = "_rhei_again_"
 _LEFT = "temp._rhei_left"
-_TOLD = {field.name for field in HISTORY_FIELDS}
 
 
 def left_columns(connection: duckdb.DuckDBPyConnection, table: Table) -> Mapping[str, str]:
     """Return the columns of the mirror's table that the source has no more, with their types."""
     found = connection.sql(f"select * from {mirror_table(table.schema)} limit 0")
-    own = {name.lower() for name in table.schema.names} | _TOLD
+    own = {name.lower() for name in table.schema.names} | HISTORY_NAMES
     columns = zip(found.columns, map(str, found.types), strict=True)
     return {name: kind for name, kind in columns if name.lower() not in own}
 

@@ -9,11 +9,9 @@ import pyarrow as pa
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.mirrors.duckdb.retention import KEPT
 from rhei_pipeline.model.progress import AsOf, Past
-from rhei_pipeline.model.schema import HISTORY_FIELDS, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import HISTORY_NAMES, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import listed, mirror_table, quote
-
-_TOLD = {field.name for field in HISTORY_FIELDS}
 
 
 def read_past(connection: duckdb.DuckDBPyConnection, table: Table) -> Past:
@@ -83,7 +81,7 @@ def write_snapshots(
 
 
 def _left(connection: duckdb.DuckDBPyConnection, table: Table) -> list[str]:
-    known = {name.lower() for name in table.schema.names} | _TOLD
+    known = {name.lower() for name in table.schema.names} | HISTORY_NAMES
     columns = connection.sql(f"select * from {mirror_table(table.schema)} limit 0").columns
     return [name for name in columns if name.lower() not in known]
 

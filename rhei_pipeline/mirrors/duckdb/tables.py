@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
 from rhei_pipeline.model.large_rows import are_large
 from rhei_pipeline.model.schema import (
-    HISTORY_FIELDS,
+    HISTORY_NAMES,
     RESERVED_PREFIX,
     VALID_TO,
     Column,
@@ -32,7 +32,6 @@ MAIN = "main"
 SNAPSHOTS = "snapshot"
 #: From here on, a place (`rowid`) is of a row that its own transaction wrote.
 OWN_PLACES = 36_028_797_018_960_000
-_HISTORY = {field.name for field in HISTORY_FIELDS}
 _TEXTS = (UUID, JSON, INTERVAL, MAP, *ARRAYS)
 #: What a text is where DuckDB keeps it as more than text, by its type there.
 LOGICAL = {duckdb_type(pa.string(), logical).upper(): logical for logical in _TEXTS}
@@ -149,7 +148,7 @@ def _table(built: Built, namespace: str | None, relation: str, types: Mapping[st
     own = tuple(
         Column(name, arrow_type(kind), logical=LOGICAL.get(kind))
         for name, kind in types.items()
-        if name not in _HISTORY
+        if name not in HISTORY_NAMES
     )
     mode = Mode.TEMPORAL if VALID_TO in types else Mode.DESTRUCTIVE
     schema = TableSchema(built.name, own, built.primary_key, namespace)
