@@ -53,6 +53,8 @@ ALLOWED = {
     "examples/json_lines.py:append": "a file of text",
     "tests/support/forked.py": "pipes",
     "tests/support/dagster_deployment.py": "settings, and logs of processes",
+    "tests/support/pods.py": "logs of processes",
+    "tests/support/sail_cluster.py": "logs of processes",
     "tests/support/altered_tables.py:_copy": AFTER,
     "tests/dagster/test_live_costs.py": "a number that another process has written",
     "tests/behaviour/faults/test_bad_input.py": BEFORE,
