@@ -193,6 +193,8 @@ def _reads_as(old: Column, new: Column, mode: Mode) -> bool:
     if pa.types.is_decimal(was) and pa.types.is_decimal(now):
         whole = (was.precision - was.scale, now.precision - now.scale)
         return bool(whole[0] <= whole[1] and was.scale <= now.scale)
+    if was.equals(pa.date32()) and now.equals(pa.timestamp("us")):
+        return True  # a date's text is midnight's
     are_floats = was.equals(pa.float32()) and now.equals(pa.float64())
     return bool(are_floats and mode is Mode.DESTRUCTIVE)
 

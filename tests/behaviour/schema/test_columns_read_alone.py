@@ -18,9 +18,10 @@ MakeWorld = Callable[..., PostgresWorld]
 
 _CREATE = (
     "create table t (id integer primary key, a integer, s smallint, r real, n numeric(10, 2),"
-    " v text)",
-    "insert into t values (1, 10, 1, 0.5, 1.25, 'one'), (2, 20, null, -2.5, null, 'two'),"
-    " (3, null, 3, null, 3, null), (4, 40, 4, '-0', 4, 'x')",
+    " v text, d date)",
+    "insert into t values (1, 10, 1, 0.5, 1.25, 'one', '2024-02-29'),"
+    " (2, 20, null, -2.5, null, 'two', '0001-01-01'), (3, null, 3, null, 3, null, null),"
+    " (4, 40, 4, '-0', 4, 'x', '9999-12-31')",
 )
 #: What is done to the table, and what of a row is written after it.
 _CASES = {
@@ -31,6 +32,7 @@ _CASES = {
     ),
     "more_digits": ("alter table t alter n type numeric(14, 4)", "n = 123456789.0625"),
     "double": ("alter table t alter r type double precision", "r = 0.1"),
+    "stamped": ("alter table t alter d type timestamp", "d = '2024-05-05 12:00:01.5'"),
     "computed": ("alter table t alter a type bigint using a * 1000", "a = 7"),
     "of_the_same_type": ("alter table t alter a type integer using a + 1", "a = 11"),
     "of_another": ("alter table t alter v type varchar using n::text", "v = 'later'"),
@@ -66,7 +68,7 @@ def change(world: PostgresWorld, case: str) -> None:
     altered, written = _CASES[case]
     if case == "double":  # a real's text is another double's
         world.run("update t set r = 0.7 where id = 1", "update t set r = 0.1 where id = 3")
-    world.run("update t set a = 11, s = 12, n = 1.5 where id = 1")
+    world.run("update t set a = 11, s = 12, n = 1.5, d = '1969-12-31' where id = 1")
     world.run("insert into t values (5, 50, 5, 0.25, 5, 'five')", "delete from t where id = 4")
     world.run(*altered.split("; "))
     world.run(f"update t set {written} where id = 2", "delete from t where id = 5")
