@@ -34,7 +34,7 @@ CLAIMS = {
         "Otherwise the column is": "test_a_table_is_copied_where_more_was_done_than_columns_added",
         "Where the table follows the log or is polled, Rhei reads the key and that column, and none of the others.": "test_one_column_is_read_and_the_mirror_equals_its_source",
         "What differs is applied: to a history as versions of that moment.": "test_a_history_gets_what_differs_as_versions_and_keeps_its_past",
-        "A history is copied for that, since what was logged before is another double.": "test_a_history_is_copied_where_what_was_written_before_may_read_otherwise",
+        "So do the versions of a history, those too that were logged before the change.": "test_versions_of_a_real_are_the_doubles_that_its_values_were",
     },
     "docs/guarantees.md": {
         "All other versions stay as they were": "test_nothing_of_a_forgotten_key_is_left_on_the_disk",

@@ -143,8 +143,7 @@ def _is_kept(known: Table, table: Table, kept: KeptColumns) -> bool:
         and kept.unknown.isdisjoint(after.primary_key)
         and (not kept.unknown or len(kept.unknown) < len(after.value_columns))
         and all(
-            _holds_the_same(old, new)
-            or (new.name in kept.unknown and _reads_as(old, new, known.mode))
+            _holds_the_same(old, new) or (new.name in kept.unknown and _reads_as(old, new))
             for old, new in zip(left, own, strict=True)
         )
     )
@@ -180,11 +179,8 @@ def _is_wider(old: pa.DataType, new: pa.DataType) -> bool:
     return bool(are_decimals and old.scale == new.scale and old.precision <= new.precision)
 
 
-def _reads_as(old: Column, new: Column, mode: Mode) -> bool:
-    """Return whether what was written in a column's old type is the same in its new one.
-
-    A float's shortest text is another double than the float is; a history would have both.
-    """
+def _reads_as(old: Column, new: Column) -> bool:
+    """Return whether what was written in a column's old type is the same in its new one."""
     was, now = old.type, new.type
     if not _is_alike(old, new):
         return False
@@ -195,8 +191,7 @@ def _reads_as(old: Column, new: Column, mode: Mode) -> bool:
         return bool(whole[0] <= whole[1] and was.scale <= now.scale)
     if was.equals(pa.date32()) and now.equals(pa.timestamp("us")):
         return True  # a date's text is midnight's
-    are_floats = was.equals(pa.float32()) and now.equals(pa.float64())
-    return bool(are_floats and mode is Mode.DESTRUCTIVE)
+    return bool(was.equals(pa.float32()) and now.equals(pa.float64()))
 
 
 def alter(

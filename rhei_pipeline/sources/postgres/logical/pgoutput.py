@@ -24,10 +24,15 @@ _UNCHANGED, _TEXT = b"ut"
 
 @dataclass(frozen=True, slots=True)
 class LoggedRelation:
-    """A table as a Relation message describes it."""
+    """A table as a Relation message describes it.
+
+    Attributes:
+        types: The oids of the columns' types.
+    """
 
     oid: int
     columns: tuple[str, ...]
+    types: tuple[int, ...]
 
 
 @dataclass
@@ -194,12 +199,13 @@ def _relation(buffer: bytes, place: int) -> LoggedRelation:
     place = buffer.index(b"\0", place) + 2  # behind the name and the replica identity
     count = int.from_bytes(buffer[place : place + 2], "big")
     place += 2
-    columns = []
+    columns, types = [], []
     for _ in range(count):
         end = buffer.index(b"\0", place + 1)
         columns.append(buffer[place + 1 : end].decode())
+        types.append(int.from_bytes(buffer[end + 1 : end + 5], "big"))
         place = end + 9  # behind type and modifier
-    return LoggedRelation(oid, tuple(columns))
+    return LoggedRelation(oid, tuple(columns), tuple(types))
 
 
 def _truncated(buffer: bytes, place: int) -> list[int]:

@@ -32,6 +32,7 @@ from rhei_pipeline.sources.postgres.logical.moment import (
     Slot,
     Visible,
 )
+from rhei_pipeline.sources.postgres.logical.widened import with_widened
 from rhei_pipeline.sources.postgres.read_ahead import ReadAhead
 from rhei_pipeline.sources.postgres.rows import (
     PostgresRowReader,
@@ -336,6 +337,7 @@ class _Rows:
         sequence = np.concatenate([2 * run.order[ended], 2 * run.order[lives] + 1])
         order = np.argsort(sequence, kind="stable")
         texts, unchanged = self._texts(ended, lives, order)
+        texts = with_widened(texts, self._schema, run.relation)
         arrays, rejections = admit_rows(self._schema, texts)
         at = np.concatenate([run.committed_at[ended], run.committed_at[lives]])[order]
         live = (np.arange(len(order)) >= len(ended))[order]
