@@ -95,7 +95,7 @@ def _summary(schema: pa.Schema, parts: Iterable[pa.Table]) -> _Summary:
     long = set[str]()
     for rows in chain([schema.empty_table()], parts):
         for field, column in zip(schema, rows.columns, strict=True):
-            if field.name in long or is_long(column):
+            if is_long(column):
                 long.add(field.name)
                 continue
             for kind, value in _summary_of(column).items():

@@ -23,12 +23,14 @@ from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres import row_texts, rows, types
 from rhei_pipeline.sources.postgres.logical import reader, snapshot
+from rhei_pipeline.sources.postgres.logical.moment import LogPortion
 from rhei_pipeline.sync import cycle
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import engine_of
 
 MB = 2**20
+RANDOM = np.random.default_rng(1).bytes(100_000)
 
 SYNC = """
 import ctypes, re, sqlite3, sys
@@ -165,7 +167,14 @@ def test_a_large_message_of_the_log_is_held_by_its_decoder_alone(
     random = f"select string_agg(md5(i::text), '') from generate_series(1, {size // 16}) i"
     world.run(f"insert into t values (1, decode(({random}), 'hex'))")
     monkeypatch.setattr(portions, "PORTION_BYTES", MB)
-    held = list[float]()
+    held, received = list[float](), list[int]()
+    add = snapshot._Spool.add
+
+    def noted(self: Any, portion: LogPortion, *others: Any) -> int:
+        received.append(sum(map(len, portion.messages)))
+        return add(self, portion, *others)
+
+    monkeypatch.setattr(snapshot._Spool, "add", noted)
     world.faults.do_at(Step.CAPTURED, lambda: held.append(tracemalloc.get_traced_memory()[1]))
     tracemalloc.start()
     try:
@@ -173,10 +182,12 @@ def test_a_large_message_of_the_log_is_held_by_its_decoder_alone(
     finally:
         tracemalloc.stop()
     assert 2 * size < held[0] < 2.5 * size
+    assert sum(received) > 2 * size
+    assert max(received) <= 2 * MB
     world.assert_equal("t")
 
 
-@pytest.mark.parametrize("values", [[None, b"", b"\0", None, b"ab" * 50_000], [b"\1" * 70_000]])
+@pytest.mark.parametrize("values", [[None, b"", b"\0", None, RANDOM], [RANDOM[:70_000]]])
 def test_long_bytes_are_read_from_their_digits(
     values: list[bytes | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +286,7 @@ def test_a_large_file_is_written_without_a_copy_and_has_its_checksum(
     world.htap.sync_now()
     mirror = engine_of(world.htap).mirror
     assert isinstance(mirror, DataFusionMirror)
-    rows = pa.table({"id": [2], "v": ["x" * size]})
+    rows = pa.table({"id": [2], "v": [np.random.default_rng(1).bytes(size)]})
     tracemalloc.start()
     try:
         segment = mirror._store.write(rows, None)
@@ -284,6 +295,8 @@ def test_a_large_file_is_written_without_a_copy_and_has_its_checksum(
         tracemalloc.stop()
     place = mirror._store.place(segment.name)
     mirror._store.checked.check_anew(place)
+    assert mirror._store.write_shown("data/shown", rows) > size
+    assert not mirror._store.checked.sums_of(["data/shown"])
     assert mirror.path is not None
     written = Path(mirror.path) / place
     with written.open("r+b") as file:
