@@ -126,9 +126,13 @@ def kept_by_count(known: TableSchema, schema: TableSchema) -> KeptColumns | None
     One statement alone can rename a column, or drop or add one, and do nothing else to a table.
     """
     before, after = ColumnState.of(known), ColumnState.of(schema)
-    if before is None or after is None or not 0 <= after.version - before.version <= 1:
+    if before is None or after is None:
         return None
     was, now = before.names, after.names
+    # In one file, other names take a statement. As many statements are of another file.
+    counts = {0, 1} if [*was] == [*now] else {1}
+    if after.version - before.version not in counts:
+        return None
     if len(was) == len(now):  # it was renamed, if it was this table at all
         former = dict(zip(now, was, strict=True))
     else:

@@ -184,6 +184,20 @@ def test_a_table_that_was_made_again_under_its_name_is_no_renaming(
     assert not any("renamed" in change.what for change in world.htap.schema_log("t"))
 
 
+@MODES
+def test_a_file_that_was_made_again_with_as_many_statements_is_no_renaming(
+    make: MakeWorld, mode: str
+) -> None:
+    world = make(Way("polling", None), mode=mode)
+    follow(world, "update t set at = 2 where id = 4")  # the others are not read again
+    (count,) = world.app.execute("pragma schema_version").fetchone()
+    world.crash()
+    world.run(*_rebuilt("create index t_at on t(at, id)"), f"pragma schema_version = {count}")
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
+
+
 @pytest.mark.parametrize("way", [Way("trigger", None), Way("polling", None)], ids=str)
 def test_another_column_of_a_name_that_one_had_is_met_by_a_mirror_of_some_columns(
     make: MakeWorld, make_world: MakeWorld, way: Way
