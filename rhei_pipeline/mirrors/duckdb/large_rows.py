@@ -39,7 +39,6 @@ class LargeRows:
                 yield
             return
         self._had_some = True
-        give_back_freed()
         with registered(self._connection, name, rows), self._by_one_thread():
             yield
 
@@ -49,8 +48,6 @@ class LargeRows:
         if not are_large(rows):
             yield
             return
-        give_back_freed()
-        self._let_go()
         with self._by_one_thread():
             yield
 
@@ -74,14 +71,13 @@ class LargeRows:
             yield
             return
         self._had_some = True
-        give_back_freed()
-        self._let_go()
         with self._by_one_thread():
             yield
 
     @contextmanager
     def _by_one_thread(self) -> Iterator[None]:
         """Let one thread alone work on a large value: several hold it more often."""
+        self._free()
         with self._connection.cursor() as apart:  # works also once the transaction has failed
             apart.execute("set threads = 1")
             try:
@@ -98,8 +94,7 @@ class LargeRows:
         if not self._had_some:
             yield
             return
-        give_back_freed()
-        self._let_go()
+        self._free()
         with self._connection.cursor() as apart:
             apart.execute("set checkpoint_threshold = '1 B'")
             apart.execute("set auto_checkpoint_skip_wal_threshold = 0")
@@ -108,5 +103,8 @@ class LargeRows:
             finally:
                 apart.execute(f"set checkpoint_threshold = '{CHECKPOINT_THRESHOLD}'")
                 apart.execute("reset auto_checkpoint_skip_wal_threshold")
+        self._free()
+
+    def _free(self) -> None:
         give_back_freed()
         self._let_go()

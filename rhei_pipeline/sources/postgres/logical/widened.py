@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.schema import Column, TableSchema
+from rhei_pipeline.model.selection import as_one
 from rhei_pipeline.sources.postgres.logical.pgoutput import LoggedRelation
 from rhei_pipeline.sources.postgres.types import admit_text
 
@@ -24,7 +25,7 @@ def with_widened(texts: pa.Table, schema: TableSchema, logged: LoggedRelation) -
     for place, column in enumerate(schema.columns):
         is_double = column.type.equals(pa.float64()) and not column.overridden
         if is_double and types.get(column.name) == _REAL:
-            own = _as_doubles(texts.column(column.name).combine_chunks())
+            own = _as_doubles(as_one(texts.column(column.name)))
             texts = texts.set_column(place, column.name, own)
     return texts
 
