@@ -5,8 +5,8 @@ if its name is free. The second writer gets an error, and has changed nothing.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -111,11 +111,10 @@ class ObjectFiles:
 
     def write(self, name: str, fill: Fill) -> Mark:
         """Put a file, once all of it is in the local cache."""
-        kept = Path(self._cache.name) / name
-        kept.parent.mkdir(exist_ok=True, parents=True)
-        with kept.open("wb", buffering=0) as opened:
-            fill(OpenedFile(opened.fileno(), kept))
-        size = kept.stat().st_size
+        with self._caching(name) as kept:
+            with kept.open("wb", buffering=0) as opened:
+                fill(OpenedFile(opened.fileno(), kept))
+            size = kept.stat().st_size
         put = self._ask(name, lambda: obstore.put(self._store, name, kept, chunk_size=_PART_BYTES))
         if name.count("/") > 1:  # deeper ones are for others to read
             kept.unlink()
@@ -216,9 +215,22 @@ class ObjectFiles:
                 self._ask(_NEWEST, lambda: obstore.put(self._store, _NEWEST, b"%d" % newest))
 
     def _keep(self, name: str, content: pa.Buffer) -> None:
+        with self._caching(name) as kept:
+            kept.write_bytes(memoryview(content))
+
+    @contextmanager
+    def _caching(self, name: str) -> Iterator[Path]:
+        """Give a file's place in the cache, to be written within the block."""
         kept = Path(self._cache.name) / name
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_bytes(memoryview(content))
+        try:
+            kept.parent.mkdir(exist_ok=True, parents=True)
+            yield kept
+        except OSError as error:
+            raise MirrorError(
+                f"mirror {self.root!r}: its local cache cannot be written: {error.strerror}",
+                hint="make room in the system's temporary directory, or have TMPDIR name another,"
+                " then try again; committed data is not affected",
+            ) from error
 
     def _read(self, name: str) -> bytes:
         try:

@@ -1,5 +1,7 @@
 """A mirror in an object store: exact while requests fail, and never written by two."""
 
+import errno
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
@@ -13,7 +15,7 @@ from deltalake import DeltaTable
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorUnreachableError
-from rhei_pipeline.mirrors.datafusion import object_store
+from rhei_pipeline.mirrors.datafusion import local_files, object_store
 from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
@@ -195,6 +197,24 @@ def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, bucket: St
         assert held(reader) == {1: 1}
         reader.refresh()
         assert held(reader) == {1: 2}
+
+
+def test_a_cache_without_room_is_named_and_nothing_is_lost(
+    mirror: DataFusionMirror, bucket: Store
+) -> None:
+    merge(mirror, 2, k1=1)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_files.OpenedFile, "write", full)
+        with pytest.raises(MirrorError, match="its local cache cannot be written"):
+            merge(mirror, 3, k1=2)
+    merge(mirror, 3, k1=3)  # there is room again
+    assert held(mirror) == {1: 3}
+    with opened_again(bucket) as again:
+        assert held(again) == {1: 3}
 
 
 def test_a_large_file_is_put_in_parts_and_is_read_elsewhere(
