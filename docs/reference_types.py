@@ -1,5 +1,6 @@
 """Writes the table of types from the code: what each column becomes, and what it does not take."""
 
+import re
 from collections.abc import Iterator
 
 import psycopg
@@ -7,7 +8,7 @@ import pyarrow as pa
 
 from rhei_pipeline.mirrors.datafusion.delta import delta_type
 from rhei_pipeline.model.logical_texts import EXPECTED as TAKEN
-from rhei_pipeline.model.type_names import INSTANT, INTERVAL, JSON
+from rhei_pipeline.model.type_names import INSTANT, INTERVAL, JSON, RANGE, STRUCT
 from rhei_pipeline.sources.postgres.catalog import arrow_type, logical_of
 from rhei_pipeline.sources.sqlite.catalog import declared_type
 from rhei_pipeline.sources.sqlite.types import expected
@@ -48,6 +49,9 @@ _REFUSED: dict[pa.DataType, str] = {
     INSTANT: _YEARS,
     pa.time64("us"): "`24:00`",
 }
+_OUTSIDE_QUOTES = re.compile(r'[^"]+(?=(?:"[^"]*"[^"]*)*$)')
+#: Of types that are declared with their parts.
+_EXAMPLES = {STRUCT: "struct(amount decimal(10,2), currency string)", RANGE: "range(timestamptz)"}
 _DECLARED_IN_SQLITE = (
     *("INTEGER", "BOOLEAN", "DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE", "TIME"),
     *("DECIMAL(12, 2)", "VARCHAR(20)", "BLOB", "REAL"),
@@ -79,7 +83,8 @@ def types_page() -> Iterator[str]:
     yield "\n## Declared under `types`\n"
     yield from _head("type", "value taken", "dead letters")
     for name in TAKEN:
-        yield _row(f"`{name}`", pa.string(), name, expected(pa.string(), name), "all else")
+        shown = _EXAMPLES.get(name, name)
+        yield _row(f"`{shown}`", pa.string(), shown, expected(pa.string(), shown), "all else")
 
 
 def _of_postgres(shown: str, kind: pa.DataType, logical: str | None) -> str:
@@ -96,7 +101,7 @@ def _row(shown: str, kind: pa.DataType, logical: str | None, value: str, refused
     cells = (
         shown,
         f"`{kind}`",
-        f"`{duckdb_type(kind, logical).upper()}`",
+        f"`{_OUTSIDE_QUOTES.sub(lambda found: found[0].upper(), duckdb_type(kind, logical))}`",
         f"`{datafusion_type(kind)}`",
         f"`{delta_type(kind)}`",
         value,

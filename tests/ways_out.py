@@ -6,6 +6,7 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "write 'struct(amount decimal(10,2), \"is new\" boolean)', or 'range(timestamptz)', each part with a name of its own": "tests/behaviour/postgres/test_structs.py::test_a_type_without_meaning_is_refused_with_one_that_has",
     "correct the rows in the source, run 'rhei dead-letters --table {} --drop', or raise 'dead_letters' in the declaration; then sync": "tests/behaviour/faults/test_full_dead_letters.py::test_a_table_that_is_full_of_dead_letters_is_left_out_until_there_is_room",
     "people: {} is found by {}, which is in another shard: name both in one list of 'shards', or find people by a column of its own": "tests/behaviour/mirrors/test_shards.py::test_a_person_is_forgotten_in_all_shards",
     "give '--replay' or '--drop', not both": "tests/behaviour/faults/test_full_dead_letters.py::test_a_table_that_is_full_of_dead_letters_is_left_out_until_there_is_room",

@@ -4,15 +4,16 @@ Source: postgresql.org/docs/18/arrays.html, Array Input and Output Syntax.
 """
 
 import re
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.interval_texts import with_interval_texts
 from rhei_pipeline.model.map_texts import map_texts_of
-from rhei_pipeline.model.type_names import ARRAYS
+from rhei_pipeline.model.struct_texts import struct_texts_of
+from rhei_pipeline.model.type_names import ARRAYS, UUID_FORM
 
-_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 #: A text is quoted where it is empty, reads as null, or has what separates elements.
 _BARE = r'[^{}",\\ \t\n\r\v\f]+'
@@ -20,7 +21,7 @@ NEEDS_QUOTES = r'^$|^(?i:null)$|[{}",\\ \t\n\r\v\f]'
 _FORMS = {
     "boolean[]": "[tf]",
     "string[]": f"(?:{_QUOTED}|{_BARE})",
-    "uuid[]": _UUID,
+    "uuid[]": UUID_FORM,
 }
 _INTEGER = r"(?:0|-?[1-9]\d{0,18})"
 _ELEMENT = re.compile(f"({_QUOTED})|([^,]+)")
@@ -83,13 +84,21 @@ def texts_of(lists: pa.Array) -> pa.Array:
 
 
 def as_texts(rows: pa.Table) -> pa.Table:
-    """Return rows of a mirror as everything else meets them: no lists, maps or intervals."""
+    """Return rows of a mirror as everything else meets them: nothing nested, and no intervals."""
     for place, field in enumerate(rows.schema):
-        if pa.types.is_list(field.type) or pa.types.is_map(field.type):
-            written = texts_of if pa.types.is_list(field.type) else map_texts_of
+        written = next((write for is_such, write in _WRITTEN if is_such(field.type)), None)
+        if written is not None:
             texts = [written(chunk) for chunk in rows.column(place).chunks]
             rows = rows.set_column(place, field.name, pa.chunked_array(texts, pa.string()))
     return with_interval_texts(rows)
+
+
+#: What writes values of a nested type as text.
+_WRITTEN: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], pa.Array]], ...] = (
+    (pa.types.is_map, map_texts_of),
+    (pa.types.is_list, texts_of),
+    (pa.types.is_struct, struct_texts_of),
+)
 
 
 def _of_lengths(lists: pa.Array, flat: pa.Array) -> pa.Array:

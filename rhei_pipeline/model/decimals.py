@@ -48,3 +48,18 @@ def decimal_of(text: str, kind: pa.DataType) -> Decimal:
     if lost or found >= 10**kind.precision:
         raise pa.ArrowInvalid("it has no room")
     return Decimal((sign, tuple(map(int, str(found))), -kind.scale))
+
+
+def decimal_texts(values: pa.Array) -> pa.Array:
+    """Return decimals with all digits of their scale; Arrow's own texts may have exponents."""
+    scale = values.type.scale
+    whole = pa.decimal128(_SURE_DIGITS, 0)
+    moved = pa.Array.from_buffers(whole, len(values), values.buffers(), offset=values.offset)
+    texts = moved.cast(pa.string())
+    if not scale:
+        return texts
+    sign = pc.if_else(pc.starts_with(texts, "-"), "-", "")
+    digits = pc.utf8_lpad(pc.utf8_ltrim(texts, "-"), scale + 1, "0")
+    before = pc.utf8_slice_codeunits(digits, 0, -scale)
+    behind = pc.utf8_slice_codeunits(digits, -scale)
+    return pc.binary_join_element_wise(sign, before, ".", behind, "").cast(pa.string())

@@ -11,32 +11,40 @@ import pyarrow.compute as pc
 from rhei_pipeline.model.array_texts import array_form, lists_of
 from rhei_pipeline.model.interval_texts import admit_intervals
 from rhei_pipeline.model.map_texts import admit_maps
-from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON, MAP, UUID
+from rhei_pipeline.model.struct_texts import admit_structs
+from rhei_pipeline.model.type_names import (
+    ARRAYS,
+    INTERVAL,
+    JSON,
+    MAP,
+    RANGE,
+    STRUCT,
+    UUID,
+    UUID_FORM,
+    family,
+)
 
-#: The one form that both PostgreSQL and the mirrors write.
-_UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_UUID_WHOLE = re.compile(_UUID)
+_UUID_WHOLE = re.compile(UUID_FORM)
 #: Halves of a pair that stands for one character; alone, they are none.
 _HALF = r"\\u[dD][89a-fA-F]"
 _PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _LONE = re.compile(_HALF)
 _BACKSLASH = r"\\"
 
-#: What is expected of a text, for whoever mends one that is not taken.
+#: What is expected of a text, for whoever mends one that is not taken, by the family of its type.
 EXPECTED = {
     UUID: "a UUID in lower case with hyphens",
     JSON: "JSON without halves of surrogate pairs",
     INTERVAL: "an interval in ISO 8601 as PostgreSQL writes it, of at most 292 years of hours",
     MAP: "a map of texts as PostgreSQL writes an hstore, without a key twice",
+    STRUCT: "a composite of parts of these types, as PostgreSQL writes it",
+    RANGE: "a range of bounds of this type, as PostgreSQL writes it",
     **{
         name: f"an array of {'two' if name.endswith('[][]') else 'one'} dimension"
         f"{'s' if name.endswith('[][]') else ''}, as PostgreSQL writes it"
         for name in ARRAYS
     },
 }
-
-#: What finds that all texts of a column are of one logical type.
-_BY_COLUMN = {INTERVAL: admit_intervals, MAP: admit_maps}
 
 
 def admit_texts(texts: pa.Array, logical: str, *, trusted: bool) -> pa.Array:
@@ -50,17 +58,8 @@ def admit_texts(texts: pa.Array, logical: str, *, trusted: bool) -> pa.Array:
     Raises:
         pyarrow.ArrowInvalid: One of them is not.
     """
-    if logical == UUID:
-        if pc.all(pc.match_substring_regex(texts, f"^{_UUID}$")).as_py() is False:
-            raise pa.ArrowInvalid
-        return texts
-    if logical in _BY_COLUMN:
-        _BY_COLUMN[logical](texts)
-        return texts
-    if logical in ARRAYS:
-        if pc.all(pc.match_substring_regex(texts, f"^(?:{array_form(logical)})$")).as_py() is False:
-            raise pa.ArrowInvalid
-        lists_of(texts, logical)  # each element is within its type
+    if logical != JSON:
+        _ADMISSIONS[family(logical)](texts, logical)
         return texts
     doubted = texts
     if trusted:
@@ -70,13 +69,37 @@ def admit_texts(texts: pa.Array, logical: str, *, trusted: bool) -> pa.Array:
     return texts
 
 
+def _admit_uuids(texts: pa.Array, _logical: str) -> None:
+    if pc.all(pc.match_substring_regex(texts, f"^{UUID_FORM}$")).as_py() is False:
+        raise pa.ArrowInvalid
+
+
+def _admit_arrays(texts: pa.Array, logical: str) -> None:
+    if pc.all(pc.match_substring_regex(texts, f"^(?:{array_form(logical)})$")).as_py() is False:
+        raise pa.ArrowInvalid
+    lists_of(texts, logical)  # each element is within its type
+
+
+#: What finds that all texts of a column are of one logical type, by its family.
+_ADMISSIONS: dict[str, Callable[[pa.Array, str], None]] = {
+    UUID: _admit_uuids,
+    INTERVAL: lambda texts, _logical: admit_intervals(texts),
+    MAP: lambda texts, _logical: admit_maps(texts),
+    STRUCT: admit_structs,
+    RANGE: admit_structs,
+    **dict.fromkeys(ARRAYS, _admit_arrays),
+}
+
+
 def text_reader(logical: str | None, *, trusted: bool) -> Callable[[str], str]:
     """Return what takes one such text and raises ValueError at another."""
     if logical is None:
         return str
-    if logical in _BY_COLUMN or logical in ARRAYS:
-        return partial(_by_column, logical=logical)
-    return _uuid if logical == UUID else _json_trusted if trusted else _json
+    if logical == UUID:
+        return _uuid
+    if logical == JSON:
+        return _json_trusted if trusted else _json
+    return partial(_by_column, logical=logical)
 
 
 def _by_column(text: str, logical: str) -> str:

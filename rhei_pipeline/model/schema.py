@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.type_names import INSTANT, TEXT_IN_KEYS, named_type, type_name
+from rhei_pipeline.model.type_names import INSTANT, is_text_in_keys, named_type, type_name
 
 #: Tables and columns that begin so are ours; a source that uses the prefix is refused by name.
 RESERVED_PREFIX = "_rhei_"
@@ -203,13 +203,13 @@ class TableSchema:
     def logical(self) -> Mapping[str, str]:
         """What the text of columns is, by name, where it is more than text.
 
-        An array or an interval in the key is text: rows are found by it everywhere.
+        An interval, and what has parts, is text in the key: rows are found by it everywhere.
         """
         return {
             column.name: column.logical
             for column in self.columns
             if column.logical
-            and not (column.logical in TEXT_IN_KEYS and column.name in self.primary_key)
+            and not (is_text_in_keys(column.logical) and column.name in self.primary_key)
         }
 
     @property

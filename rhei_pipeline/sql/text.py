@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.schema import TableSchema
-from rhei_pipeline.model.type_names import ARRAYS, MAP, UUID
+from rhei_pipeline.model.type_names import ARRAYS, MAP, UUID, structure
 
 #: Conditions in a row before they are grouped.
 _CHAIN = 50
@@ -72,6 +72,10 @@ def duckdb_type(arrow_type: pa.DataType, logical: str | None = None) -> str:
             return f"{duckdb_type(ARRAYS[logical] if inner is None else arrow_type, inner)}[]"
         if logical == MAP:
             return "map(varchar, varchar)"
+        kept = structure(logical)
+        if kept is not None:
+            parts = ((quote(name), duckdb_type(*part[::2])) for name, part in kept.parts)
+            return f"struct({', '.join(f'{name} {kind}' for name, kind in parts)})"
         return logical  # DuckDB has the others under these names
     if pa.types.is_decimal(arrow_type):
         return f"decimal({arrow_type.precision}, {arrow_type.scale})"

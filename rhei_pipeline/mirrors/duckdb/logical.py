@@ -1,4 +1,4 @@
-"""Columns of text that DuckDB keeps as more: UUIDs, JSON, intervals, maps and arrays.
+"""Columns of text that DuckDB keeps as more: UUIDs, JSON, intervals, maps, arrays and structs.
 
 Everything else meets them as text, and each table keeps what it has until it is copied.
 """
@@ -10,25 +10,21 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
-from rhei_pipeline.mirrors.duckdb.tables import LOGICAL, MAIN, copy_name
-from rhei_pipeline.model.array_texts import NEEDS_QUOTES, as_texts, lists_of
+from rhei_pipeline.mirrors.duckdb.tables import MAIN, arrow_type, copy_name, logical_of
+from rhei_pipeline.model.array_texts import as_texts, lists_of
 from rhei_pipeline.model.interval_texts import INTERVAL_TYPE, intervals_of
 from rhei_pipeline.model.map_texts import MAP_TYPE, maps_of
 from rhei_pipeline.model.schema import TableSchema
-from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON, MAP
-from rhei_pipeline.sql.intervals import interval_sql, interval_text_sql
-from rhei_pipeline.sql.maps import map_sql, map_text_sql
-from rhei_pipeline.sql.text import duckdb_type, literal, mirror_table, quote
+from rhei_pipeline.model.struct_texts import structs_of
+from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON, MAP, UUID, structure
+from rhei_pipeline.sql.logical_casts import cast_logical
+from rhei_pipeline.sql.text import duckdb_type, mirror_table, quote
 
 _TEXT = "VARCHAR"
-_INTERVAL, _MAP = (duckdb_type(pa.string(), of).upper() for of in (INTERVAL, MAP))
-#: What makes such a type of a text, and the text of it.
-_READ = {_INTERVAL: interval_sql, _MAP: map_sql}
-_WRITTEN = {_INTERVAL: interval_text_sql, _MAP: map_text_sql}
-#: What Arrow has otherwise than as text, or under a label.
-_CONVERTED = {JSON, INTERVAL, MAP, *ARRAYS}
 #: How many values of a column are compared at once.
 _ROWS = 65_536
+#: What a text was and is to be; None where it is nothing more.
+_Kinds = tuple[str | None, str | None]
 _JSON_LABEL = {"ARROW:extension:name": "arrow.json"}
 
 
@@ -53,27 +49,29 @@ def fit_texts(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Non
     standing, copied = (_declared_types(connection, schema, copy) for copy in ("", COPY_PREFIX))
     stays_as_it_is = is_indexed(connection, schema)
     for column in schema.columns:
-        old, name = standing.get(column.name.lower()), column.name
-        new = duckdb_type(column.type, schema.logical.get(name)).upper()
-        if old not in {_TEXT, *LOGICAL} or new not in {_TEXT, *LOGICAL} or old == new:
+        kind, name = standing.get(column.name.lower(), ""), column.name
+        old, new = logical_of(kind), schema.logical.get(name)
+        if {arrow_type(kind), column.type} != {pa.string()} or old == new:
             continue
         target = mirror_table(schema)
-        if new != _TEXT and stays_as_it_is:
+        if new is not None and stays_as_it_is:
             continue
-        if new != _TEXT and not _stays(connection, target, name, (old, new)):
-            new = _TEXT
-        _alter(connection, target, name, (old, new))
+        if new is not None and not _stays(connection, target, name, (old, new)):
+            new = None
+        alter_logical(connection, target, name, (old, new))
         if name.lower() in copied:
-            _alter(connection, copy_name(schema), name, (copied[name.lower()], new))
+            alter_logical(
+                connection, copy_name(schema), name, (logical_of(copied[name.lower()]), new)
+            )
 
 
 def as_kept(connection: duckdb.DuckDBPyConnection, rows: pa.Table, schema: TableSchema) -> pa.Table:
-    """Return rows as the mirror keeps them: no array, map or interval is text, JSON is unread.
+    """Return rows as the mirror keeps them: what has parts is no text, and JSON is unread.
 
     So are rows that are to be compared with those of the mirror.
     """
     logical = schema.logical
-    if not any(of in _CONVERTED for of in logical.values()):
+    if all(of == UUID for of in logical.values()):
         return rows
     kept = kept_logical(connection, schema)
     for place, field in enumerate(rows.schema):
@@ -92,15 +90,16 @@ def _made_of(logical: str | None) -> tuple[pa.DataType, Callable[[pa.Array], pa.
     """Return what such texts are to Arrow, and what converts them; None where they stay texts."""
     if logical in ARRAYS:
         return pa.list_(ARRAYS[logical]), partial(lists_of, logical=logical)
+    kept = structure(logical or "")
+    if kept is not None:
+        return kept.type, partial(structs_of, logical=kept.name)
     made = {INTERVAL: (INTERVAL_TYPE, intervals_of), MAP: (MAP_TYPE, maps_of)}
     return made.get(logical or "")
 
 
-def _stays(
-    connection: duckdb.DuckDBPyConnection, target: str, name: str, kinds: tuple[str, str]
-) -> bool:
+def _stays(connection: duckdb.DuckDBPyConnection, target: str, name: str, kinds: _Kinds) -> bool:
     """Return whether every value of a column is the same text after its cast."""
-    cast = _cast(name, *kinds)
+    cast = cast_logical(quote(name), *kinds)
     found = connection.sql(f"select {quote(name)} as old, {cast} as new from {target}")
     for batch in found.to_arrow_reader(_ROWS):
         texts = as_texts(pa.Table.from_batches([batch]))
@@ -109,48 +108,16 @@ def _stays(
     return True
 
 
-def _alter(
-    connection: duckdb.DuckDBPyConnection, target: str, name: str, kinds: tuple[str, str]
+def alter_logical(
+    connection: duckdb.DuckDBPyConnection, target: str, name: str, kinds: _Kinds
 ) -> None:
+    """Change what the text of a column is; see `cast_logical`."""
     if kinds[0] != kinds[1]:
-        cast = _cast(name, *kinds)
+        column, kind = quote(name), duckdb_type(pa.string(), kinds[1])
+        cast = cast_logical(column, *kinds)
         connection.execute(
-            f"alter table {target} alter column {quote(name)} set data type {kinds[1]} using {cast}"
+            f"alter table {target} alter column {column} set data type {kind} using {cast}"
         )
-
-
-def _cast(name: str, old: str, new: str) -> str:
-    """Return SQL that casts a column's text to another type; null where that is not possible."""
-    column = quote(name)
-    written = _WRITTEN.get(old)
-    text = f"{column}::varchar" if written is None else written(column)
-    read = _READ.get(new)
-    if read is not None:
-        return read(text)
-    was_array, is_array = old.endswith("[]"), new.endswith("[]")
-    if is_array and old == _TEXT:
-        flat = f"'[' || {column}[2:-2] || ']'"
-        nested = f"translate({column}, '{{}}', '[]')"
-        return f"try_cast({nested if new.endswith('[][]') else flat} as {new})"
-    if was_array and new == _TEXT:
-        return _array_text(column, old)
-    return f"try_cast({column if was_array else text} as {new})"
-
-
-def _array_text(column: str, kind: str) -> str:
-    """Return SQL of an array as PostgreSQL writes it."""
-    shown = "e::varchar"
-    if kind.endswith("[][]"):
-        rows = f"list_transform({column}, lambda r: {_array_text('r', kind.removesuffix('[]'))})"
-        return f"'{{' || array_to_string({rows}, ',') || '}}'"
-    if kind == "BOOLEAN[]":
-        shown = "case when e then 't' when not e then 'f' end"
-    elif kind == "VARCHAR[]":
-        escaped = "regexp_replace(e, '([\\\\\"])', '\\\\\\1', 'g')"
-        quoted = f"'\"' || {escaped} || '\"'"
-        shown = f"case when regexp_matches(e, {literal(NEEDS_QUOTES)}) then {quoted} else e end"
-    elements = f"list_transform({column}, lambda e: coalesce({shown}, 'NULL'))"
-    return f"'{{' || array_to_string({elements}, ',') || '}}'"
 
 
 def _declared_types(

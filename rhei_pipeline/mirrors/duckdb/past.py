@@ -6,11 +6,14 @@ from datetime import date, datetime
 import duckdb
 import pyarrow as pa
 
+from rhei_pipeline.mirrors.duckdb.logical import alter_logical
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.mirrors.duckdb.retention import KEPT
+from rhei_pipeline.mirrors.duckdb.tables import logical_of
 from rhei_pipeline.model.progress import AsOf, Past
 from rhei_pipeline.model.schema import HISTORY_NAMES, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.model.type_names import INSTANT
+from rhei_pipeline.sql.logical_casts import cast_logical
 from rhei_pipeline.sql.text import listed, mirror_table, quote
 
 
@@ -58,7 +61,10 @@ def note_columns(connection: duckdb.DuckDBPyConnection, table: Table, at: dateti
 def write_snapshots(
     connection: duckdb.DuckDBPyConnection, table: Table, days: Mapping[date, AsOf]
 ) -> dict[date, int]:
-    """Store a table's rows as of each day's instant, under the day."""
+    """Store a table's rows as of each day's instant, under the day.
+
+    A column there of another type than the table's by now is text, or becomes it.
+    """
     target, types = f"snapshot.{quote(table.schema.snapshot_name)}", _types(connection, table)
     connection.execute("create schema if not exists snapshot")
     connection.execute(f"create table if not exists {target}(snapshot_date date)")
@@ -66,18 +72,32 @@ def write_snapshots(
         connection.execute(
             f"alter table {target} add column if not exists {quote(name)} {types[name.lower()]}"
         )
-    written = {}
+    held, written = _fitted(connection, target, types), {}
     for day, asked in days.items():
         names = listed(asked.columns)
+        values = ", ".join(
+            cast_logical(quote(name), *(logical_of(kinds[name.lower()]) for kinds in (types, held)))
+            for name in asked.columns
+        )
         connection.execute(f"delete from {target} where snapshot_date = ?", [day])
         counted = connection.execute(
-            f"insert into {target}(snapshot_date, {names}) select $1, {names}"
+            f"insert into {target}(snapshot_date, {names}) select $1, {values}"
             f" from {mirror_table(table.schema)} where {VALID_FROM} <= $2"
             f" and ({VALID_TO} is null or {VALID_TO} > $2)",
             [day, asked.instant],
         )
         written[day] = int(counted.fetchall()[0][0])
     return written
+
+
+def _fitted(
+    connection: duckdb.DuckDBPyConnection, target: str, types: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the types of a table of snapshots, of which none is more than a text that differs."""
+    for name, kind in _types_of(connection, target).items():
+        if types.get(name, kind) != kind:
+            alter_logical(connection, target, name, (logical_of(kind), None))
+    return _types_of(connection, target)
 
 
 def _left(connection: duckdb.DuckDBPyConnection, table: Table) -> list[str]:
@@ -87,6 +107,10 @@ def _left(connection: duckdb.DuckDBPyConnection, table: Table) -> list[str]:
 
 
 def _types(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[str, str]:
-    relation = connection.sql(f"select * from {mirror_table(table.schema)} limit 0")
+    return _types_of(connection, mirror_table(table.schema))
+
+
+def _types_of(connection: duckdb.DuckDBPyConnection, target: str) -> dict[str, str]:
+    relation = connection.sql(f"select * from {target} limit 0")
     types = map(str, relation.types)
     return {name.lower(): kind for name, kind in zip(relation.columns, types, strict=True)}

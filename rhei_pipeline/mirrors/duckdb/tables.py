@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
 from rhei_pipeline.model.large_rows import are_large
 from rhei_pipeline.model.schema import (
@@ -25,7 +26,20 @@ from rhei_pipeline.model.schema import (
     Table,
     TableSchema,
 )
-from rhei_pipeline.model.type_names import ARRAYS, INSTANT, INTERVAL, JSON, MAP, UUID
+from rhei_pipeline.model.type_names import (
+    ARRAYS,
+    INSTANT,
+    INTERVAL,
+    JSON,
+    MAP,
+    RANGE,
+    STRUCT,
+    UUID,
+    is_range,
+    split_parts,
+    structure,
+    type_name,
+)
 from rhei_pipeline.sql.text import duckdb_type, mirror_table, quote
 
 MAIN = "main"
@@ -34,7 +48,8 @@ SNAPSHOTS = "snapshot"
 OWN_PLACES = 36_028_797_018_960_000
 _TEXTS = (UUID, JSON, INTERVAL, MAP, *ARRAYS)
 #: What a text is where DuckDB keeps it as more than text, by its type there.
-LOGICAL = {duckdb_type(pa.string(), logical).upper(): logical for logical in _TEXTS}
+_LOGICAL = {duckdb_type(pa.string(), logical).upper(): logical for logical in _TEXTS}
+_STRUCT = re.compile(r"STRUCT\((.*)\)", re.DOTALL)
 _DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
 _TYPES: dict[str, pa.DataType] = {
     "SMALLINT": pa.int16(),
@@ -43,7 +58,7 @@ _TYPES: dict[str, pa.DataType] = {
     "FLOAT": pa.float32(),
     "DOUBLE": pa.float64(),
     "VARCHAR": pa.string(),
-    **{kind: pa.string() for kind in LOGICAL},
+    **{kind: pa.string() for kind in _LOGICAL},
     "BLOB": pa.binary(),
     "BOOLEAN": pa.bool_(),
     "DATE": pa.date32(),
@@ -146,7 +161,7 @@ def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
 
 def _table(built: Built, namespace: str | None, relation: str, types: Mapping[str, str]) -> Table:
     own = tuple(
-        Column(name, arrow_type(kind), logical=LOGICAL.get(kind))
+        Column(name, arrow_type(kind), logical=logical_of(kind))
         for name, kind in types.items()
         if name not in HISTORY_NAMES
     )
@@ -198,7 +213,28 @@ def arrow_type(name: str) -> pa.DataType | None:
     decimal = _DECIMAL.fullmatch(name)
     if decimal:
         return pa.decimal128(int(decimal[1]), int(decimal[2]))
-    return _TYPES.get(name)
+    return pa.string() if logical_of(name) else _TYPES.get(name)
+
+
+def logical_of(name: str) -> str | None:
+    """Return what a text is that is kept as such a type of DuckDB's; None of any other type."""
+    found = _STRUCT.fullmatch(name)
+    return _LOGICAL.get(name) if found is None else _structure_of(split_parts(found[1]))
+
+
+def _structure_of(parts: list[tuple[str, str]]) -> str | None:
+    """Return the name of a composite or range of these parts; None if it is none of ours."""
+    kinds = [(arrow_type(kind.strip()), logical_of(kind.strip())) for _, kind in parts]
+    if any(kind is None for kind, _ in kinds):
+        return None
+    names = [type_name(kind, logical=logical) for kind, logical in kinds]
+    shown = ", ".join(f"{quote(part)} {name}" for (part, _), name in zip(parts, names, strict=True))
+    of_range = is_range([part for part, _ in parts])
+    try:
+        found = structure(f"{RANGE}({names[0]})" if of_range else f"{STRUCT}({shown})")
+    except SchemaError:
+        return None
+    return None if found is None else found.name
 
 
 def create(
@@ -224,10 +260,22 @@ def copy_name(schema: TableSchema) -> str:
 def in_utc(table: pa.Table) -> pa.Table:
     """Label timestamps as UTC: DuckDB labels them with the machine's zone."""
     for place, field in enumerate(table.schema):
-        if pa.types.is_timestamp(field.type) and field.type.tz not in (None, "UTC"):
-            wanted = pa.timestamp(field.type.unit, INSTANT.tz)
+        wanted = _utc(field.type)
+        if not wanted.equals(field.type):
             table = table.set_column(place, field.name, table.column(place).cast(wanted))
     return table
+
+
+def _utc(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return pa.timestamp(kind.unit, INSTANT.tz)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_utc(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_utc(kind.key_type), _utc(kind.item_type))
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_utc(kind.value_type)))
+    return kind
 
 
 class _Lent:

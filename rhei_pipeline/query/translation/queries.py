@@ -7,7 +7,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.model.semantics import Kind
-from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, MAP
+from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, MAP, structure
 from rhei_pipeline.query.translation.aggregates import order_text
 from rhei_pipeline.query.translation.expressions import condition, express
 from rhei_pipeline.query.translation.joins import from_clause, refuse_other, rowwise, with_names
@@ -353,6 +353,8 @@ def _cast_to(text: str, kept: Typed, context: TranslationContext) -> str:
         raise StaysWithSourceError(f"{column.name!r} is a list in the mirror, and an array there")
     if column is not None and column.logical == MAP:
         raise StaysWithSourceError(f"{column.name!r} is a map in the mirror, and text there")
+    if column is not None and structure(column.logical or "") is not None:
+        raise StaysWithSourceError(f"{column.name!r} is a struct in the mirror, and text there")
     if column is not None and column.logical == INTERVAL:
         return interval_text_sql(text)
     return "null" if pa.types.is_null(kept.type) else context.words.cast(text, kept.type)

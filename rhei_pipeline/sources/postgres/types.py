@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.decimals import decimal_of, decimals_of
+from rhei_pipeline.model.instant_texts import dates_of, instants_of, timestamps_of
 from rhei_pipeline.model.logical_texts import admit_texts, text_reader
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.model.type_names import INSTANT
@@ -30,10 +31,6 @@ SESSION_SETTINGS = {
     "client_encoding": "UTF8",
 }
 
-#: DuckDB keeps infinite instants and dates as the ends of their integers' ranges.
-_INFINITE = {"infinity": 1, "-infinity": -1}
-_LONGEST = np.iinfo(np.int64).max
-_LATEST_DAY = np.iinfo(np.int32).max
 #: From this length on, blobs are read one by one.
 _LONG = 64 * 2**10
 _PIECE = 2**20
@@ -107,7 +104,7 @@ def _convert(texts: pa.Array, column: Column) -> pa.Array:
         factor = pa.scalar(_EPOCH_UNITS[column.epoch], pa.int64())
         return pc.multiply_checked(texts.cast(pa.int64()), factor).cast(INSTANT)
     if kind.equals(INSTANT):
-        return _instants(texts)
+        return instants_of(texts)
     if pa.types.is_decimal(kind):
         return decimals_of(texts, kind)
     for known, convert in _CONVERSIONS:
@@ -180,43 +177,6 @@ def _unhex(digits: memoryview, values: memoryview) -> None:
         part[:] = unhexlify(digits[2 * low : 2 * (low + len(part))])
 
 
-def _dates(texts: pa.Array) -> pa.Array:
-    plain, infinite = _without_infinity(texts)
-    days = plain.cast(pa.date32())
-    if infinite is None:
-        return days
-    ends = pc.multiply(infinite, pa.scalar(_LATEST_DAY, pa.int64())).cast(pa.int32())
-    return pc.coalesce(ends, days.cast(pa.int32())).cast(pa.date32())
-
-
-def _timestamps(texts: pa.Array) -> pa.Array:
-    plain, infinite = _without_infinity(texts)
-    return _with_infinity(plain.cast(pa.timestamp("us")), infinite)
-
-
-def _instants(texts: pa.Array) -> pa.Array:
-    plain, infinite = _without_infinity(texts)
-    # The session's zone is UTC, so every text ends in +00.
-    return _with_infinity(plain.cast(INSTANT), infinite)
-
-
-def _with_infinity(instants: pa.Array, infinite: pa.Array | None) -> pa.Array:
-    if infinite is None:
-        return instants
-    ends = pc.multiply(infinite, pa.scalar(_LONGEST, pa.int64()))
-    return pc.coalesce(ends, instants.cast(pa.int64())).cast(instants.type)
-
-
-def _without_infinity(texts: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """Separate infinite values, as 1 and -1, from the others; None if there is none."""
-    names = pa.array(list(_INFINITE), texts.type)
-    place = pc.index_in(texts, names)
-    if place.null_count == len(place):
-        return texts, None
-    signs = pa.array(list(_INFINITE.values()), pa.int64()).take(place)
-    return pc.if_else(pc.is_valid(place), pa.scalar(None, texts.type), texts), signs
-
-
 def _times(texts: pa.Array) -> pa.Array:
     date, space = pa.scalar("1970-01-01", texts.type), pa.scalar(" ", texts.type)
     # Arrow reads a time of day only behind a date.
@@ -239,7 +199,7 @@ _READERS: dict[pa.DataType, Callable[[str], object]] = {
 _CONVERSIONS: tuple[tuple[pa.DataType, Callable[[pa.Array], pa.Array]], ...] = (
     (pa.bool_(), _booleans),
     (pa.binary(), _blobs),
-    (pa.date32(), _dates),
+    (pa.date32(), dates_of),
     (pa.time64("us"), _times),
-    (pa.timestamp("us"), _timestamps),
+    (pa.timestamp("us"), timestamps_of),
 )

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from rhei_pipeline.model.decimals import decimals_of
 from rhei_pipeline.model.logical_texts import EXPECTED, admit_texts
 from rhei_pipeline.model.schema import Column
-from rhei_pipeline.model.type_names import INSTANT, JSON, UUID
+from rhei_pipeline.model.type_names import INSTANT, JSON, UUID, family
 from rhei_pipeline.sources.rejections import Rejection
 
 _NONE = type(None)
@@ -69,7 +69,7 @@ def _accepted(column: Column) -> set[type]:
 
 def _family(column: Column) -> str:
     if column.logical is not None:
-        return column.logical
+        return family(column.logical)
     if column.epoch is not None:
         return "epoch"
     if pa.types.is_decimal(column.type):
