@@ -7,7 +7,6 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.model.semantics import Kind
-from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, MAP, structure
 from rhei_pipeline.query.translation.aggregates import order_text
 from rhei_pipeline.query.translation.expressions import condition, express
 from rhei_pipeline.query.translation.joins import from_clause, refuse_other, rowwise, with_names
@@ -28,7 +27,7 @@ from rhei_pipeline.query.translation.scope import (
     TranslationContext,
     folded,
 )
-from rhei_pipeline.sql.intervals import interval_text_sql
+from rhei_pipeline.sql.logical_casts import cast_logical
 
 _SELECT_PARTS = {
     "with_",
@@ -349,12 +348,6 @@ def _casted(
 
 def _cast_to(text: str, kept: Typed, context: TranslationContext) -> str:
     column = kept.column if context.catalog.mirror == "duckdb" else None
-    if column is not None and column.logical in ARRAYS:
-        raise StaysWithSourceError(f"{column.name!r} is a list in the mirror, and an array there")
-    if column is not None and column.logical == MAP:
-        raise StaysWithSourceError(f"{column.name!r} is a map in the mirror, and text there")
-    if column is not None and structure(column.logical or "") is not None:
-        raise StaysWithSourceError(f"{column.name!r} is a struct in the mirror, and text there")
-    if column is not None and column.logical == INTERVAL:
-        return interval_text_sql(text)
+    if column is not None and column.logical is not None:
+        return cast_logical(text, column.logical, None)
     return "null" if pa.types.is_null(kept.type) else context.words.cast(text, kept.type)

@@ -180,7 +180,7 @@ while True:
         if random.random() < 0.3:
             c.execute("delete from t where b = ?", (random.randint(0, 1500),))
     c.execute("commit" if random.random() < 0.9 else "rollback")
-    time.sleep(0.005)
+    time.sleep(0.02)
 """
 
 

@@ -94,7 +94,9 @@ def test_maps_are_the_same_by_every_way(
     sql = "select id, map_keys(labels) as k from t where labels['color'] = 'red' and id = 3"
     assert world.htap.query(sql, hint="olap").to_pylist() == [{"id": 3, "k": ["size", "color"]}]
     if method != "polling":  # whose source is not asked
-        answer = world.htap.query("select a.id, a.labels from t a join t b using (id) order by 1")
+        sql = "select a.id, a.labels from t a join t b using (id) order by 1"
+        assert world.htap.explain_route(sql).engine == "olap"
+        answer = world.htap.query(sql)
         assert [tuple(row.values()) for row in answer.to_pylist()] == _told(world)
     if mode == "temporal":
         now = world.htap.as_of("t", datetime.now(UTC)).sort_by("id").to_pylist()

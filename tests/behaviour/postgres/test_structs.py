@@ -153,6 +153,7 @@ def test_structs_are_the_same_by_every_way(
     if method != "polling":  # whose source is not asked
         names = ", ".join(f"a.{name}" for name in TYPES)
         sql = f"select a.id, {names} from t a join t b using (id) order by 1"
+        assert world.htap.explain_route(sql).engine == "olap"
         assert [tuple(row.values()) for row in world.htap.query(sql).to_pylist()] == _texts(world)
     if mode == "temporal":
         assert world.htap.as_of("t", datetime.now(UTC)).num_rows == len(_texts(world))
