@@ -56,8 +56,15 @@ def covering(found: list[Values], *, pairs: bool) -> set[int]:
 def _values(test: pytest.Function) -> Values:
     return tuple(
         (repr(value), "files" if isinstance(value, str) and value in FILES else repr(value))
-        for value in test.callspec.params.values()
+        for parameter in test.callspec.params.values()
+        for value in parts(parameter)
     )
+
+
+def parts(parameter: Hashable) -> tuple[Hashable, ...]:
+    """Return what counts as a parameter each: a way counts as its capture and its storage."""
+    both = (getattr(parameter, "capture", None), getattr(parameter, "storage", None))
+    return both if both[0] else (parameter,)
 
 
 def _asked(values: Values, *, pairs: bool) -> set[Hashable]:

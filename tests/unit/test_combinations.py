@@ -2,7 +2,8 @@
 
 from itertools import combinations, product
 
-from tests.support.combinations import Values, covering
+from tests.support.altered_tables import Way
+from tests.support.combinations import Values, covering, parts
 
 
 def values(*numbers: int) -> Values:
@@ -38,3 +39,8 @@ def test_what_cannot_be_together_is_not_asked_for() -> None:
     found = [values(0, 0, 0), values(0, 1, 1), values(1, 0, 1)]
     assert covering(found, pairs=True) == {0, 1, 2}
     assert covering(found[:1], pairs=True) == {0}
+
+
+def test_a_way_counts_as_its_capture_and_its_mirror() -> None:
+    assert parts(Way("trigger", None)) == ("trigger", None)
+    assert parts("trigger") == ("trigger",)

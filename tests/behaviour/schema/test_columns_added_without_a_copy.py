@@ -63,7 +63,7 @@ def work(world: AnyWorld, name: str = "t") -> None:
     world.run(*(each.format(name) for each in _WORK))
 
 
-@pytest.mark.each
+@pytest.mark.pairs
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_no_row_is_read_for_columns_whose_values_are_known(make: MakeWorld, way: Way) -> None:
     world = make(way)

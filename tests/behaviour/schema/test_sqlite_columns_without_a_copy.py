@@ -60,7 +60,7 @@ _TOLD = (
 )
 
 
-@pytest.mark.each
+@pytest.mark.pairs
 @MODES
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_no_row_is_copied_for_columns_that_are_renamed_dropped_and_added(
