@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
+import pyarrow as pa
+
 from rhei_pipeline.model.schema import Mode, TableSchema
 
 #: A function of a DataFusion mirror: it ends the query where any row has a true argument, and
@@ -81,6 +83,47 @@ class EnumLabels:
     labels: frozenset[str]
 
 
+class Shape(StrEnum):
+    """What a column of PostgreSQL's is that has parts, and no list and no JSON."""
+
+    MAP = "map"
+    COMPOSITE = "composite"
+    RANGE = "range"
+
+
+@dataclass(frozen=True, slots=True)
+class NestedPart:
+    """A field of a composite, or a bound of a range.
+
+    Attributes:
+        name: The field's name in the source.
+        kept: Its name in the mirror.
+        kind: How its values behave; OPAQUE where the mirror has it as another type.
+        type: The Arrow type of both sides' answers.
+        collated: Whether the source orders it otherwise than by bytes.
+    """
+
+    name: str
+    kept: str
+    kind: Kind
+    type: pa.DataType
+    collated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """A column with parts.
+
+    Attributes:
+        shape: What it is in the source.
+        parts: The fields of a composite in order, the two bounds of a range, or what the values of
+            a map are, as the mirror has them; empty where the mirror has a text alone.
+    """
+
+    shape: Shape
+    parts: tuple[NestedPart, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class MirroredTable:
     """A table that both sides have, and how its columns behave.
@@ -94,6 +137,7 @@ class MirroredTable:
         enums: The enums of columns, by name.
         documents: Columns of jsonb. Their texts are collated as texts of the database are.
         arrays: How the elements of arrays behave that are lists in the mirror, by name.
+        nested: Maps, composites and ranges, by name.
     """
 
     schema: TableSchema
@@ -106,3 +150,4 @@ class MirroredTable:
     enums: Mapping[str, EnumLabels] = field(default_factory=dict)
     documents: frozenset[str] = frozenset()
     arrays: Mapping[str, Kind] = field(default_factory=dict)
+    nested: Mapping[str, Nested] = field(default_factory=dict)

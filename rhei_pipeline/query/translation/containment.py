@@ -9,7 +9,7 @@ from sqlglot import exp
 from rhei_pipeline.model.semantics import Kind
 from rhei_pipeline.query.translation.aggregates import Express
 from rhei_pipeline.query.translation.documents import JsonPlace, find
-from rhei_pipeline.query.translation.fixed_values import Json, fixed_json, fixed_texts
+from rhei_pipeline.query.translation.fixed_values import Json, fixed_json, fixed_keys
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
 from rhei_pipeline.query.translation.scope import Scope, TranslationContext
 from rhei_pipeline.sql.text import conjunction, literal
@@ -24,17 +24,8 @@ _OBJECT, _ARRAY = "'OBJECT'", "'ARRAY'"
 def has_keys(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     """Translate `?`, `?|` and `?&`."""
     root, place = find(node.this, scope, context, express)
-    given = node.expression
-    if isinstance(node, exp.JSONBContainsTopKey):
-        if not isinstance(given, exp.Literal) or not given.args.get("is_string"):
-            raise StaysWithSourceError("it looks for a key that is not fixed")
-        keys = [given.this]
-    else:
-        keys = list(fixed_texts(given))
     word = " and " if isinstance(node, exp.JSONBContainsAllTopKeys) else " or "
-    tests = [_has_key(place, key) for key in keys]
-    if not tests:
-        raise StaysWithSourceError("it looks for no key at all")
+    tests = [_has_key(place, key) for key in fixed_keys(node)]
     return _answer(root, place, f"({word.join(tests)})", context)
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.model.semantics import NUMERIC, Kind
-from rhei_pipeline.query.translation import arrays, dates, functions
+from rhei_pipeline.query.translation import arrays, dates, functions, nested
 from rhei_pipeline.query.translation.arithmetic import compute
 from rhei_pipeline.query.translation.casts import as_plain_text, converted
 from rhei_pipeline.query.translation.comparisons import balanced, compare, like_text, truth
@@ -185,6 +185,7 @@ def _is(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     left = express(node.this, scope, context)
     if isinstance(node.this, _LOOSE):
         raise StaysWithSourceError("its operators need brackets to mean the same everywhere")
+    nested.refuse_parts(left)
     if isinstance(node.expression, exp.Null):
         return truth(f"({left.sql} is null)", left)
     if isinstance(node.expression, exp.Boolean) and left.kind is Kind.TRUTH:

@@ -35,6 +35,23 @@ def fixed_texts(node: exp.Expr) -> Sequence[str]:
     raise StaysWithSourceError("it has an array that is not fixed, or holds a null")
 
 
+def fixed_keys(node: exp.Expr) -> Sequence[str]:
+    """Return the keys for which `?`, `?|` or `?&` looks.
+
+    Raises:
+        StaysWithSourceError: They are not fixed, or there are none.
+    """
+    given = node.expression
+    if isinstance(node, exp.JSONBContainsTopKey):
+        if not _is_text(given):
+            raise StaysWithSourceError("it looks for a key that is not fixed")
+        return [given.this]
+    keys = fixed_texts(given)
+    if not keys:
+        raise StaysWithSourceError("it looks for no key at all")
+    return keys
+
+
 def _is_text(node: exp.Expr) -> bool:
     return isinstance(node, exp.Literal) and bool(node.args.get("is_string"))
 

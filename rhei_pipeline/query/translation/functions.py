@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 from sqlglot import exp
 
-from rhei_pipeline.model.semantics import Kind
-from rhei_pipeline.query.translation import arrays, containment, dates, documents
+from rhei_pipeline.model.semantics import Kind, Shape
+from rhei_pipeline.query.translation import arrays, containment, dates, documents, nested
 from rhei_pipeline.query.translation.aggregates import AGGREGATES, Express, aggregate, window
 from rhei_pipeline.query.translation.comparisons import LOWER, UPPER
 from rhei_pipeline.query.translation.literals import (
@@ -153,6 +153,8 @@ def _texts(
 
 def _letters(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     if not context.sqlite:
+        if express(node.this, scope, context).nested is not None:
+            return nested.bound(node, scope, context, express)
         raise StaysWithSourceError("the source changes case by its locale")
     (value,) = _texts([node.this], scope, context, express)
     pair = (LOWER, UPPER) if isinstance(node, exp.Upper) else (UPPER, LOWER)
@@ -215,11 +217,33 @@ def _counted(text: str, context: TranslationContext, *parts: Typed) -> Typed:
 
 
 def _contains(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
-    """Translate `@>`, which arrays have and jsonb."""
-    inner = node.this.unnest()
-    is_part = isinstance(inner, exp.JSONBExtract)
-    is_array = not is_part and express(inner, scope, context).elements is not None
-    return (arrays.holds if is_array else containment.contains)(node, scope, context, express)
+    """Translate `@>`, which arrays have, ranges and jsonb."""
+    inner, rule = node.this.unnest(), containment.contains
+    if not isinstance(inner, exp.JSONBExtract):
+        found = express(inner, scope, context)
+        is_range = found.nested is not None and found.nested.shape is Shape.RANGE
+        rule = arrays.holds if found.elements is not None else nested.holds if is_range else rule
+    return rule(node, scope, context, express)
+
+
+def _contained(
+    node: exp.Expr, scope: Scope, context: TranslationContext, express: Express
+) -> Typed:
+    """Translate `value <@ range`."""
+    turned = exp.ArrayContainsAll(this=node.expression, expression=node.this)
+    return nested.holds(turned, scope, context, express)
+
+
+def _by_key(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
+    """Translate `->`, which maps have and jsonb."""
+    is_map = nested.is_map(node.this, scope, context, express)
+    return (nested.value_of if is_map else documents.part_at)(node, scope, context, express)
+
+
+def _has_keys(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
+    """Translate `?`, `?|` and `?&`, which maps have and jsonb."""
+    is_map = nested.is_map(node.this, scope, context, express)
+    return (nested.has_keys if is_map else containment.has_keys)(node, scope, context, express)
 
 
 Rule = Callable[[exp.Expr, Scope, TranslationContext, Express], Typed]
@@ -242,13 +266,16 @@ _POSTGRES_CALLS: dict[str, Rule] = {
     "jsonb_array_length": documents.length,
     "jsonb_typeof": documents.type_name,
     "cardinality": arrays.cardinality,
+    **nested.FLAGS,
 }
 _POSTGRES: dict[type[exp.Expr], Rule] = {
     exp.JSONBExtractScalar: documents.text_at,
-    exp.JSONBExtract: documents.part_at,
-    exp.JSONBContainsTopKey: containment.has_keys,
-    exp.JSONBContainsAnyTopKeys: containment.has_keys,
-    exp.JSONBContainsAllTopKeys: containment.has_keys,
+    exp.JSONBExtract: _by_key,
+    exp.JSONBContainsTopKey: _has_keys,
+    exp.JSONBContainsAnyTopKeys: _has_keys,
+    exp.JSONBContainsAllTopKeys: _has_keys,
+    exp.ArrayContainedBy: _contained,
+    exp.Dot: nested.field,
     exp.ArrayContainsAll: _contains,
     exp.ArrayOverlaps: arrays.holds,
     exp.ArraySize: arrays.length,

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import Column
-from rhei_pipeline.model.semantics import NUMERIC, EnumLabels, Kind, MirroredTable
+from rhei_pipeline.model.semantics import NUMERIC, EnumLabels, Kind, MirroredTable, Nested
 
 
 class StaysWithSourceError(Exception):
@@ -37,6 +37,7 @@ class Typed:
         enum: The enum whose label it is.
         document: Whether it is a whole document of PostgreSQL's jsonb.
         elements: How the elements behave, where it is an array that the mirror has as a list.
+        nested: What parts it has, where it is a map, a composite or a range.
     """
 
     sql: str
@@ -54,6 +55,7 @@ class Typed:
     enum: EnumLabels | None = None
     document: bool = False
     elements: Kind | None = None
+    nested: Nested | None = None
 
 
 def derived(sql: str, kind: Kind, kept: pa.DataType, *parts: Typed, **others: Any) -> Typed:  # noqa: ANN401

@@ -31,6 +31,8 @@ _NAMED_FOR_THEMSELVES: dict[type[exp.Expr], str] = {
     exp.Greatest: "greatest",
     exp.Least: "least",
     exp.Length: "length",
+    exp.Lower: "lower",
+    exp.Upper: "upper",
     exp.Abs: "abs",
     exp.Rank: "rank",
     exp.DenseRank: "dense_rank",
@@ -47,9 +49,11 @@ _OPERATORS = (
     exp.JSONBContainsAllTopKeys,
     exp.ArrayContainsAll,
     exp.ArrayOverlaps,
+    exp.ArrayContainedBy,
 )
 _CONNECTED = (exp.And, exp.Or, exp.Mod, exp.Is, exp.Parameter, exp.Placeholder)
-_CALLED = {"jsonb_array_length", "jsonb_typeof", "cardinality"}
+_CALLED = {"jsonb_array_length", "jsonb_typeof", "cardinality", "isempty"}
+_CALLED |= {f"{bound}_{what}" for bound in ("lower", "upper") for what in ("inc", "inf")}
 _WITHOUT_NAME = (exp.Binary, exp.Neg, exp.Not, exp.Literal, exp.Null, exp.In, exp.Between)
 
 
@@ -97,9 +101,10 @@ def postgres_name(node: exp.Expr, text: str) -> str:
         inner = postgres_name(default, text) if default is not None else "?column?"
         strong = isinstance(default, exp.Column | exp.Func) and not isinstance(default, exp.Case)
         return inner if strong else "case"
-    if isinstance(node, exp.Column):
-        name: str = node.this.this
-        return name if node.this.args.get("quoted") else name.lower()
+    if isinstance(node, exp.Column | exp.Dot):
+        named = node.expression if isinstance(node, exp.Dot) else node.this
+        name: str = named.this
+        return name if named.args.get("quoted") else name.lower()
     for kind, named in _NAMED_FOR_THEMSELVES.items():
         # Synonyms are parsed alike, and PostgreSQL names a column for the one that was written.
         if isinstance(node, kind) and text.lower().lstrip("( ").startswith(named):

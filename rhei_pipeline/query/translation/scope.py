@@ -171,6 +171,7 @@ def _column(table: MirroredTable, column: Column, alias: str) -> Typed:
         enum=enum,
         document=column.name in table.documents,
         elements=table.arrays.get(column.name),
+        nested=table.nested.get(column.name),
     )
 
 

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import QueryError
+from rhei_pipeline.model.plain_values import plain_values
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.random_queries import TEXTS, Asked, Queries
@@ -96,7 +97,7 @@ def close(left: object, right: object) -> bool:
 def rows(table: pa.Table) -> list[tuple[Any, ...]]:
     # Which of two zeros is shown is each engine's choice: they are equal.
     columns = [
-        [0.0 if type(value) is float and value == 0 else value for value in column.to_pylist()]
+        [0.0 if type(value) is float and value == 0 else value for value in plain_values(column)]
         for column in table.columns
     ]
     return list(zip(*columns, strict=True))
