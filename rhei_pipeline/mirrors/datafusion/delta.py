@@ -8,26 +8,19 @@ next one, and a repeated one changes nothing.
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable, Schema
-from deltalake.exceptions import TableNotFoundError
-from deltalake.transaction import (
-    AddAction,
-    CommitProperties,
-    RemoveAction,
-    Transaction,
-    create_table_with_add_actions,
-)
+from deltalake import Schema
+from deltalake.transaction import AddAction, CommitProperties, Transaction
 
 from rhei_pipeline.errors import MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import present
 from rhei_pipeline.mirrors.datafusion.delta_states import write_state
-from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.delta_target import LOG, DeltaTarget, now
+from rhei_pipeline.mirrors.datafusion.files import Files, refuse_silent_store
 from rhei_pipeline.mirrors.datafusion.formats import Parquet, encoded
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
@@ -40,7 +33,6 @@ from rhei_pipeline.model.upkeep import DamagedFile
 DELTA = "delta"
 _MAIN = "main"
 _PUBLIC = "public"
-_LOG = "_delta_log"
 #: After how many commits a checkpoint tells what they left. Whoever opens a table reads the log
 #: from there on, and to publish a table is to open it; Delta's own number is 100.
 _CHECKPOINT_COMMITS = "10"
@@ -59,6 +51,8 @@ class DeltaTables:
         self._retention_hours = retention_hours
         #: By folder, the table that is shown, and the version that shows it.
         self._published: dict[str, tuple[StoredTable, int]] = {}
+        #: By folder, the Delta tables as this process left them.
+        self._left: dict[str, DeltaTarget] = {}
         self._gone: list[StoredTable] = []
         kept = f"interval {max(retention_hours, 1)} hours"
         self._configuration = {
@@ -72,11 +66,15 @@ class DeltaTables:
 
         Tables in `gone` were dropped or renamed: their Delta tables are deleted.
         """
-        self.pace.note_change()
-        self._gone += gone
+        self.note(gone)
         is_new = not self._published.keys() >= dict(_tables(manifest)).keys()
         if self.pace.due or self._gone or is_new:
             self.catch_up(manifest, store)
+
+    def note(self, gone: Iterable[StoredTable]) -> None:
+        """Record that there is a newer state, without the tables in `gone`; publish nothing."""
+        self.pace.note_change()
+        self._gone += gone
 
     def catch_up(self, manifest: Manifest, store: SegmentStore) -> None:
         """Publish every table at a committed state; tables that are up to date are skipped.
@@ -130,9 +128,9 @@ class DeltaTables:
         if table is None or table.relation.startswith(RESERVED_PREFIX):
             return
         folder = _folder(table)
-        log = f"{folder}/{_LOG}"
+        log = f"{folder}/{LOG}"
         store.files.delete([*store.files.names(log), *store.files.names(folder)])
-        self._published.pop(folder, None)
+        self._forget(folder)
         self.pace.note_change()
 
     def _remove_gone(self, store: SegmentStore) -> None:
@@ -144,102 +142,40 @@ class DeltaTables:
         if table.relation.startswith(RESERVED_PREFIX):
             return  # a copy, which was never published
         folder = _folder(table)
-        self._published.pop(folder, None)
+        self._forget(folder)
         with _translated(table, folder):
             # The log goes first: without it there is no table.
-            for files in (store.files.names(f"{folder}/{_LOG}"), store.files.names(folder)):
-                store.files.delete(name for name in files if not name.endswith(_LOG))
+            for files in (store.files.names(f"{folder}/{LOG}"), store.files.names(folder)):
+                store.files.delete(name for name in files if not name.endswith(LOG))
+
+    def _forget(self, folder: str) -> None:
+        self._published.pop(folder, None)
+        self._left.pop(folder, None)
 
     def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> int:
         """Publish a table; return the version of its Delta table."""
-        target = _Target(store.files, _folder(table), _shape(table))
+        target = self._target(_folder(table), store.files)
         wanted = {_file(table, segment): segment for segment in table.segments}
-        if target.shows(set(wanted)):
-            return target.version()
-        _refuse_going_back(manifest, table, target)
-        new = [name for name in wanted if name not in target.held]
-        added = [_add(store, table, wanted[name], f"{target.folder}/{name}") for name in new]
-        store.files.flush()
-        target.commit(added, set(wanted), _properties(manifest, table), self._configuration)
-        # What a process that was killed has left lies beside the log, and is looked for once.
-        target.vacuum(self._retention_hours, full=_folder(table) not in self._published)
-        store.files.harden(f"{target.folder}/{_LOG}")
-        return target.version()
-
-
-class _Target:
-    """A Delta table as it is, and the table to publish there."""
-
-    def __init__(self, files: Files, folder: str, shape: pa.Schema) -> None:
-        self.folder = folder
-        self._options = files.storage_options
-        self._uri = f"{files.root}/{folder}"
-        self._schema = Schema.from_arrow(shape)
-        self._table = self._load()
-        self._fits = self._table is not None and self._table.schema() == self._schema
-        self.held = dict(_active(self._table)) if self._table and self._fits else {}
-
-    def _load(self) -> DeltaTable | None:
-        # Asking first whether there is one would hold all threads up while a store answers.
-        try:
-            return DeltaTable(self._uri, storage_options=self._options)
-        except TableNotFoundError:
-            return None
-
-    def shows(self, wanted: set[str]) -> bool:
-        return self._fits and self.held.keys() == wanted
-
-    def version(self) -> int:
-        """Return the version of the table as it is now."""
-        if self._table is None:
-            self._table = DeltaTable(self._uri, storage_options=self._options)
-        self._table.update_incremental()
-        return int(self._table.version())
-
-    def version_of(self, application: str) -> int | None:
-        return None if self._table is None else self._table.transaction_version(application)
-
-    def commit(
-        self,
-        added: list[AddAction],
-        wanted: set[str],
-        properties: CommitProperties,
-        configuration: Mapping[str, str],
-    ) -> None:
-        """Commit one version of the table that names exactly the wanted files."""
-        if self._table is None or not self._fits:
-            # Replaces the schema, what readers must be able to do, and all files at once.
-            create_table_with_add_actions(
-                self._uri,
-                self._schema,
-                added,
-                mode="overwrite",
-                configuration=configuration,
-                storage_options=self._options,
-                commit_properties=properties,
+        schema = Schema.from_arrow(_shape(table))
+        if not target.shows(set(wanted), schema):
+            _refuse_going_back(manifest, table, target)
+            new = [name for name in wanted if name not in target.held_in(schema)]
+            added = [_add(store, table, wanted[name], f"{target.folder}/{name}") for name in new]
+            store.files.flush()
+            target.commit(
+                added, set(wanted), schema, _properties(manifest, table), self._configuration
             )
-            return
-        gone = [
-            RemoveAction(name, data_change=True, deletion_timestamp=_now(), size=size)
-            for name, size in self.held.items()
-            if name not in wanted
-        ]
-        self._table.create_write_transaction(
-            [*added, *gone], "append", self._schema, commit_properties=properties
-        )
+            # What a process that was killed has left lies beside the log, and is looked for once.
+            target.vacuum(self._retention_hours, full=target.folder not in self._published)
+            store.files.harden(f"{target.folder}/{LOG}")
+        target.leave()
+        self._left[target.folder] = target
+        return target.version
 
-    def vacuum(self, retention_hours: int, *, full: bool) -> None:
-        """Delete files that no version younger than these hours names; `full`: unknown ones too."""
-        if self._table is not None:
-            self._table.update_incremental()
-            self._table.vacuum(
-                retention_hours, dry_run=False, enforce_retention_duration=False, full=full
-            )
-
-
-def _active(table: DeltaTable) -> Iterator[tuple[str, int]]:
-    actions = pa.table(table.get_add_actions(flatten=True))
-    yield from zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True)
+    def _target(self, folder: str, files: Files) -> DeltaTarget:
+        """Return a Delta table as it is: read again where it is not as this process left it."""
+        left = self._left.pop(folder, None)
+        return left if left is not None and left.is_as_left() else DeltaTarget(files, folder)
 
 
 def _tables(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
@@ -301,19 +237,19 @@ def _add(store: SegmentStore, table: StoredTable, segment: Segment, name: str) -
     else:
         size = store.write_shown(name, _shown_rows(store, table, segment))
     stats = json.dumps({"numRecords": segment.present_rows + segment.ended_rows})
-    return AddAction(name.rpartition("/")[2], size, {}, _now(), data_change=True, stats=stats)
+    return AddAction(name.rpartition("/")[2], size, {}, now(), data_change=True, stats=stats)
 
 
 def _damaged_files(table: StoredTable, store: SegmentStore) -> Iterator[str]:
     """Yield the files of a Delta table that differ from what would be published now."""
     folder = _folder(table)
     try:
-        target = _Target(store.files, folder, _shape(table))
+        target = DeltaTarget(store.files, folder)
     except Exception:  # noqa: BLE001  (delta-rs raises types of many kinds)
-        yield f"{folder}/{_LOG}"
+        yield f"{folder}/{LOG}"
         return
     segments = {_file(table, segment): segment for segment in table.segments}
-    for name in target.held.keys() & segments.keys():
+    for name in target.held_in(Schema.from_arrow(_shape(table))).keys() & segments.keys():
         mark = store.files.mark(f"{folder}/{name}")
         if mark is None or not store.files.get(f"{folder}/{name}").equals(
             _content(store, table, segments[name])
@@ -357,7 +293,7 @@ def _properties(manifest: Manifest, table: StoredTable) -> CommitProperties:
     if mark is not None:
         properties["rhei.watermark"] = mark.position.order
         properties["rhei.recorded_at"] = mark.recorded_at.isoformat()
-    applied = Transaction(_application(manifest), manifest.version, _now())
+    applied = Transaction(_application(manifest), manifest.version, now())
     return CommitProperties(properties, max_commit_retries=0, app_transactions=[applied])
 
 
@@ -379,7 +315,7 @@ def _application(manifest: Manifest) -> str:
     return f"rhei-{manifest.mirror_id}"
 
 
-def _refuse_going_back(manifest: Manifest, table: StoredTable, target: _Target) -> None:
+def _refuse_going_back(manifest: Manifest, table: StoredTable, target: DeltaTarget) -> None:
     """Refuse to publish an older state after a newer one, which Delta itself would allow."""
     found = target.version_of(_application(manifest))
     if found is not None and found >= manifest.version:
@@ -391,10 +327,6 @@ def _refuse_going_back(manifest: Manifest, table: StoredTable, target: _Target) 
         )
 
 
-def _now() -> int:
-    return int(time.time() * 1000)
-
-
 @contextmanager
 def _translated(table: StoredTable, folder: str) -> Iterator[None]:
     try:
@@ -402,8 +334,10 @@ def _translated(table: StoredTable, folder: str) -> Iterator[None]:
     except RheiError:
         raise
     except Exception as error:  # delta-rs raises types of many kinds
+        what = f"its Delta table {folder!r} cannot be published"
+        refuse_silent_store(error, what, table=table.relation)
         raise MirrorError(
-            f"its Delta table {folder!r} cannot be published ({type(error).__name__})",
+            f"{what} ({type(error).__name__})",
             table=table.relation,
             hint=f"the mirror itself is not affected; if {folder!r} is damaged, run"
             f" 'rhei repair {table.relation}': it is published again",

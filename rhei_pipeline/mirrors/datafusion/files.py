@@ -1,5 +1,6 @@
 """The interface to a mirror's files, and its implementation in memory."""
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -9,8 +10,10 @@ from typing import ClassVar, Protocol
 import pyarrow as pa
 from datafusion import SessionContext
 
-from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError
+from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError, MirrorUnreachableError
 
+#: How DataFusion and delta-rs say that an object store failed, and no request of theirs was wrong.
+_SILENT_STORE = re.compile(r"Generic (S3|GCS) error")
 _SET_ASIDE = "set-aside"
 
 
@@ -259,3 +262,17 @@ def committed_meanwhile(root: str) -> MirrorBusyError:
         f"mirror {root!r} was written by another process at the same time",
         hint="only one process can write a mirror: stop the other one first",
     )
+
+
+def refuse_silent_store(error: BaseException, message: str, *, table: str | None = None) -> None:
+    """Raise an engine's error as what it is where its cause is a store that does not answer.
+
+    Raises:
+        MirrorUnreachableError: That is the cause.
+    """
+    if _SILENT_STORE.search(str(error)):
+        raise MirrorUnreachableError(
+            f"{message}: the store did not answer",
+            table=table,
+            hint="try again; committed data is not affected",
+        ) from error

@@ -159,8 +159,8 @@ with HTAP(Settings(**json.loads(sys.argv[1]))) as htap:
 _INSTANTS = {
     "after the mirror's commit": "delta_tables.DeltaTables.catch_up = die",
     "before the first file": "delta_tables._add = die",
-    "after the files": "delta_tables._Target.commit = die",
-    "after a table's commit": "delta_tables._Target.vacuum = die",
+    "after the files": "delta_tables.DeltaTarget.commit = die",
+    "after a table's commit": "delta_tables.DeltaTarget.vacuum = die",
 }
 
 
