@@ -305,6 +305,7 @@ FOLLOWED = {
     "there is none": "tests/ways/test_pipelines.py::test_a_name_that_is_not_there_is_named_with_the_nearest",
     "try again, or let more run at once: queries.at_once": "tests/ways/test_queries.py::test_a_query_beyond_its_limits_is_made_smaller_or_given_more",
     "make room in the system's temporary directory, or have TMPDIR name another, then try again; committed data is not affected": "tests/behaviour/mirrors/test_object_store.py::test_a_cache_without_room_is_named_and_nothing_is_lost",
+    "try again: it goes on from there": "tests/behaviour/mirrors/test_object_store.py::test_a_commit_that_arrived_as_the_store_went_away_is_gone_on_from",
     "try again; committed data is not affected": "tests/ways/test_pipelines.py::test_a_store_that_refuses_or_is_away_is_tried_again",
     "unknown time zone {}: use a name such as 'Europe/Berlin' or 'UTC'": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "upgrade it to {} or a later one": "tests/ways/test_postgres_tables.py::test_a_server_too_old_for_triggers_is_read_by_its_log",

@@ -9,7 +9,8 @@ import json
 import threading
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,15 +20,21 @@ import pytest
 
 from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 
+#: How a request is answered in the server's place.
+_REFUSED = {"403": 403, "500": 500, "503": 503, "slow": 503}
+
 
 @dataclass
 class Store:
     """A bucket, reached through a proxy.
 
     Attributes:
-        failing: What happens to the next requests of a method, each once: `503` or `403` is
-            answered in the server's place; `lost` reaches the server, and its answer is an error;
-            `slow` is not answered before `released` is set.
+        failing: What happens to the next requests of a method, each once: `500`, `503` or `403` is
+            answered in the server's place; `cut` gets no answer; `lost` and `unsaid` reach the
+            server, and then get an error, or no answer; `slow` is not answered before `released`
+            is set.
+        fault: Says what happens to a request, given its method and path; takes the place of
+            `failing`.
         seen: The requests, as method and path.
     """
 
@@ -36,6 +43,7 @@ class Store:
     port: int
     key_file: Path
     failing: dict[str, list[str]] = field(default_factory=dict)
+    fault: Callable[[str, str], str] | None = None
     seen: list[str] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -67,6 +75,12 @@ class Store:
         if self.scheme == "gs":
             return {"service_account_path": str(self.key_file)}
         return {"access_key_id": "somebody", "secret_access_key": "hush"}
+
+    def fault_of(self, method: str, path: str) -> str:
+        """Return what happens to a request; nothing, where it is just passed on."""
+        if self.fault is not None:
+            return self.fault(method, path)
+        return (self.failing.get(method) or [""]).pop(0)
 
     @property
     def storage_options(self) -> dict[str, str]:
@@ -113,11 +127,14 @@ def _handler(store: Store, upstream: int) -> type[BaseHTTPRequestHandler]:  # no
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             store.seen.append(f"{self.command} {self.path}")
-            fault = (store.failing.get(self.command) or [""]).pop(0)
+            fault = store.fault_of(self.command, self.path)
             if fault == "slow":
                 store.released.wait()
-            if fault in {"503", "slow", "403"}:
-                self._answer(403 if fault == "403" else 503, {}, b"")
+            if fault in _REFUSED:
+                self._answer(_REFUSED[fault], {}, b"")
+                return
+            if fault == "cut":
+                self.close_connection = True
                 return
             connection = http.client.HTTPConnection("127.0.0.1", upstream)
             headers = dict(self.headers)
@@ -128,6 +145,8 @@ def _handler(store: Store, upstream: int) -> type[BaseHTTPRequestHandler]:  # no
             content = found.read()
             if fault == "lost":
                 self._answer(500, {}, b"")
+            elif fault == "unsaid":
+                self.close_connection = True
             else:
                 self._answer(found.status, dict(found.getheaders()), content)
             connection.close()
@@ -139,9 +158,10 @@ def _handler(store: Store, upstream: int) -> type[BaseHTTPRequestHandler]:  # no
                     self.send_header(name, value)
             length = headers.get("Content-Length") if self.command == "HEAD" else None
             self.send_header("content-length", length or str(len(content)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
+            with suppress(ConnectionError):  # who asked may wait no longer, or be gone
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815
 

@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, mirror_closed
+from rhei_pipeline.errors import (
+    MirrorDamagedError,
+    MirrorError,
+    MirrorUnreachableError,
+    RheiError,
+    mirror_closed,
+)
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed, without_positions
 from rhei_pipeline.mirrors.datafusion.files import aside
 from rhei_pipeline.mirrors.datafusion.forgetting import Forgetting
-from rhei_pipeline.mirrors.datafusion.manifest import Manifest
+from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.past import past_of
 from rhei_pipeline.mirrors.datafusion.repair import TableRepair
@@ -103,7 +109,7 @@ class DataFusionMirror:
         self._glance = threading.Lock()
         self._reading: Counter[int] = Counter()
         self._delta = delta or _delta_tables(storage)
-        self._closed = False
+        self._closed = self._is_in_doubt = False
         self._feeds: Mapping[str, FeedEnd] = {}
         self._damage: MirrorDamagedError | None = None
         try:
@@ -165,6 +171,12 @@ class DataFusionMirror:
     def ledger(self) -> Ledger:
         """Return what is recorded, as last committed; no other process can write."""
         self._refuse_unusable()
+        if self._is_in_doubt and self._lock.acquire(blocking=False):
+            try:
+                with suppress(RheiError):
+                    self._settle()
+            finally:
+                self._lock.release()
         return self._manifest.ledger
 
     @contextmanager
@@ -356,16 +368,37 @@ class DataFusionMirror:
         self._refuse_closed()
         if not despite_damage:
             self._refuse_unusable()
+        if self._settle():
+            raise MirrorUnreachableError(
+                f"mirror {self.path!r}: a commit has arrived whose answer was lost",
+                hint="try again: it goes on from there",
+            )
         try:
             yield
         except BaseException:
-            # Whether the manifest has appeared, or yet will, only the files can tell.
             self._feeds = {}
             self._store.leave()
-            newest, _ = self._manifests.newest_whole()
-            if newest is not None and newest.version > self._manifest.version:
-                self._manifest = newest
+            self._is_in_doubt = True
+            with suppress(RheiError):  # a store that is away says no more now
+                self._settle()
             raise
+
+    def _settle(self) -> bool:
+        """Where it is in doubt what was committed last, take it on; return whether it is new.
+
+        Whether a manifest has appeared only the files can tell.
+        """
+        if not self._is_in_doubt:
+            return False
+        newest, _ = self._manifests.newest_whole()
+        self._is_in_doubt = False
+        if newest is None or newest.version <= self._manifest.version:
+            return False
+        self._store.learn(newest)
+        if self._delta is not None:
+            self._delta.note(_gone(self._manifest, newest))
+        self._manifest = newest
+        return True
 
     def _commit(self, drafted: Manifest) -> None:
         before = self._manifest
@@ -376,8 +409,7 @@ class DataFusionMirror:
         self._store.keep(manifest)
         self._manifests.collect(self._store, self._in_use)
         if self._delta is not None:
-            gone = before.tables.keys() - manifest.tables.keys()
-            self._delta.follow(manifest, [before.tables[name] for name in gone], self._store)
+            self._delta.follow(manifest, _gone(before, manifest), self._store)
 
     def _in_use(self) -> set[int]:
         with self._glance:
@@ -498,6 +530,11 @@ def _delta_tables(storage: str) -> "DeltaTables | None":
     )
 
     return DeltaTables()
+
+
+def _gone(before: Manifest, after: Manifest) -> list[StoredTable]:
+    """Return the tables of a state that a later one no longer has."""
+    return [before.tables[name] for name in before.tables.keys() - after.tables.keys()]
 
 
 def _gathered(

@@ -29,7 +29,7 @@ from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 from tests.support.model import source_rows
-from tests.support.parts import manifest_of
+from tests.support.parts import manifest_of, store_of
 
 MakeWorld = Callable[..., World]
 TABLE = Table(TableSchema("t", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))
@@ -173,6 +173,44 @@ def test_a_store_that_does_not_answer_is_named_and_nothing_is_lost(
         assert held(hasty) == {1: 1}
         merge(hasty, 3, k1=3)
         assert held(hasty) == {1: 3}
+
+
+def test_a_commit_that_arrived_as_the_store_went_away_is_gone_on_from(
+    mirror: DataFusionMirror, bucket: Store
+) -> None:
+    merge(mirror, 2, k1=1)
+    mirror.close()
+    away = list[str]()
+
+    def last_served(_method: str, path: str) -> str:
+        is_last = not away and "manifests" in path
+        fault = "unsaid" if is_last else "503" if away else ""
+        away.extend([path] if is_last else [])
+        return fault
+
+    with opened_again(bucket, retry_seconds=0) as hasty:
+        bucket.fault = last_served
+        with pytest.raises(MirrorUnreachableError, match="did not answer"):
+            merge(hasty, 3, k2=2)
+        assert hasty.ledger().watermarks["t"].position.order == 2  # as far as anybody knows
+        bucket.fault = None
+        with pytest.raises(MirrorUnreachableError, match=r"has arrived whose answer.*try again"):
+            merge(hasty, 3, k2=3)
+        assert hasty.ledger().watermarks["t"].position.order == 3
+        merge(hasty, 4, k3=3)
+        assert held(hasty) == {1: 1, 2: 2, 3: 3}
+
+
+def test_files_that_another_writer_has_written_keep_their_checksums(
+    mirror: DataFusionMirror, bucket: Store
+) -> None:
+    with opened_again(bucket) as other:
+        merge(mirror, 2, k1=1)
+        with pytest.raises(MirrorBusyError):
+            merge(other, 2, k1=2)
+        merge(other, 3, k2=2)
+        manifest = manifest_of(other)
+        assert set(manifest.files) == set(store_of(other).files_of(manifest))
 
 
 def test_of_two_writers_the_second_to_commit_is_told(
