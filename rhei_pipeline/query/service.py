@@ -13,7 +13,13 @@ import pyarrow as pa
 from rhei_pipeline.capabilities import publishes
 from rhei_pipeline.compute.heavy_reads import HeavyReads
 from rhei_pipeline.compute.spark_sql import SparkQuery
-from rhei_pipeline.errors import MirrorError, MirrorMemoryError, QueryError, QueryLimitError
+from rhei_pipeline.errors import (
+    MirrorError,
+    MirrorMemoryError,
+    MirrorUnreachableError,
+    QueryError,
+    QueryLimitError,
+)
 from rhei_pipeline.model.query_limits import (
     AnswerLimits,
     QueryClock,
@@ -410,6 +416,6 @@ def _failure(error: Exception) -> str:
     """
     if isinstance(error, MirrorMemoryError):
         raise error
-    if isinstance(error, MirrorError):
+    if isinstance(error, (MirrorError, MirrorUnreachableError)):
         return f"the mirror fails: {error}"
     return f"the mirror fails with {type(error).__name__}"

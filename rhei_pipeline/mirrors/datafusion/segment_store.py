@@ -20,7 +20,7 @@ from rhei_pipeline.mirrors.datafusion.checksums import CheckedFiles
 from rhei_pipeline.mirrors.datafusion.constants import as_scalar
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits, none_gone, present
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
-from rhei_pipeline.mirrors.datafusion.files import REPAIR_ANY, Files
+from rhei_pipeline.mirrors.datafusion.files import REPAIR_ANY, Files, refuse_silent_store
 from rhei_pipeline.mirrors.datafusion.formats import ROW, Format, Parquet
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
 from rhei_pipeline.mirrors.datafusion.manifest import (
@@ -201,7 +201,11 @@ class SegmentStore:
         self.check([self.place(segment.name)])
         if self.files.root is not None and self._is_for_engines(segment):
             path = f"{self.files.root}/{self.place(segment.name)}"
-            context.register_parquet(name, path, file_extension=self.form.suffix)
+            try:
+                context.register_parquet(name, path, file_extension=self.form.suffix)
+            except Exception as error:  # DataFusion's errors have no type of their own
+                refuse_silent_store(error, f"mirror {self.files.root!r} cannot be read")
+                raise
         else:
             columns = [*segment.schema.names, ROW]
             rows = self.form.read(self.content(segment), columns)

@@ -34,6 +34,7 @@ from rhei_pipeline.mirrors.datafusion import (
 )
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS
 from rhei_pipeline.mirrors.datafusion.decimal_sums import DecimalSums
+from rhei_pipeline.mirrors.datafusion.files import refuse_silent_store
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.parameters import numbered_placeholders
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
@@ -320,6 +321,7 @@ def _translated(call: Callable[[], _Result]) -> _Result:
     except BaseException as error:  # DataFusion's errors have no type of their own
         if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
             raise
+        refuse_silent_store(error, "the mirror cannot be read")
         if "Resources exhausted" in str(error):
             raise MirrorMemoryError(
                 "DataFusion has reached its memory limit",
