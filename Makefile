@@ -101,7 +101,7 @@ test-cluster: $(READY) ## run the tests that need a Sail server or a launcher; i
 	@$(BIN)/python -m tests -m cluster -o faulthandler_timeout=0 \
 		tests/behaviour/query/test_cluster.py tests/behaviour/query/test_cluster_by_size.py \
 		tests/behaviour/query/test_cluster_snapshots.py tests/behaviour/query/test_cluster_of_processes.py \
-		tests/docs/test_several_machines.py
+		tests/behaviour/mirrors/test_failing_store.py tests/docs/test_several_machines.py
 
 test-workers: $(READY) ## kill a worker of Celery within a copy: five minutes; installs 400 MB more
 	@$(PIP) --no-compile -r requirements-cluster.lock

@@ -13,6 +13,7 @@ import pytest
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.errors import MirrorUnreachableError
 from rhei_pipeline.testing.oracle import exact
 from tests.support.dagster_deployment import awaited
 from tests.support.fix_cluster import with_cluster
@@ -20,6 +21,7 @@ from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 from tests.support.model import instant_between
 from tests.support.sail_cluster import SailCluster, sail_cluster
+from tests.support.store_faults import WAYS
 
 TABLES = [{"name": "orders", "mode": "temporal"}, {"name": "customers"}]
 SYNCS = 50
@@ -232,3 +234,39 @@ def test_what_is_killed_in_mid_query_costs_no_answer_and_the_next_comes_from_the
             found = answer()
         assert rows(found) == expected
         assert engine(there.query(COUNTED, hint="cluster")) == "cluster"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_store_that_fails_the_cluster_costs_no_answer_and_leaves_no_worker(
+    make_world: Callable[..., World], bucket: Store, cluster: SailCluster
+) -> None:
+    world = make_world(storage="delta", tables=TABLES)
+    fill(world)
+    drawn = random.Random(2)
+
+    def away(_method: str, path: str) -> str:
+        return drawn.choice(WAYS) if "/delta/" in path else ""
+
+    def at_times(method: str, path: str) -> str:
+        return away(method, path) if drawn.random() < 0.3 else ""
+
+    with rhei.open(in_bucket(world, cluster, bucket, min_rows=1)) as there:
+        there.sync_now()
+        expected = rows(there.query(COUNTED, hint="olap"))
+        for fault, by in ((at_times, "cluster"), (away, "olap"), (None, "cluster")):
+            bucket.fault = fault
+            found = there.query(COUNTED, hint="cluster")
+            assert (engine(found), rows(found)) == (by, expected)
+        bucket.fault = away
+        found = there.query(COUNTED)
+        assert (engine(found), rows(found)) == ("olap", expected)
+        assert (
+            b"not by the cluster: the cluster at" in (found.schema.metadata or {})[b"rhei.reason"]
+        )
+        bucket.fault = lambda *_: "503"
+        with pytest.raises(MirrorUnreachableError, match=r"store did not answer.*try again"):
+            there.query(COUNTED, hint="cluster")
+        bucket.fault = None
+        assert engine(there.query(COUNTED, hint="cluster")) == "cluster"
+    awaited("the sessions' workers have ended", lambda: not cluster.pods.names())
