@@ -11,7 +11,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev docs docs-update test test-cluster test-workers test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
+.PHONY: help demo dev docs docs-update test test-cluster test-workers test-postgres combinations soak torture memory fuzz damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -43,6 +43,10 @@ combinations: $(READY) ## run tests with the combinations of parameters that 'ma
 soak: $(READY) ## run the long tests: thousands of crashes; then plot what a process takes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0
 	@$(MAKE) memory
+
+# Some cells only, or less: make torture ARGS="--minutes 10 --only 'postgres-logical temporal'"
+torture: $(READY) ## play random histories, crashes and changes of the declaration for an hour
+	@$(BIN)/python -m tests.torture $(ARGS)
 
 # One pair only: make memory ARGS="3600 'SQLite, triggers' duckdb temporal"
 memory: $(READY) ## plot memory, WAL and handles of each way over an hour's changes

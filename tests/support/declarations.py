@@ -1,9 +1,10 @@
 """A pipeline whose declaration changes while its source does: masks, filters, columns, people."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from tests.support.masking import partial
 from tests.support.model import instant_between
 from tests.support.playing import Work
 
-CREATE = "create table people(id integer primary key, name text, age integer, city text)"
+CREATE = ("create table people(id integer primary key, name text, age integer, city text)",)
 _NAMES = ("ann", "bob", "Ann Vergessmich")
 _CITIES = ("x", "y")
 
@@ -49,6 +50,21 @@ class Declared:
 
 
 @dataclass(frozen=True)
+class Altered:
+    """A column beside the others that the application adds, renames or drops, where that can be."""
+
+    change: str
+
+
+@dataclass(frozen=True)
+class Remarked:
+    """A value that the application writes into that column, if there is one."""
+
+    key: int
+    value: str
+
+
+@dataclass(frozen=True)
 class Forgetting:
     """A key that its people want to be gone, and where the command crashes."""
 
@@ -67,7 +83,7 @@ def _text(values: tuple[str, ...]) -> st.SearchStrategy[str]:
 _VALUES = st.tuples(_text(_NAMES), _AGES, _text(_CITIES))
 _inserts = st.builds(
     lambda key, row: Statement(
-        f"insert into people values ({key}, {', '.join(row)})"
+        f"insert into people(id, name, age, city) values ({key}, {', '.join(row)})"
         " on conflict (id) do update set name = excluded.name, age = excluded.age"
     ),
     _KEYS,
@@ -91,12 +107,10 @@ _moves = st.builds(
 )
 _deletes = st.builds(lambda key: Statement(f"delete from people where id = {key}"), _KEYS)
 _STEPS = st.none() | st.sampled_from(list(Step))
-_works = st.builds(
-    Work,
-    st.sampled_from(["sync", "sync", "copy", "repair", "verify", "reopen"]),
-    st.just("people"),
-    _STEPS,
-    st.integers(1, 2),
+_KINDS = ("copy", "repair", "verify", "reopen", "maintain")
+_syncs, _works = (
+    st.builds(Work, kinds, st.just("people"), _STEPS, st.integers(1, 2))
+    for kinds in (st.just("sync"), st.sampled_from(_KINDS))
 )
 _declared = st.builds(
     Declared,
@@ -105,11 +119,18 @@ _declared = st.builds(
     st.booleans(),
 )
 _forgettings = st.builds(Forgetting, _KEYS, _STEPS)
-actions = st.lists(
-    _inserts | _inserts | _updates | _moves | _deletes | _works | _works | _declared | _forgettings,
-    min_size=3,
-    max_size=25,
-)
+_altered = st.builds(Altered, st.sampled_from(["add", "add", "rename", "drop"]))
+_remarked = st.builds(Remarked, _KEYS, st.sampled_from(["'p'", "'q'", "null"]))
+_writes = _inserts | _updates | _moves | _deletes | _remarked
+_others = _syncs | _works | _declared | _forgettings | _altered
+
+
+def histories(fewest: int, most: int) -> st.SearchStrategy[list[Any]]:
+    """Return histories of so many pieces of work, each after a few writes."""
+    pieces = st.tuples(st.lists(_writes, max_size=3), _others)
+    return st.lists(pieces, min_size=fewest, max_size=most).map(
+        lambda drawn: [action for writes, other in drawn for action in (*writes, other)]
+    )
 
 
 @dataclass
@@ -119,17 +140,29 @@ class Play:
     After each piece of work that did not crash, the mirror has the source's rows as they are
     declared, and every state that it ever showed is still shown as of its instant, but for keys
     that were forgotten since. A history's mask stays as it was declared first.
+
+    Args:
+        world: The source and the mirror.
+        create: The statements that make the table.
+        options: What is declared of it besides.
+        done: Counts what was played, and where it crashed.
     """
 
     world: World | PostgresWorld
+    create: tuple[str, ...] = CREATE
+    options: Mapping[str, Any] = field(default_factory=dict)
+    done: Counter[str] = field(default_factory=Counter)
+    beside: str | None = None
     declared: Declared = field(default_factory=lambda: Declared(None, None, has_city=True))
     noted: list[tuple[datetime, dict[Key, Row]]] = field(default_factory=list)
     half_forgotten: set[int] = field(default_factory=set)
 
     def run(self, played: list[Any]) -> None:
         """Play all."""
-        self.world.run(CREATE)
-        self.world.run("insert into people values (1, 'ann', 1, 'x'), (2, 'bob', 3, 'y')")
+        self.world.run(*self.create)
+        self.world.run(
+            "insert into people(id, name, age, city) values (1, 'ann', 1, 'x'), (2, 'bob', 3, 'y')"
+        )
         first = next((it for it in played if isinstance(it, Declared)), self.declared)
         self._declare(first)
         for action in [Work("sync", "people", None), *played, Work("sync", "people", None)]:
@@ -138,17 +171,42 @@ class Play:
 
     def _play(self, action: Any) -> None:
         self.world.faults.disarm()
-        if isinstance(action, Statement):
-            self.world.run(action.sql)
+        prepare = self._PREPARING.get(type(action))
+        if prepare is not None:
+            self.done[f"{type(action).__name__.lower()}"] += 1
+            prepare(self, action)
             return
-        if isinstance(action, Declared):
-            self._declare(action)
-            return
+        self.done[getattr(action, "kind", "forget")] += 1
         if action.crash_at:
             self.world.faults.arm(action.crash_at, getattr(action, "occurrence", 1))
-        if not self.world.surviving(lambda: self._do(action)):
+        if self.world.surviving(lambda: self._do(action)):
+            self.done[f"crash at {action.crash_at}"] += 1
+        else:
             self.world.faults.disarm()
             self._check()
+
+    def _alter(self, altered: Altered) -> None:
+        before, after = self.beside, {"note": "remark"}.get(self.beside or "", "note")
+        if altered.change == "add" and before is None:
+            self.world.run(f"alter table people add column {after} text default 'n'")
+            self.beside = after
+        elif altered.change == "rename" and before is not None:
+            self.world.run(f"alter table people rename column {before} to {after}")
+            self.beside = after
+        elif altered.change == "drop" and before is not None:
+            self.world.run(f"alter table people drop column {before}")
+            self.beside = None
+        if before is not None and before != self.beside:
+            # What its past is called from now on is not told here.
+            for _, rows in self.noted:
+                for row in rows.values():
+                    row.pop(before, None)
+
+    def _remark(self, remarked: Remarked) -> None:
+        if self.beside is not None:
+            self.world.run(
+                f"update people set {self.beside} = {remarked.value} where id = {remarked.key}"
+            )
 
     def _declare(self, declared: Declared) -> None:
         if self.world.mode == "temporal" and self.noted:
@@ -156,13 +214,13 @@ class Play:
         if declared.where and "city" in declared.where:
             declared = replace(declared, has_city=True)  # what it compares is there
         self.declared = declared
-        table: dict[str, Any] = {"name": "people"}
+        table: dict[str, Any] = {"name": "people", **self.options}
         if declared.where:
             table["where"] = declared.where
         if declared.mask:
             table["mask"] = {"name": declared.mask}
         if not declared.has_city:
-            table["columns"] = ["id", "name", "age"]
+            table["columns"] = ["id", "name", "age", *self._kept]
         self.world.crash()
         self.world.tables = [table]
 
@@ -179,6 +237,8 @@ class Play:
             htap.repair("people")
         elif action.kind == "verify":
             htap.verify()
+        elif action.kind == "maintain":
+            htap.maintain()
         assert htap.sync_now().errors == {}
 
     def _forget(self, key: int) -> None:
@@ -216,11 +276,20 @@ class Play:
         return rows
 
     @property
+    def _kept(self) -> list[str]:
+        """The column by which a polled table is read."""
+        polling = self.options.get("polling")
+        return [polling["updated_at"]] if polling else []
+
+    @property
     def _columns(self) -> list[str]:
-        return ["id", "name", "age", *(["city"] if self.declared.has_city else [])]
+        known = ["id", "name", "age"]
+        if not self.declared.has_city:
+            return known
+        return [*known, "city", *([self.beside] if self.beside else [])]
 
     def _expected(self) -> dict[Key, Row]:
-        names = ("id", "name", "age", "city")
+        names = ["id", "name", "age", "city", *([self.beside] if self.beside else [])]
         found = self.world.app.execute(f"select {', '.join(names)} from people").fetchall()
         kept = {}
         for values in found:
@@ -231,3 +300,10 @@ class Play:
                 row["name"] = _MASKS[self.declared.mask](row["name"])
             kept[row["id"],] = {name: row[name] for name in self._columns}
         return kept
+
+    _PREPARING: ClassVar[Mapping[type, Callable[[Any, Any], None]]] = {
+        Statement: lambda play, written: play.world.run(written.sql),
+        Declared: lambda play, declared: play._declare(declared),
+        Altered: lambda play, altered: play._alter(altered),
+        Remarked: lambda play, remarked: play._remark(remarked),
+    }
