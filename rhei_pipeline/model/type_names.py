@@ -143,7 +143,7 @@ def named_type(name: str) -> NamedType:
     if decimal:
         return NamedType(decimal_type(int(decimal[1]), int(decimal[2])))
     known = ", ".join([*_NAMED_TYPES, "decimal(p,s)", "struct(name type, ...)", "range(type)"])
-    raise SchemaError(f"unknown type {name!r}", hint=f"use one of: {known}")
+    raise SchemaError(f"unknown type {name.strip()!r}", hint=f"use one of: {known}")
 
 
 @lru_cache(maxsize=512)
