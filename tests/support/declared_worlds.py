@@ -25,8 +25,8 @@ CAPTURES: dict[str, dict[str, Any]] = {
     "postgres-logical": {"method": "logical"},
     "postgres-stream": {"method": "logical", "streaming": True},
 }
-#: A polled table says when its rows were written.
-_POLLED = {"polling": {"updated_at": "at", "deletes": "reconcile"}}
+#: A polled table says when its rows were written, and is compared whole at every change.
+_POLLED = {"polling": {"updated_at": "at", "deletes": "reconcile", "reconcile_seconds": 0}}
 _POLLED_SQLITE = (
     "create table people(id integer primary key, name text, age integer, city text, at integer)",
     "create table ticks(n integer)",
