@@ -213,8 +213,10 @@ def _cell(value: object) -> str:
 
 
 def exact(value: object) -> str:
-    """Return a row's value as exact text."""
-    return "[dim]null[/]" if value is None else escape(str(value))
+    """Return a row's value as exact text; one of several parts as JSON."""
+    if value is None:
+        return "[dim]null[/]"
+    return escape(json_text(value) if isinstance(value, dict | list) else str(value))
 
 
 def _write_json(value: object) -> None:

@@ -16,7 +16,14 @@ commands = typer.Typer()
 
 @commands.command(epilog=example("init app.db --output config/pipeline.yaml"))
 def init(
-    source: Annotated[str, typer.Argument(help="A SQLite file, or a postgresql:// URL.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A SQLite file, or a postgresql:// URL. One with a password is better read from"
+            " RHEI__SOURCE__DSN: lists of processes show arguments.",
+            envvar="RHEI__SOURCE__DSN",
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "--config", help="Where to write.")
     ] = DEFAULT_CONFIG,

@@ -135,6 +135,8 @@ def test_rows_are_written_in_each_format(project: Path, monkeypatch: pytest.Monk
     assert parquet.read_table("rows.parquet").column("raw").to_pylist() == [b"\0\xff"] * 3
     assert json.loads(Path("rows.json").read_text()) == rows
     assert len(Path("rows.md").read_text().splitlines()) == 5
+    nested = "select {'a': 1.50::decimal(3, 2), 'b': [null, 'x']} as s"
+    assert '{"a": "1.50", "b": [null, "x"]}' in done("query", nested, "--hint", "olap")
     assert len(json.loads(done("query", sql, "--json", "--limit", "2"))) == 2
     piped = rhei("query", sql, "--format", "table", "--output", "rows.txt")
     assert piped.exit_code == 0
@@ -368,7 +370,11 @@ def test_a_connection_string_that_cannot_be_read_says_so_without_the_secret(
     mode = rhei("init", f"{before}:hid%40den@{place}{'&' if '?' in place else '?'}sslmode=no")
     assert "use one of disable, allow, prefer" in str(mode.exception)
     # The same, as the refusals say; and the command that it names next works as it is.
-    shown = done("init", f"{before}:hid%40den@{place}{'&' if '?' in place else '?'}sslmode=disable")
+    right = f"{before}:hid%40den@{place}{'&' if '?' in place else '?'}sslmode=disable"
+    shown = done("init", right)
+    with monkeypatch.context() as inside:  # where no list of processes shows it
+        inside.setenv("RHEI__SOURCE__DSN", right)
+        assert done("init", "--force") == shown
     assert Path(".env").stat().st_mode & 0o777 == 0o600
     declaration = Path("config/pipeline.yaml").read_text()
     assert "hid" not in declaration
