@@ -304,7 +304,8 @@ class Pipeline:
             SchemaError: The mirror cannot remove versions.
         """
         with self._lock:
-            return expire(self._tables.values(), bounds_of, self._source, self._mirror)
+            here = datetime.now(UTC)
+            return expire(self._tables.values(), bounds_of, self._source, self._mirror, here)
 
     def register(self, declared: Declared) -> None:
         """Capture a table from now on; safe to repeat, and mends what is missing.

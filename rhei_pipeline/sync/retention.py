@@ -1,6 +1,7 @@
 """Removes what a declaration does not keep of temporal tables' past."""
 
 from collections.abc import Callable, Collection, Iterator
+from datetime import datetime
 
 from rhei_pipeline.capabilities import refuse_unless_expiring
 from rhei_pipeline.model.retention import ExpiredHistory, HistoryBounds
@@ -13,11 +14,23 @@ BoundsOf = Callable[[str], HistoryBounds]
 
 
 def expire(
-    tables: Collection[Table], bounds_of: BoundsOf, source: ChangeSource, mirror: MirrorRecords
+    tables: Collection[Table],
+    bounds_of: BoundsOf,
+    source: ChangeSource,
+    mirror: MirrorRecords,
+    here: datetime,
 ) -> tuple[ExpiredHistory, ...]:
     """Remove versions that are older, or more, than is declared; return what went.
 
-    Their age is told by the source's clock, which has dated them.
+    Their age is told by the source's clock, which has dated them, and by this machine's: what only
+    one of the two holds to be old stays, as a clock may have jumped ahead.
+
+    Args:
+        tables: Which.
+        bounds_of: What is declared of each.
+        source: Of which they are.
+        mirror: What has their versions.
+        here: This machine's time.
 
     Raises:
         SchemaError: The mirror cannot remove versions.
@@ -31,7 +44,7 @@ def expire(
         return ()
     expiring = refuse_unless_expiring(mirror, bounded[0][0])
     with source.snapshot() as snapshot:
-        now = snapshot.clock
+        now = min(snapshot.clock, here)
     return tuple(expiring.expire([bounds.of(table, now) for table, bounds in bounded]))
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -184,8 +184,11 @@ class ObjectFiles:
 
     def abandoned(self, folder: str) -> set[str]:
         """Return the files that can belong to no running commit."""
-        before = datetime.now(UTC) - ORPHAN_AGE
         found = self._entries(folder)
+        if not found:
+            return set()
+        # By the store's own clock: that of this machine may be hours ahead of it.
+        before = max(entry["last_modified"] for entry in found) - ORPHAN_AGE
         return {entry["path"] for entry in found if entry["last_modified"] < before}
 
     def delete(self, names: Iterable[str]) -> None:

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pytest
@@ -17,6 +17,7 @@ from rhei_pipeline.mirrors.datafusion import retention
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit
+from rhei_pipeline.sync import pipeline
 from rhei_pipeline.testing.faults import Crash
 from rhei_pipeline.testing.stub_mirror import StubMirror
 from tests.support.fix_postgres import PostgresWorld
@@ -62,9 +63,18 @@ def changed(world: World | PostgresWorld) -> World | PostgresWorld:
 SHORTENED = [(1, "c", "U"), (1, "d", "U"), (2, "x", "I"), (2, "y", "D"), (3, "same", "I")]
 
 
+class Behind(datetime):
+    """A clock that was put back by 200 days."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        """Return its time."""
+        return super().now(tz) - timedelta(days=200)
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 def test_versions_go_by_their_age_and_no_instant_before_is_answered(
-    tmp_path: Path, storage: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str | None
 ) -> None:
     kind = {"kind": "datafusion", "storage": storage} if storage else {"kind": "duckdb"}
     where = tmp_path / (storage or "mirror.duckdb")
@@ -86,6 +96,9 @@ def test_versions_go_by_their_age_and_no_instant_before_is_answered(
         before = htap.as_of("kept", cut)
         with pytest.raises(QueryError, match="its history begins at"):
             htap.as_of("kept", days_ago(5000))
+        with monkeypatch.context() as patched:  # one of the clocks may be ahead: the other tells
+            patched.setattr(pipeline, "datetime", Behind)
+            assert htap.maintain().expired == ()
         report = htap.maintain()
         assert [(f.table, f.versions, f.kept_since) for f in report.expired] == [("kept", 2, cut)]
         assert versions(htap, "kept") == [(1, "b", "U"), (1, "c", "U"), (3, "y", "I")]

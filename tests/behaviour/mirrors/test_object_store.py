@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Self
 
 import pyarrow as pa
 import pytest
@@ -225,6 +226,27 @@ def test_of_two_writers_the_second_to_commit_is_told(
     assert held(mirror) == {1: 1, 2: 2}
     assert held(other) == {1: 1}
     other.close()
+
+
+def test_a_machine_whose_clock_is_ahead_deletes_no_file_of_a_running_commit(
+    mirror: DataFusionMirror, bucket: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        """A clock that is two hours ahead."""
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            """Return its time."""
+            return super().now(tz) + timedelta(hours=2)
+
+    merge(mirror, 2, k1=1)
+    monkeypatch.setattr(object_store, "datetime", Ahead, raising=False)
+    with closing(open_files("parquet", bucket.url, bucket.access)) as files:
+        assert files.abandoned("data") == set()
+        monkeypatch.setattr(object_store, "ORPHAN_AGE", timedelta(seconds=-1))
+        assert files.abandoned("data") == {*files.names("data")}
+        assert files.abandoned("data")
+        assert files.abandoned("nothing") == set()
 
 
 def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, bucket: Store) -> None:
