@@ -1,6 +1,7 @@
 """A disk that fails: strace has a system call of a process fail, wherever it is made from."""
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -8,7 +9,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 
 #: How each call fails.
@@ -22,15 +24,22 @@ ERRORS: Mapping[str, str] = {
     "pread64": "EIO",
 }
 _CALL = re.compile(r'^(\d+) +(\w+)\((?:\d+<([^>]*)>|"([^"]*)")')
+#: What tells files of one sort apart.
+_NUMBERS = re.compile(r"[0-9a-f]{8,}|\d+")
 _RHEI = (sys.executable, "-m", "rhei_pipeline.cli.main")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A call that fails: the how-many-th of its kind in a thread of the process."""
+    """A call that fails: the how-many-th of its kind in a thread of the process.
+
+    Attributes:
+        file: On what sort of file it was made.
+    """
 
     call: str
     number: int
+    file: str = field(default="", compare=False)
 
     @property
     def injected(self) -> tuple[str, ...]:
@@ -74,6 +83,17 @@ def _strace() -> str:
     return found
 
 
+def sampled(found: Sequence[Point], most: int, seed: int) -> list[Point]:
+    """Return so many of the points, and of each sort of call on each sort of file as many."""
+    chance, sorts = random.Random(seed), dict[tuple[str, str], list[Point]]()
+    for point in found:
+        sorts.setdefault((point.call, point.file), []).append(point)
+    for each in sorts.values():
+        chance.shuffle(each)
+    turns = (point for turn in zip_longest(*sorts.values()) for point in turn if point)
+    return list(islice(turns, max(most, len(sorts))))
+
+
 def points(log: Path, directory: Path) -> Iterator[Point]:
     """Yield the calls of a log that were made on files of a directory, each once."""
     counts = Counter[tuple[str, str]]()
@@ -83,8 +103,8 @@ def points(log: Path, directory: Path) -> Iterator[Point]:
             continue
         thread, name, of_file, of_path = call.groups()
         counts[thread, name] += 1
-        point = Point(name, counts[thread, name])
         place = directory / (of_file or of_path or "/")
+        point = Point(name, counts[thread, name], _NUMBERS.sub("0", place.name))
         if name in ERRORS and place.is_relative_to(directory) and point not in met:
             met.add(point)
             yield point
