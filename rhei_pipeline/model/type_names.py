@@ -33,7 +33,8 @@ STRUCT, RANGE = "struct", "range"
 _TEXT_IN_KEYS = {INTERVAL, MAP, STRUCT, RANGE, *ARRAYS}
 #: The types of PostgreSQL's own ranges.
 _BOUNDS = {"int32", "int64", "date", "timestamp", "timestamptz"}
-#: What is written in one way only, so that a composite's text can be written again.
+#: What is written in one way only, so that a composite's text can be written again. Of doubles,
+#: PostgreSQL writes some with a digit more than DuckDB and Arrow need to tell them apart.
 _PARTS = {*_BOUNDS, "int16", "boolean", "string", "uuid"}
 _WRITE = (
     "write 'struct(amount decimal(10,2), \"is new\" boolean)', or 'range(timestamptz)', each part"

@@ -48,12 +48,14 @@ def _written(part: str, kind: NamedType, *, of_range: bool) -> str:
     """Return a part's text, quoted where it has to be, empty where it is null."""
     shown = f"{part}::varchar"
     if pa.types.is_boolean(kind.type):
-        shown = f"if({part}, 't', 'f')"
+        shown = f"case when {part} then 't' when not {part} then 'f' end"
     elif pa.types.is_decimal(kind.type):  # DuckDB writes .50
         shown = rf"regexp_replace({shown}, '^(-?)\.', '\10.')"
     elif pa.types.is_timestamp(kind.type) and kind.type.tz:
         in_utc = f"make_timestamp(epoch_us({part}))::varchar || '+00'"
         shown = f"if(isinf({part}), {shown}, {in_utc})"
+    if not pa.types.is_string(kind.type) and not pa.types.is_timestamp(kind.type):
+        return f"coalesce({shown}, '')"
     escaped = rf"""replace(replace({shown}, '"', '""'), '\', '\\')"""
     must = f"regexp_matches({shown}, {literal(needs_quotes(of_range=of_range))})"
     return f"""if({part} is null, '', if({must}, '"' || {escaped} || '"', {shown}))"""
