@@ -13,6 +13,7 @@ from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
 from rhei_pipeline.mirrors.duckdb.tables import MAIN, arrow_type, copy_name, logical_of
 from rhei_pipeline.model.array_texts import as_texts, lists_of
 from rhei_pipeline.model.interval_texts import INTERVAL_TYPE, intervals_of
+from rhei_pipeline.model.logical_texts import admit_texts
 from rhei_pipeline.model.map_texts import MAP_TYPE, maps_of
 from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.model.struct_texts import structs_of
@@ -73,7 +74,34 @@ def as_kept(connection: duckdb.DuckDBPyConnection, rows: pa.Table, schema: Table
     logical = schema.logical
     if all(of == UUID for of in logical.values()):
         return rows
-    kept = kept_logical(connection, schema)
+    return _converted(rows, kept_logical(connection, schema))
+
+
+def as_copied(
+    connection: duckdb.DuckDBPyConnection, rows: pa.Table, schema: TableSchema
+) -> pa.Table:
+    """Return rows as the table's copy keeps them; a column is text there where one does not fit."""
+    copied, kept = _declared_types(connection, schema, COPY_PREFIX), {}
+    for name, logical in schema.logical.items():
+        if logical_of(copied.get(name.lower(), "")) != logical:
+            continue
+        if name not in rows.column_names or _are_all(rows[name], logical):
+            kept[name] = logical
+        else:
+            alter_logical(connection, copy_name(schema), name, (logical, None))
+    return _converted(rows, kept)
+
+
+def _are_all(texts: pa.ChunkedArray, logical: str) -> bool:
+    try:
+        for chunk in texts.chunks:
+            admit_texts(chunk, logical, trusted=False)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _converted(rows: pa.Table, kept: Mapping[str, str]) -> pa.Table:
     for place, field in enumerate(rows.schema):
         of, values = kept.get(field.name), rows.column(place)
         made = _made_of(of)

@@ -15,7 +15,7 @@ from rhei_pipeline.mirrors.duckdb.left_columns import (
     keep_left,
     left_columns,
 )
-from rhei_pipeline.mirrors.duckdb.logical import as_kept, fit_texts, is_indexed, kept_logical
+from rhei_pipeline.mirrors.duckdb.logical import as_copied, fit_texts, is_indexed, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns
 from rhei_pipeline.mirrors.duckdb.tables import (
     Built,
@@ -104,7 +104,7 @@ def keep_unknown(connection: duckdb.DuckDBPyConnection, table: Table, names: Tab
         f" where {present}"
     )
     texts = as_texts(in_utc(found.to_arrow_table()))
-    kept = as_kept(connection, in_other_types(texts, schema.arrow), schema)
+    kept = as_copied(connection, in_other_types(texts, schema.arrow), schema)
     connection.register("_rhei_kept", kept)
     connection.execute(
         f"insert into {copy_name(schema)}({listed(held)}) select {listed(held)} from _rhei_kept"
