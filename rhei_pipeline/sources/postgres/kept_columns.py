@@ -15,7 +15,7 @@ from rhei_pipeline.sources.postgres.table_facts import ColumnFacts, TableFacts
 
 #: Types whose stored bytes are the text that they read as: `text` and `varchar`.
 _TEXTS = {"25", "1043"}
-#: Stands for a column that may read otherwise though no row was written.
+#: Stands for a column of which its number does not tell whether it is the same.
 _UNSURE = "0"
 
 
@@ -92,10 +92,12 @@ def is_named_as(logged: Sequence[str], known: TableSchema, own: Sequence[str]) -
 
 
 def _identity(column: ColumnFacts) -> str:
-    """Return the column's number and its type's."""
-    # What an own type's values read as can change with the type; a generated value is computed.
-    is_sure = column.oid < FIRST_OWN_OID and not column.generated
-    return f"{column.number}/{column.oid}" if is_sure else _UNSURE
+    """Return the column's number and its type's; nothing for the latter where its type is an own.
+
+    What such a type's values read as can change with the type. A generated value is computed.
+    """
+    kind = column.oid if column.oid < FIRST_OWN_OID else ""
+    return _UNSURE if column.generated else f"{column.number}/{kind}"
 
 
 def _identities(schema: TableSchema) -> Mapping[str, str]:
@@ -108,7 +110,5 @@ def _number(identity: str) -> str:
 
 
 def _reads_alike(was: str, now: str) -> bool:
-    if now == _UNSURE:
-        return False
     kind, other = was.partition("/")[2], now.partition("/")[2]
-    return kind == other or {kind, other} <= _TEXTS
+    return kind == other != "" or {kind, other} <= _TEXTS
