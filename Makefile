@@ -11,7 +11,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev docs docs-update test test-cluster test-workers test-postgres combinations soak torture memory fuzz damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
+.PHONY: help demo dev docs docs-update test test-cluster test-workers test-postgres combinations soak torture memory fuzz fuzz-cluster damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -55,6 +55,11 @@ memory: $(READY) ## plot memory, WAL and handles of each way over an hour's chan
 fuzz: $(READY) ## ask both sides 51,200 generated queries, and compare
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0 -n auto --maxprocesses 4 \
 		-k many_random tests/behaviour/query/test_equal_answers.py
+
+fuzz-cluster: $(READY) ## ask a Sail server 6,000 generated queries, and compare; installs 400 MB more
+	@$(PIP) --no-compile -r requirements-cluster.lock
+	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0 -k many_random \
+		tests/behaviour/query/test_cluster.py tests/behaviour/query/test_cluster_by_size.py
 
 # The scripts are not ours: make logic ARGS="select1.test select2.test --every 10"
 logic: $(READY) ## ask both mirrors the queries of scripts for sqllogictest

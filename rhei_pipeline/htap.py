@@ -67,6 +67,7 @@ class HTAP(Closing):
         #: What serves metrics and the status page, once `start_sync` was asked for that.
         self.monitoring: MonitoringServer | None = None
         self._writes = Writes()
+        self._asked_cluster: Cluster | None = None
         self._note_closed = close_at_exit(self.close)
 
     def close(self) -> None:
@@ -75,6 +76,8 @@ class HTAP(Closing):
         self.stop_sync()
         if self.monitoring is not None:
             self.monitoring.close()
+        if self._asked_cluster is not None:
+            self._asked_cluster.close()
         self._access.close()
 
     @property
@@ -158,13 +161,19 @@ class HTAP(Closing):
             QueryError: The statement does not only read, or its side refuses it.
         """
         if hint == "cluster":
-            asked = Cluster(self.settings)
-            return asked.query(sql, params, begun, lambda: self.query(sql, params, "olap"))
+            return self._cluster().query(
+                sql, params, begun, lambda: self.query(sql, params, "olap")
+            )
         demand = Demand(max_staleness, after, self._writes.last)
         return self._access.answer_without(
             lambda it: it.query(sql, params, hint, demand, begun),
             lambda source: source.query(sql, params, hint, begun),
         )
+
+    def _cluster(self) -> Cluster:
+        if self._asked_cluster is None:
+            self._asked_cluster = Cluster(self.settings)
+        return self._asked_cluster
 
     def stream(
         self,

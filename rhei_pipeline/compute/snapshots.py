@@ -39,6 +39,10 @@ class ClusterHistory:
     found: list[date] = field(default_factory=list)
     reason: str | None = None
 
+    def close(self) -> None:
+        """End the session that is held for the next day."""
+        self.engine.close()
+
     def finder(
         self, published: Sequence[PublishedTable] | None
     ) -> Callable[[date, AsOf, pa.Schema], pa.Table | None]:

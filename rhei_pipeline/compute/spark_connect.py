@@ -1,11 +1,13 @@
 """A Spark Connect endpoint: Sail, or Spark."""
 
+import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -27,8 +29,24 @@ _RETRIES = {"max_retries": 3, "max_backoff": 1000}
 _REFUSALS = {"AnalysisException", "ParseException", "IllegalArgumentException"}
 
 
+class _Session(Protocol):
+    """What is used of a session of the client, which is optional."""
+
+    version: str
+    read: Any
+
+    def sql(self, query: str, args: list[Any] | None) -> Any: ...  # noqa: ANN401
+
+    def interruptAll(self) -> object: ...  # noqa: N802
+
+    def stop(self) -> None: ...
+
+
 class SparkConnect:
-    """What speaks Spark Connect at an address; each query has a session of its own.
+    """What speaks Spark Connect at an address; each query has a session for itself.
+
+    A session that a query leaves is held for the next one, as a server starts workers for each.
+    Not more than one is held: of queries at once, each begins its own.
 
     Args:
         endpoint: Such as `sc://127.0.0.1:50051`.
@@ -45,6 +63,15 @@ class SparkConnect:
         parts += ["use_ssl=true"] if tls or token else []
         self._url = f"{endpoint}/;{';'.join(parts)}" if parts else endpoint
         self._connect_seconds = connect_seconds
+        self._lock = threading.Lock()
+        self._held: _Session | None = None
+        self._is_closed = False
+        self._process = os.getpid()
+
+    def close(self) -> None:
+        """End the session that is held; none is held from then on."""
+        self._is_closed = True
+        self._end(self._taken())
 
     def refuse_unreachable(self) -> None:
         """Return at once where something listens at the address.
@@ -68,7 +95,8 @@ class SparkConnect:
         Raises:
             ComputeUnreachableError: It does not answer.
         """
-        with self._session() as session:
+        self.refuse_unreachable()
+        with self._using(self._begun()) as session:
             return str(session.version)
 
     def query(
@@ -90,31 +118,78 @@ class SparkConnect:
             QueryError: The cluster refuses it, or it was cancelled.
             ComputeUnreachableError: The cluster does not answer.
         """
-        with self._session() as session, cancel.ending_by(session.interruptAll):
-            for name, (place, version) in tables.items():
-                reading = session.read.format("delta").option("versionAsOf", version)
-                reading.load(place).createOrReplaceTempView(name)
-            found = session.sql(sql, args=list(params) or None).toArrow()
+        self.refuse_unreachable()
+        held = self._taken()
+        if held is not None:
+            # It may have ended, with its server or because nobody used it; a new one says more.
+            with suppress(ComputeUnreachableError, QueryError):
+                return self._answer(held, sql, params, tables, cancel)
             cancel.refuse_cancelled()
+        return self._answer(self._begun(), sql, params, tables, cancel)
+
+    def _answer(
+        self,
+        session: _Session,
+        sql: str,
+        params: Sequence[Any],
+        tables: Mapping[str, tuple[str, int]],
+        cancel: Cancel,
+    ) -> pa.Table:
+        try:
+            with self._using(session), cancel.ending_by(session.interruptAll):
+                for name, (place, version) in tables.items():
+                    reading = session.read.format("delta").option("versionAsOf", version)
+                    reading.load(place).createOrReplaceTempView(name)
+                found = session.sql(sql, args=list(params) or None).toArrow()
+        except RheiError:
+            cancel.refuse_cancelled()  # where it was, what it then fails with says something else
+            raise
+        cancel.refuse_cancelled()
         return found.cast(pa.schema([field.with_nullable(nullable=True) for field in found.schema]))
 
-    @contextmanager
-    def _session(self) -> Iterator[Any]:
-        self.refuse_unreachable()
+    def _taken(self) -> _Session | None:
+        """Return the session that was held, for one query alone; None where there is none."""
+        with self._lock:
+            held, self._held = self._held, None
+            # A process that was forked has none of the threads that its connection needs.
+            return held if self._process == os.getpid() else None
+
+    def _begun(self) -> _Session:
+        """Return a new session."""
         with needs_extra("cluster", "a query of a cluster"), _as_a_program():
             # Not imported before it is asked for: it is optional, and brings pandas.
             sql, _, retries = map(import_module, _CLIENT)
         try:
-            session = sql.SparkSession.builder.remote(self._url).create()
+            session: Any = sql.SparkSession.builder.remote(self._url).create()
             session.client.set_retry_policies([retries.DefaultPolicy(**_RETRIES)])
-            try:
-                yield session
-            finally:
-                session.stop()
+        except Exception as error:  # the client's errors are of many kinds
+            raise self._refused(error) from error
+        begun: _Session = session
+        return begun
+
+    @contextmanager
+    def _using(self, session: _Session) -> Iterator[_Session]:
+        """Use a session, and hold it then, unless it failed in whatever way."""
+        is_whole = False
+        try:
+            yield session
+            is_whole = True
         except RheiError:
             raise
         except Exception as error:  # the client's errors are of many kinds
             raise self._refused(error) from error
+        finally:
+            with self._lock:
+                is_held = is_whole and self._held is None and not self._is_closed
+                if is_held:
+                    self._held, self._process = session, os.getpid()
+            if not is_held:
+                self._end(session)
+
+    def _end(self, session: _Session | None) -> None:
+        if session is not None:
+            with suppress(Exception):  # its server may be gone, and has ended it then
+                session.stop()
 
     def _refused(self, error: Exception) -> RheiError:
         kind = type(error).__name__

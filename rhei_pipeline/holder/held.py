@@ -1,6 +1,7 @@
 """What the process that holds a mirror does with it, for itself and for those that ask it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import date, datetime
 from typing import Any, Literal
@@ -398,7 +399,8 @@ class Held:
     def snapshot(self, table: str, instants: Mapping[date, datetime]) -> SnapshotRows:
         """Store a temporal table's rows as of an instant for each day."""
         found, cluster = self.engine.pipeline.mirrored(table), cluster_history(self.settings)
-        return time_travel.snapshot(found, instants, self.engine.mirror, cluster)
+        with closing(cluster) if cluster else nullcontext():
+            return time_travel.snapshot(found, instants, self.engine.mirror, cluster)
 
     def forget(self, table: str, keys: Sequence[Key], *, dry_run: bool = False) -> ForgetReport:
         """Remove keys from the mirror with all their past, and search the files for them."""

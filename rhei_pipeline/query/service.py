@@ -98,6 +98,8 @@ class QueryService:
     def close(self) -> None:
         """End the queries under way: each fails, as does any that begins later."""
         self._clock.close()
+        if self._heavy is not None:
+            self._heavy.engine.close()
 
     def watch(self, watcher: Callable[[str, float], None]) -> None:
         """Call `watcher` with the side and seconds of every answered query."""

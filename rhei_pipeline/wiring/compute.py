@@ -42,6 +42,10 @@ class Cluster:
         self._clock = query_clock(settings)
         self._limits = query_limits(settings).answer
 
+    def close(self) -> None:
+        """End the session that is held for the next query."""
+        self._engine.close()
+
     def query(
         self,
         sql: str,
@@ -106,7 +110,8 @@ def validate_compute(settings: Settings) -> list[Finding]:
     if settings.compute is None:
         return []
     try:
-        cluster_engine(settings.compute).version()
+        with closing(cluster_engine(settings.compute)) as engine:
+            engine.version()
     except (ComputeUnreachableError, MissingExtraError) as error:
         why = "queries with the hint 'cluster' are answered by the mirror until then"
         return [Finding(Severity.WARNING, error.message, why, error.hint or "")]

@@ -37,3 +37,9 @@ def store_of(part: Any) -> SegmentStore:
 def objects_of(mirror: Any) -> Any:
     """Return the client of the object store in which a mirror is."""
     return mirror._files._store
+
+
+def session_of(htap: HTAP) -> Any:
+    """Return the session with a cluster that is held for the next query asked of it by name."""
+    cluster: Any = htap._asked_cluster
+    return cluster._engine._held

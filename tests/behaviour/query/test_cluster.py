@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import Any
 
@@ -19,6 +20,7 @@ from rhei_pipeline.errors import MirrorError, MissingExtraError, QueryError, Set
 from rhei_pipeline.wiring.compute import validate_compute
 from tests.support.fix_cluster import with_cluster
 from tests.support.fix_world import World
+from tests.support.parts import session_of
 
 NOTHING = "sc://127.0.0.1:9"  # the port of 'discard', where nothing listens
 
@@ -80,27 +82,39 @@ def label(found: pa.Table, name: str) -> str:
     return value.decode()
 
 
+def answers_filled(htap: HTAP, world: World, count: int) -> int:
+    """Ask random queries of the cluster and of the mirror; return how many had rows."""
+    drawn, with_rows = random.Random(20), 0
+    htap.sync_now()
+    world.run("update orders set status = 'gone', n = n + 1 where id % 7 = 0")
+    world.run("delete from orders where id % 11 = 0", "delete from customers where id > 35")
+    marks = {name: table.watermark for name, table in htap.sync_now().tables.items()}
+    for _ in range(count):
+        sql = random_query(drawn)
+        found = htap.query(sql, hint="cluster")
+        assert rows(found) == rows(htap.query(sql, hint="olap")), sql
+        assert label(found, "engine") == "cluster"
+        assert json.loads(label(found, "watermark")) == marks
+        with_rows += found.num_rows > 0
+    return with_rows
+
+
+@pytest.mark.soak
+def test_many_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror(
+    make_world: Callable[..., World], sail: str
+) -> None:
+    world = filled(make_world)
+    with rhei.open(declared(world, sail)) as htap:
+        assert answers_filled(htap, world, 3_000) > 1_800
+
+
 @pytest.mark.cluster
 def test_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror(
     make_world: Callable[..., World], sail: str
 ) -> None:
-    world, drawn = filled(make_world), random.Random(20)
+    world = filled(make_world)
     with rhei.open(declared(world, sail)) as htap:
-        htap.sync_now()
-        world.run("update orders set status = 'gone', n = n + 1 where id % 7 = 0")
-        world.run("delete from orders where id % 11 = 0", "delete from customers where id > 35")
-        marks = {name: table.watermark for name, table in htap.sync_now().tables.items()}
-        filled_answers = 0
-        for _ in range(100):
-            sql = random_query(drawn)
-            found = htap.query(sql, hint="cluster")
-            assert rows(found) == rows(htap.query(sql, hint="olap")), sql
-            assert (label(found, "engine"), json.loads(label(found, "watermark"))) == (
-                "cluster",
-                marks,
-            )
-            filled_answers += found.num_rows > 0
-        assert filled_answers > 60
+        assert answers_filled(htap, world, 100) > 60
         bound = htap.query("select count(*) as c from orders where n > ?", [5], hint="cluster")
         assert rows(bound) == rows(
             htap.query("select count(*) as c from orders where n > ?", [5], hint="olap")
@@ -111,6 +125,45 @@ def test_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror(
             "c"
         ].to_pylist() == [36]
         assert validate_compute(htap.settings) == []
+
+
+@pytest.mark.cluster
+def test_a_session_is_held_and_one_that_the_server_has_ended_is_begun_again(
+    make_world: Callable[..., World], sail: str
+) -> None:
+    world = filled(make_world)
+    sql = "select count(*) as c from customers"
+    with rhei.open(declared(world, sail)) as htap:
+        htap.sync_now()
+        assert label(htap.query(sql, hint="cluster"), "engine") == "cluster"
+        held = session_of(htap)
+        htap.query(sql, hint="cluster")
+        assert session_of(htap) is held
+        held.client.release_session()  # as the server does after minutes without a query
+        found = htap.query(sql, hint="cluster")
+        assert (label(found, "engine"), found["c"].to_pylist()) == ("cluster", [40])
+        assert session_of(htap) is not held
+        with pytest.raises(QueryError, match="cluster refused"):
+            htap.query("select no_column from orders", hint="cluster")
+    assert session_of(htap) is None
+
+
+@pytest.mark.cluster
+def test_queries_at_once_have_sessions_of_their_own(
+    make_world: Callable[..., World], sail: str
+) -> None:
+    world = filled(make_world)
+    with rhei.open(declared(world, sail)) as htap:
+        htap.sync_now()
+        keys = range(0, 40, 2)
+        sql = "select count(*) as c from customers where id < ?"
+        with ThreadPoolExecutor(6) as pool:
+            for turn in range(2):
+                asked = [pool.submit(htap.query, sql, [key], hint="cluster") for key in keys]
+                found = [one.result()["c"][0].as_py() for one in asked]
+                assert found == [max(key - turn, 0) for key in keys]
+                world.run("delete from customers where id = 0")
+                htap.sync_now()  # the next ones read other versions of the tables
 
 
 @pytest.mark.cluster

@@ -100,14 +100,14 @@ def asked_of(htap: HTAP, sql: str, params: list[object]) -> str | None:
     return side(found)
 
 
-@pytest.mark.cluster
-@pytest.mark.parametrize("source", ["sqlite", "postgres"])
-def test_what_the_cluster_answers_unasked_is_what_the_source_answers(
+def compared(
     make_world: Callable[..., World],
     make_postgres: Callable[..., PostgresWorld],
     sail: str,
     source: str,
-) -> None:
+    count: int,
+) -> Counter[str | None]:
+    """Ask made-up queries of `auto`, and compare what the cluster answers; return who answered."""
     made: dict[str, Callable[..., World | PostgresWorld]]
     made = {"sqlite": make_world, "postgres": make_postgres}
     by_triggers = {"capture": {"method": "trigger"}} if source == "postgres" else {}
@@ -121,12 +121,34 @@ def test_what_the_cluster_answers_unasked_is_what_the_source_answers(
         for sql in ASKED:
             assert htap.explain_route(sql).engine == "cluster", sql
             assert asked_of(htap, sql, []) == "cluster", sql
-        for _ in range(150):
+        for _ in range(count):
             made_up = queries.make()
             sides[asked_of(htap, made_up.sql, made_up.params)] += 1
         reason = htap.explain_route(ASKED[0]).reason
     assert reason.endswith("its tables have 77 rows, and compute.min_rows is 1")
-    assert sides["cluster"] > 10
+    return sides
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("source", ["sqlite", "postgres"])
+def test_what_the_cluster_answers_unasked_is_what_the_source_answers(
+    make_world: Callable[..., World],
+    make_postgres: Callable[..., PostgresWorld],
+    sail: str,
+    source: str,
+) -> None:
+    assert compared(make_world, make_postgres, sail, source, 150)["cluster"] > 10
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("source", ["sqlite", "postgres"])
+def test_many_random_queries_have_the_sources_answer_from_the_cluster(
+    make_world: Callable[..., World],
+    make_postgres: Callable[..., PostgresWorld],
+    sail: str,
+    source: str,
+) -> None:
+    assert compared(make_world, make_postgres, sail, source, 1_500)["cluster"] > 100
 
 
 def test_a_cluster_that_is_away_is_looked_for_once_in_a_while(

@@ -13,7 +13,8 @@ import pytest
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.errors import MirrorUnreachableError
+from rhei_pipeline.errors import MirrorUnreachableError, QueryError
+from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.testing.oracle import exact
 from tests.support.dagster_deployment import awaited
 from tests.support.fix_cluster import with_cluster
@@ -184,7 +185,9 @@ class _HoldsFiles(list[str]):
 
 
 @contextmanager
-def in_mid_query(bucket: Store, there: HTAP, hint: Any) -> Iterator[Callable[[], pa.Table]]:
+def in_mid_query(
+    bucket: Store, there: HTAP, hint: Any, begun: Begun | None = None
+) -> Iterator[Callable[[], pa.Table]]:
     """Ask, and enter the block while the cluster reads; what is yielded returns the answer."""
     holding = bucket.failing["GET"] = _HoldsFiles(bucket)
     bucket.released.clear()
@@ -195,7 +198,7 @@ def in_mid_query(bucket: Store, there: HTAP, hint: Any) -> Iterator[Callable[[],
         return asked.result()
 
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(there.query, COUNTED, hint=hint)
+        asked = pool.submit(there.query, COUNTED, hint=hint, begun=begun)
         try:
             awaited("the cluster reads a file", lambda: holding.held)
             yield answer
@@ -218,6 +221,9 @@ def test_what_is_killed_in_mid_query_costs_no_answer_and_the_next_comes_from_the
         there.sync_now()
         expected = rows(there.query(COUNTED, hint="olap"))
         assert engine(there.query(COUNTED)) == "cluster"
+        workers = set(cluster.pods.running)
+        assert engine(there.query(COUNTED)) == "cluster"
+        assert set(cluster.pods.running) == workers  # they were started for the one before
         for hint in ("auto", "cluster"):
             with in_mid_query(bucket, there, hint) as answer:
                 cluster.kill_driver()
@@ -234,6 +240,13 @@ def test_what_is_killed_in_mid_query_costs_no_answer_and_the_next_comes_from_the
             found = answer()
         assert rows(found) == expected
         assert engine(there.query(COUNTED, hint="cluster")) == "cluster"
+        cancels = list[Callable[[], None]]()
+        with in_mid_query(bucket, there, "cluster", cancels.append) as answer:
+            cancels[0]()
+            with pytest.raises(QueryError, match="the query was cancelled"):
+                answer()
+        found = there.query(COUNTED, hint="cluster")
+        assert (engine(found), rows(found)) == ("cluster", expected)
 
 
 @pytest.mark.cluster
