@@ -213,6 +213,15 @@ class TableSchema:
         }
 
     @property
+    def mirrored_columns(self) -> tuple[Column, ...]:
+        """The columns in order, each with what its text is to the mirror."""
+        logical = self.logical
+        return tuple(
+            column if column.logical is None else replace(column, logical=logical.get(column.name))
+            for column in self.columns
+        )
+
+    @property
     def arrow(self) -> pa.Schema:
         """The Arrow schema of the columns, in order."""
         return pa.schema([column.field for column in self.columns])

@@ -114,10 +114,11 @@ def _whole(
 ) -> tuple[Typed, NestedPart]:
     """Return a column of this shape that the mirror has with its parts, and the first of them."""
     found = express(node.unnest(), scope, context)
+    name = _NAMES[shape]
     if found.nested is None or found.nested.shape is not shape:
-        raise StaysWithSourceError(f"it asks for a part of what is no {_NAMES[shape]}")
+        raise StaysWithSourceError(f"it asks for a part of what is no {name}")
     if not found.nested.parts or context.catalog.mirror != "duckdb":
-        raise StaysWithSourceError(f"it asks for a part of a {_NAMES[shape]} that is text there")
+        raise StaysWithSourceError(f"it asks for a part of a {name} that is text in the mirror")
     return found, found.nested.parts[0]
 
 

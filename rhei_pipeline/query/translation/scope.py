@@ -148,7 +148,7 @@ def _mirrored(table: MirroredTable, shown: str, context: TranslationContext) -> 
     if table.mode is Mode.TEMPORAL:
         names = listed(table.schema.names)
         target = f"(select {names} from {target} where {quote(VALID_TO)} is null)"
-    by_name = {column.name: column for column in table.schema.columns}
+    by_name = {column.name: column for column in table.schema.mirrored_columns}
     order = [name for name in table.all_columns if name in by_name]
     columns = tuple((name, _column(table, by_name[name], alias)) for name in order)
     whole = len(order) == len(table.all_columns)

@@ -137,7 +137,7 @@ def meaning(connection: Connection, table: Table, options: TableOptions) -> Mirr
     rows = [
         _Described(*row) for row in connection.execute(described.encode(), name_parts).fetchall()
     ]
-    by_name = {column.name: column for column in schema.columns}
+    by_name = {column.name: column for column in schema.mirrored_columns}
     known = [(by_name[row.name], row) for row in rows if row.is_plain and row.name in by_name]
     own = [(column, row) for column, row in known if column.name not in options.types]
     kinds = {row.name: _kind(column.type, row.oid, row.modifier) for column, row in own}

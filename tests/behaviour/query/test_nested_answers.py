@@ -172,6 +172,22 @@ def test_what_only_the_source_knows_of_parts_is_answered_by_it(parts: PostgresWo
         assert reason in parts.htap.explain_route(sql).reason
 
 
+def test_keys_are_texts_in_the_mirror_whatever_they_are_declared_as(
+    make_postgres: MakeWorld,
+) -> None:
+    types = {"k": "int32[]", "r": "range(int32)"}
+    world = make_postgres(tables=[{"name": "t", "types": types}])
+    world.run(
+        "create table t(k int[], r int4range, g int, primary key (k, r))",
+        "insert into t values ('{1,2}', '[1,2)', 1), ('{}', 'empty', 2)",
+    )
+    world.htap.sync_now()
+    assert assert_same(world.htap, Asked("select a.k, a.r from t a join t b on a.g = b.g", []))
+    for sql in ("select count(*) from t where 1 = any(k)", "select max(lower(r)) from t"):
+        assert "the mirror" in world.htap.explain_route(sql).reason
+        assert not assert_same(world.htap, Asked(sql, []))
+
+
 def test_a_part_of_what_the_mirror_has_as_text_is_the_source_s(make_postgres: MakeWorld) -> None:
     world = make_postgres(tables=[{"name": "t"}])
     world.run(*_CREATE)
