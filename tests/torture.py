@@ -86,7 +86,7 @@ def _play(cell: Cell, turn: int, new: NewDatabase, covered: Covered) -> None:
         is_sqlite = cell.capture.startswith("sqlite")
         dsn = None if is_sqlite else stack.enter_context(contextmanager(new)())
 
-        @seed(turn)
+        @seed(turn * len(CELLS) + CELLS.index(cell))
         @settings(
             max_examples=AT_ONCE,
             database=None,
