@@ -10,7 +10,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import capture, door, holder, many_tables, mirrors, postgres, verifying, wide
+from benchmarks import (
+    capture,
+    delta,
+    door,
+    holder,
+    many_tables,
+    mirrors,
+    postgres,
+    verifying,
+    wide,
+)
 from benchmarks.orders import Orders, orders
 from benchmarks.report import Chapter, write
 from benchmarks.timing import peak_megabytes, prove, timed
@@ -174,7 +184,7 @@ CHAPTERS: dict[str, Callable[[], Iterator[Figure]]] = {
     part.__name__: part for part in (cycles, buffer, copy, columns, idle, triggers)
 } | {
     part.__name__.rpartition(".")[2]: part.measure
-    for part in (mirrors, postgres, capture, many_tables, door, holder, verifying, wide)
+    for part in (mirrors, delta, postgres, capture, many_tables, door, holder, verifying, wide)
 }
 
 

@@ -1,0 +1,49 @@
+"""What a sync costs of a mirror that is published as Delta tables, by the size of its table."""
+
+import statistics
+from collections.abc import Iterator
+
+from benchmarks.orders import Orders, orders
+from benchmarks.timing import prove, timed
+
+MODES = ("destructive", "temporal")
+SMALL, LARGE = 100_000, 10_000_000
+CHANGES = 10_000
+ROUNDS = 7
+
+Figure = tuple[str, str]
+
+
+def measure() -> Iterator[Figure]:
+    """Compare syncs, and publications after them, of a small and of a large table."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for rows in (SMALL, LARGE):
+        with orders(rows) as table:
+            for mode in MODES:
+                found[mode, rows] = _seconds(table, mode)
+    for mode in MODES:
+        small, large = found[mode, SMALL], found[mode, LARGE]
+        for what, fast in small.items():
+            yield (
+                f"{mode}: {what}, {LARGE:,} rows against {SMALL:,}",
+                f"{large[what]:.2f} s CPU against {fast:.2f}: {large[what] / fast:.1f} x",
+            )
+
+
+def _seconds(table: Orders, mode: str) -> dict[str, float]:
+    """Return seconds of CPU: the median of some syncs, and one publication of all of them."""
+    syncs = []
+    htap = table.open(mode, storage="delta")
+    htap.sync_now()
+    for _ in range(ROUNDS):
+        table.change(CHANGES)
+        with timed() as timing:
+            htap.sync_now()
+        syncs.append(timing.cpu_seconds)
+    prove(htap)
+    with timed() as published:
+        htap.close()
+    return {
+        f"a sync of {CHANGES:,} changes": statistics.median(syncs),
+        f"publishing after {ROUNDS} of them": published.cpu_seconds,
+    }
