@@ -21,6 +21,7 @@ CLAIMS = {
         "Nor is it where the column is left out of `columns`": "test_a_column_that_is_not_to_be_mirrored_any_more_takes_no_copy",
         "A history keeps the column as it is: versions that are written from then on have null in it.": "test_a_history_keeps_a_dropped_column_and_has_null_in_it_from_then_on",
         "The table is copied where one of the other columns was added or has a narrower type, or where it has dead letters.": "test_a_table_is_copied_where_more_was_done_than_columns_dropped",
+        "A column of an enum, or of another type of your own, is read alone.": "test_a_column_of_an_own_type_is_read_alone",
         "Nothing is read for it.": "test_no_row_is_read_for_a_column_that_was_renamed",
         "Of a dropped column it says whether the mirror keeps it.": "test_each_change_that_was_followed_is_kept",
         "A history in SQLite has an added column read alone, whatever its default is.": "test_no_row_is_copied_for_columns_that_are_renamed_dropped_and_added",
