@@ -6,11 +6,9 @@ from datetime import date, datetime
 import duckdb
 import pyarrow as pa
 
-from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.comparison import (
     compare_digests,
-    digested_sql,
     present_sql,
     stage_differences,
     staged_differences,
@@ -29,7 +27,6 @@ from rhei_pipeline.mirrors.duckdb.retention import expire
 from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
 from rhei_pipeline.mirrors.duckdb.tables import (
     TableNames,
-    apart,
     copy_name,
     create,
     in_utc,
@@ -37,9 +34,9 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     write_built,
 )
 from rhei_pipeline.mirrors.duckdb.upsert import UPSERTS, numbered, upsert
+from rhei_pipeline.mirrors.duckdb.versions import VersionRows
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import (
-    SEQUENCE,
     Comparison,
     Counts,
     DeadLetter,
@@ -88,6 +85,7 @@ class DuckDBTransaction:
         self._names = TableNames(connection)
         self.may_have_letters: bool | None = None
         self.large_rows = LargeRows(connection, self._let_go, large_copies)
+        self._versions = VersionRows(connection, self.large_rows)
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
@@ -146,61 +144,12 @@ class DuckDBTransaction:
 
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the open versions of the touched keys, and the last end of keys without one."""
-        name, key = mirror_table(table.schema), table.schema.primary_key
-        compared, present = events, name
-        if are_large(events):
-            compared = self._digests(table, events)
-            present = digested_sql(table, name, f"{VALID_FROM}, {VALID_TO}, rowid, ")
-        with registered(self._connection, "_rhei_keys", events.select(list(key))):
-            opened = self._arrow(
-                f"select {listed(table.schema.names, 't')}, t.{VALID_FROM},"
-                f" t.rowid as {LOCATOR} from {present} t"
-                f" semi join _rhei_keys k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
-            )
-            with registered(self._connection, "_rhei_open", opened.select(list(key))):
-                floors = self._arrow(
-                    f"select {listed(key, 't')}, max(t.{VALID_TO}) as {FLOOR} from {name} t"
-                    f" semi join (select distinct * from _rhei_keys k anti join _rhei_open o"
-                    f" on {matching('k', 'o', key)}) k on {matching('t', 'k', key)}"
-                    f" group by {listed(key, 't')}"
-                )
-        same = repeated(opened, compared, table.schema)
-        versions = opened.select([*key, VALID_FROM, LOCATOR]).append_column(REPEATED, same)
-        return versions, floors
-
-    def _digests(self, table: Table, events: pa.Table) -> pa.Table:
-        """Return events with digests instead of their texts and bytes."""
-        with self.large_rows.shown("_rhei_events", as_kept(self._connection, events, table.schema)):
-            digested = digested_sql(table, "_rhei_events", f"{SEQUENCE}, ")
-            return self._arrow(f"select {listed([SEQUENCE, *table.schema.names])} from {digested}")
+        return self._versions.find(table, events)
 
     def supersede(self, table: Table, versions: Versions) -> None:
         """Close versions by their row ids, then append the new ones."""
-        name = mirror_table(table.schema)
         self._feeds.note(table, versions)
-        if versions.closings.num_rows:
-            for closings in apart(versions.closings, LOCATOR):
-                self._close(name, closings)
-        if versions.openings.num_rows:
-            names = listed(versions.openings.column_names)
-            openings = as_kept(self._connection, versions.openings, table.schema)
-            with self.large_rows.shown("_rhei_openings", openings):
-                self._connection.execute(
-                    f"insert into {name}({names}) select {names} from _rhei_openings"
-                )
-
-    def _close(self, name: str, closings: pa.Table) -> None:
-        with registered(self._connection, "_rhei_closings", closings):
-            # Two statements: changing one column is cheaper, and most closings change one.
-            for deleted, also in (
-                ("not", ""),
-                ("", f", {OPERATION} = {literal(Operation.DELETE)}"),
-            ):
-                self._connection.execute(
-                    f"update {name} as t set {VALID_TO} = c.{VALID_TO}{also}"
-                    f" from (select * from _rhei_closings where {deleted} {DELETED}) c"
-                    f" where t.rowid = c.{LOCATOR}"
-                )
+        self._versions.supersede(table, versions)
 
     def record(self, watermark: Watermark) -> None:
         """Record progress; a lower position is refused."""
