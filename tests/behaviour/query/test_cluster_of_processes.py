@@ -19,6 +19,7 @@ from rhei_pipeline.testing.oracle import exact
 from tests.support.dagster_deployment import awaited
 from tests.support.fix_cluster import with_cluster
 from tests.support.fix_object_store import Store
+from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.model import instant_between
 from tests.support.sail_cluster import SailCluster, sail_cluster
@@ -53,7 +54,9 @@ def cluster(tmp_path: Path, bucket: Store) -> Iterator[SailCluster]:
         yield made
 
 
-def in_bucket(world: World, cluster: SailCluster, bucket: Store, **more: Any) -> Settings:
+def in_bucket(
+    world: World | PostgresWorld, cluster: SailCluster, bucket: Store, **more: Any
+) -> Settings:
     """Return a declaration whose mirror is in the bucket, and is read by the cluster."""
     settings = with_cluster(world, cluster.endpoint, TABLES, **more)
     stored = {"path": bucket.url, "object_store": bucket.settings | bucket.keys}
@@ -167,6 +170,49 @@ def test_a_cluster_of_processes_answers_as_a_mirror_on_one_machine(
         here.snapshot("orders", days)
         kept = "select * from snapshot.orders"
         assert rows(there.query(kept, hint="olap")) == rows(here.query(kept, hint="olap"))
+        assert there.verify().equal
+
+
+#: What the cluster is asked of a PostgreSQL source's mirror, and the source of itself.
+ALIKE = [
+    "select status, count(*) as c, sum(n) as s, min(price) as l from {orders} group by status",
+    "select region, count(*) as c, max(name) as h from customers group by region",
+    "select c.region, count(*) as n, sum(o.price) as s from {orders} o"
+    " left join customers c on c.id = o.customer group by c.region",
+]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_cluster_of_processes_answers_as_a_postgresql_source(
+    make_postgres: Callable[..., PostgresWorld], bucket: Store, cluster: SailCluster
+) -> None:
+    world = make_postgres(storage="delta", tables=TABLES)
+    world.run(
+        "create table customers(id integer primary key, name text, region text)",
+        "create table orders(id integer primary key, customer integer, status text, n integer,"
+        " price numeric(10, 2))",
+        "insert into customers select i, 'č' || i % 9, nullif('r' || i % 4, 'r3')"
+        " from generate_series(1, 40) i",
+        "insert into orders select i, i % 45, nullif('s' || i % 5, 's4'), i, i / 7.0"
+        " from generate_series(1, 400) i",
+    )
+    with rhei.open(in_bucket(world, cluster, bucket)) as there:
+        for turn in range(1, 4):
+            there.sync_now()
+            there.maintain()
+            for sql in ALIKE:
+                now = f"(select * from orders where {NOW})"
+                found = there.query(sql.format(orders=now), hint="cluster")
+                assert engine(found) == "cluster"
+                expected = there.query(sql.format(orders="orders"), hint="oltp")
+                assert rows(found) == rows(expected), sql
+            world.run(
+                f"update orders set n = n + 1, status = null where id % 7 = {turn}",
+                f"delete from orders where id % 11 = {turn}",
+                f"update customers set id = id + 100 where id % 9 = {turn}",
+                f"insert into orders values ({1000 + turn}, 1, 'new', null, 0.01)",
+            )
         assert there.verify().equal
 
 
