@@ -192,14 +192,21 @@ class ObjectFiles:
         return {entry["path"] for entry in found if entry["last_modified"] < before}
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete files."""
-        for name in names:
-            try:
-                self._ask(name, lambda name=name: obstore.delete(self._store, name))  # type: ignore[misc]
-            except FileNotFoundError:
-                continue
-            finally:
+        """Delete files by as few requests as the store takes; those that are gone are no error."""
+        wanted = list(names)
+        try:
+            self._delete(wanted)
+        except FileNotFoundError:  # one is gone, and ends what was asked of the others
+            for name in wanted:
+                with suppress(FileNotFoundError):
+                    self._delete([name])
+        finally:
+            for name in wanted:
                 (Path(self._cache.name) / name).unlink(missing_ok=True)
+
+    def _delete(self, names: list[str]) -> None:
+        if names:
+            self._ask(names[0], lambda: obstore.delete(self._store, names))
 
     def pin(self, _version: int) -> AbstractContextManager[None]:
         """Do nothing: no other process could see it."""

@@ -129,6 +129,19 @@ def test_two_mirrors_below_one_root_are_read_together_and_name_what_they_publish
     assert found.to_pylist() == [{"a": "shop", "b": "bills"}]
 
 
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_files_that_nobody_reads_any_more_go_by_one_request(
+    mirror: DataFusionMirror, bucket: Store
+) -> None:
+    for turn in range(6):
+        merge(mirror, turn + 2, **{f"k{key}": turn for key in range(turn + 1)})
+    bucket.seen.clear()
+    merge(mirror, 9, k1=9)
+    # One for the manifest, and one for the files that it alone named.
+    assert sum("?delete" in path for path in bucket.seen) == 2
+    assert held(mirror)[1] == 9
+
+
 def test_failing_requests_are_tried_again(mirror: DataFusionMirror, bucket: Store) -> None:
     bucket.failing = {"PUT": ["503", "", "503", "503"], "GET": ["503"], "DELETE": ["503"]}
     for turn in range(5):
