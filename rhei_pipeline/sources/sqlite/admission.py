@@ -7,6 +7,7 @@ garbage collector's way. What a portion takes in memory is then known without lo
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -24,7 +25,7 @@ from rhei_pipeline.sources.sqlite.types import admit, plain
 Values = Sequence[Sequence[Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AdmittedRows:
     """Rows that became Arrow.
 
@@ -46,7 +47,7 @@ class AdmittedRows:
         """Return how many rows they are."""
         return self.count
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """How many bytes the columns take."""
         return sum(array.nbytes for array in self.arrays)

@@ -19,6 +19,7 @@ from rhei_pipeline.model.logical_texts import EXPECTED, admit_texts
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.model.type_names import INSTANT, JSON, UUID, family
 from rhei_pipeline.sources.rejections import Rejection
+from rhei_pipeline.sources.sqlite.packed import packed
 
 _NONE = type(None)
 _EXACT_INTEGER = 2**53  # beyond it not every integer is a double
@@ -52,6 +53,9 @@ def admit(
 
 def admit_column(values: Sequence[Any], column: Column) -> tuple[pa.Array, list[Rejection]]:
     """Turn one column's values into an Arrow array, and name the rows that do not fit."""
+    plain = packed(values, column.type) if column.logical is None else None
+    if plain is not None:
+        return plain, []
     kinds = set(map(type, values))
     try:
         if kinds <= _accepted(column):
@@ -159,7 +163,9 @@ def from_raw(raw: pa.Array, column: Column) -> pa.Array:
         return _from_epoch(raw, column)
     if family == "decimal":
         return decimals_of(raw.cast(pa.string()), column.type)
-    return _times(raw) if family == "time64[us]" else raw.cast(column.type)
+    if family == "time64[us]":
+        return _times(raw)
+    return raw if raw.type == column.type else raw.cast(column.type)
 
 
 def _exactly(values: Sequence[Any], column: Column, family: str, kinds: set[type]) -> pa.Array:

@@ -18,6 +18,7 @@ from rhei_pipeline.sources.sqlite.admission import Admission, Values
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
 from rhei_pipeline.sources.sqlite.cursors import MOST_CHOSEN, Rows, Take, wide_rows
 from rhei_pipeline.sources.sqlite.event_rows import event_batches
+from rhei_pipeline.sources.sqlite.packed import integers
 from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
 from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK, CONTINUED, has_key, key_places
 from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
@@ -296,14 +297,14 @@ class SqliteTriggerSnapshot(TableReads):
 
     def _seen_now(self, values: Values) -> list[pa.Array]:
         """Return the fields of events that tell what is there now."""
-        live = pa.array(values[0], pa.int64()).cast(pa.bool_())
+        live = integers(values[0]).cast(pa.bool_())
         now = pa.repeat(pa.scalar(self.clock, INSTANT), len(live))
         return [pa.array(np.zeros(len(live), np.int64)), now, live]
 
 
 def _told(values: Values) -> list[pa.Array]:
     """Return the fields of events as an entry tells them."""
-    sequence, at, live = map(pa.array, values[: len(_TOLD)])
+    sequence, at, live = map(integers, values[: len(_TOLD)])
     return [sequence, at.cast(INSTANT), live.cast(pa.bool_())]
 
 
