@@ -58,3 +58,40 @@ def _fitting(turn: str | None) -> int:
     """Return how many of the values are of this type."""
     # An array of texts takes each array of one dimension.
     return {None: len(VALUES), "string[]": 2}.get(turn, 1)
+
+
+#: What a text is declared as at first, and then.
+TURNED = (
+    ("int32[]", "int32[][]"),
+    ("int32[][]", "int32[]"),
+    ("string[]", "struct(a int32)"),
+    ("json", "uuid"),
+    ("interval", "map"),
+    ("range(int32)", "json"),
+)
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_row_that_fitted_is_kept_where_another_one_fits_by_now(
+    make_world: Callable[..., World], mode: str
+) -> None:
+    """The mirror has the column as the first type: what was no such value never came there."""
+    names = [f"t{number}" for number in range(len(TURNED))]
+
+    def declared(place: int) -> list[dict[str, object]]:
+        pairs = zip(names, TURNED, strict=True)
+        return [{"name": name, "types": {"v": turned[place]}} for name, turned in pairs]
+
+    world = make_world(mode=mode, tables=declared(0))
+    for name, turned in zip(names, TURNED, strict=True):
+        world.run(f"create table {name}(id integer primary key, v text)")
+        world.run(*(f"insert into {name}(v) values ('{VALUES[kind]}')" for kind in turned))
+    assert world.htap.sync_now().errors == {}
+    assert [world.htap.row_count(name) for name in names] == [1] * len(names)
+    world.crash()
+    world.tables = declared(1)
+    assert world.htap.sync_now().errors == {}
+    assert [world.htap.row_count(name) for name in names] == [2] * len(names)
+    for name, found in world.htap.verify().tables.items():
+        told = (found.missing, found.extra, found.different, found.dead_letters)
+        assert told == (0, 0, 0, 1), name
