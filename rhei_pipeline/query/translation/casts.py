@@ -42,7 +42,7 @@ def converted(value: Typed, target: str, context: TranslationContext) -> Typed:
     if found is None and target in {"text", "varchar"}:
         found = as_plain_text(value, context)
     if found is None:
-        raise StaysWithSourceError(f"it casts a {value.kind} to {target}")
+        raise StaysWithSourceError(f"it casts {value.kind} to {target}")
     return found
 
 
