@@ -62,12 +62,13 @@ class HTAP(Closing):
     def __init__(self, settings: Settings, *, on_step: OnStep = no_step, hold: bool = True) -> None:
         settings.refuse_whole()
         self.settings = settings
+        # Made here, and not by the first who asks: two threads would make one each.
+        self._cluster = Cluster(settings) if settings.compute is not None else None
         self._access = Access(settings, on_step, keep=hold)
         self._background: BackgroundSync | None = None
         #: What serves metrics and the status page, once `start_sync` was asked for that.
         self.monitoring: MonitoringServer | None = None
         self._writes = Writes()
-        self._asked_cluster: Cluster | None = None
         self._note_closed = close_at_exit(self.close)
 
     def close(self) -> None:
@@ -76,8 +77,8 @@ class HTAP(Closing):
         self.stop_sync()
         if self.monitoring is not None:
             self.monitoring.close()
-        if self._asked_cluster is not None:
-            self._asked_cluster.close()
+        if self._cluster is not None:
+            self._cluster.close()
         self._access.close()
 
     @property
@@ -161,19 +162,13 @@ class HTAP(Closing):
             QueryError: The statement does not only read, or its side refuses it.
         """
         if hint == "cluster":
-            return self._cluster().query(
-                sql, params, begun, lambda: self.query(sql, params, "olap")
-            )
+            asked = self._cluster or Cluster(self.settings)  # without one, it says what to declare
+            return asked.query(sql, params, begun, lambda: self.query(sql, params, "olap"))
         demand = Demand(max_staleness, after, self._writes.last)
         return self._access.answer_without(
             lambda it: it.query(sql, params, hint, demand, begun),
             lambda source: source.query(sql, params, hint, begun),
         )
-
-    def _cluster(self) -> Cluster:
-        if self._asked_cluster is None:
-            self._asked_cluster = Cluster(self.settings)
-        return self._asked_cluster
 
     def stream(
         self,

@@ -41,5 +41,5 @@ def objects_of(mirror: Any) -> Any:
 
 def session_of(htap: HTAP) -> Any:
     """Return the session with a cluster that is held for the next query asked of it by name."""
-    cluster: Any = htap._asked_cluster
+    cluster: Any = htap._cluster
     return cluster._engine._held
