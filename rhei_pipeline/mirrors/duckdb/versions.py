@@ -10,13 +10,20 @@ from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeat
 from rhei_pipeline.mirrors.duckdb.comparison import digested_sql
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.logical import as_kept
-from rhei_pipeline.mirrors.duckdb.tables import OWN_PLACES, apart, in_utc, registered
+from rhei_pipeline.mirrors.duckdb.tables import (
+    OWN_PLACES,
+    apart,
+    arrow_type,
+    in_utc,
+    logical_of,
+    registered,
+)
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import SEQUENCE, Operation, Versions
 from rhei_pipeline.model.large_rows import are_large
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Table
 from rhei_pipeline.model.selection import each_once
-from rhei_pipeline.model.type_names import INSTANT
+from rhei_pipeline.model.type_names import INSTANT, INTERVAL
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table
 
 _KEYS, _EVENTS = "_rhei_keys", "_rhei_events"
@@ -50,12 +57,14 @@ class VersionRows:
         else:
             present = name
         with registered(self._connection, _KEYS, events.select(list(key))):
-            found = self._connection.sql(
+            relation = self._connection.sql(
                 f"select t.*, t.rowid as {LOCATOR} from {present} t"
                 f" semi join {_KEYS} k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
-            ).to_arrow_table()
-        if present == name and not any(map(pa.types.is_interval, found.schema.types)):
-            self._found = found  # Arrow cannot hold each interval that DuckDB can
+            )
+            is_exact = all(map(_is_exact, map(str, relation.types)))
+            found = relation.to_arrow_table()
+        if present == name and is_exact:
+            self._found = found
         opened = as_texts(in_utc(found.select(shown)))
         same = repeated(opened, compared, table.schema)
         versions = opened.select([*key, VALID_FROM, LOCATOR]).append_column(REPEATED, same)
@@ -153,3 +162,12 @@ class VersionRows:
 
     def _arrow(self, sql: str) -> pa.Table:
         return as_texts(in_utc(self._connection.sql(sql).to_arrow_table()))
+
+
+def _is_exact(kind: str) -> bool:
+    """Return whether Arrow holds each value of a type of DuckDB's.
+
+    Somebody may have given the table a column of their own. No interval has more than 292 years
+    of hours there, and of types that no mirror has, some become others.
+    """
+    return arrow_type(kind) is not None and logical_of(kind) != INTERVAL

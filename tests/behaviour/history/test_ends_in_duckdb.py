@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import duckdb
 import pytest
 
 from rhei_pipeline.mirrors.duckdb import versions as ending
@@ -73,3 +74,34 @@ def test_versions_of_one_cycle_end_in_their_order(made: World) -> None:
         if before["k"] == after["k"]:
             assert before["_rhei_valid_to"] <= after["_rhei_valid_from"]
     assert made.htap.verify().equal
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "to_hours(9000000)",
+        "[to_hours(9000000)]",
+        "'12:00:00+02'::timetz",
+        "(2::hugeint ** 120)::hugeint",
+        "'0101'::bit",
+        "'2020-01-01 00:00:00.123456789'::timestamp_ns",
+    ],
+)
+def test_a_version_that_ends_keeps_what_somebody_else_put_beside_it(
+    made: World, value: str
+) -> None:
+    """Arrow has no such interval, and takes some types for others."""
+    made.crash()
+    with duckdb.connect(made.directory / "mirror.duckdb") as connection:
+        (kind,) = connection.sql(f"select {value}").types
+        connection.execute(f"alter table t add column beside {kind}")
+        connection.execute(f"update t set beside = {value}")
+    made.run("update t set w = 'x' where k = 1", "delete from t where k = 2")
+    made.htap.sync_now()
+    made.crash()
+    with duckdb.connect(made.directory / "mirror.duckdb", read_only=True) as connection:
+        found = connection.execute(
+            f"select k, beside is not distinct from {value}, typeof(beside) from t"
+            " where _rhei_valid_to is not null order by k"
+        ).fetchall()
+    assert found == [(1, True, str(kind)), (2, True, str(kind))]
