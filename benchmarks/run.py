@@ -12,6 +12,7 @@ from rich.table import Table
 
 from benchmarks import (
     capture,
+    contenders,
     delta,
     door,
     holder,
@@ -180,12 +181,21 @@ def triggers() -> Iterator[Figure]:
         )
 
 
+_MODULES = (
+    mirrors,
+    delta,
+    postgres,
+    capture,
+    many_tables,
+    door,
+    holder,
+    verifying,
+    wide,
+    contenders,
+)
 CHAPTERS: dict[str, Callable[[], Iterator[Figure]]] = {
     part.__name__: part for part in (cycles, buffer, copy, columns, idle, triggers)
-} | {
-    part.__name__.rpartition(".")[2]: part.measure
-    for part in (mirrors, delta, postgres, capture, many_tables, door, holder, verifying, wide)
-}
+} | {part.__name__.rpartition(".")[2]: part.measure for part in _MODULES}
 
 
 def chapter(name: str) -> None:

@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import duckdb
 import pytest
 
-from benchmarks import quick, sql_logic
+from benchmarks import environments, quick, sql_logic
 from benchmarks.charts import chart
+from benchmarks.contenders import CONTENDERS, Contender, Play, compared
 from benchmarks.floor import Floor
 from benchmarks.orders import orders
+from benchmarks.others.running import running
 from benchmarks.quick import Size
 from benchmarks.report import Chapter, write
 
@@ -52,6 +55,32 @@ def test_a_floor_that_misses_a_change_is_worth_nothing(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match="worth nothing"):
             floor.prove()
         floor.close()
+
+
+def test_contenders_take_turns_and_one_that_cannot_be_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    ours = CONTENDERS[0]
+    absent = Contender("absent", "with_rhei", "inmemory", ("rhei-engine",), "2.0")
+    play = Play(60, rounds=1, inserts=30, small_cycles=1, updates=5, updated_rows=20)
+    found, missing = compared([ours, absent], play)
+    assert len(found) == 5
+    assert all(cost > 0 for costs in found.values() for cost in costs[ours.name])
+    assert all(costs.keys() == {ours.name} for costs in found.values())
+    assert missing == {"absent": "cannot be installed here: Python 2.0, rhei-engine"}
+
+
+def test_a_contender_whose_copy_is_not_right_is_worth_nothing() -> None:
+    with (
+        orders(60) as table,
+        running(table.path, Path(sys.executable), "with_pipeline", "memory") as program,
+    ):
+        program.sync()
+        program.prove()
+        program.update(7)
+        with pytest.raises(SystemExit, match=r"with_pipeline memory: .* worth nothing"):
+            program.prove()
 
 
 def test_a_report_has_conditions_figures_and_what_failed(tmp_path: Path) -> None:
