@@ -9,10 +9,11 @@ copy in the table's place. What readers of the mirror see is one state of the so
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from itertools import islice
 
 from rhei_pipeline.capabilities import (
     beginning_of,
@@ -22,6 +23,7 @@ from rhei_pipeline.capabilities import (
 )
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position, RowBatch
+from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.progress import CopyProgress, Ledger, TableState, Watermark
 from rhei_pipeline.model.reports import CopyReport, TableReport
 from rhei_pipeline.model.schema import Mode, Table
@@ -31,6 +33,7 @@ from rhei_pipeline.protocols import (
     MirrorTransaction,
     OnStep,
     SourcePositions,
+    SourceRows,
     Step,
 )
 from rhei_pipeline.sql.text import mirror_table
@@ -40,6 +43,9 @@ from rhei_pipeline.sync.quarantine import refuse_overflow
 
 #: How long one read transaction of a copy may last, about: the source's WAL grows meanwhile.
 SNAPSHOT_SECONDS = 5.0
+
+#: Of a table of so many rows, a commit holds so many batches at most, or what so many seconds read.
+LARGE_TABLE_ROWS, PART_BATCHES, PART_SECONDS = 250_000, 5, 1.0
 
 #: A table that is copied at once has no more rows.
 SMALL_ROWS = 1_000
@@ -122,16 +128,39 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
             total = snapshot.count(table)
             until = time.monotonic() + SNAPSHOT_SECONDS
             while not progress.complete and time.monotonic() < until:
-                batch = snapshot.rows(table, progress.resume, options.batch_rows)
                 with mirror.transaction() as transaction:
-                    progress = _append(table, progress, batch, transaction, is_last=batch is None)
+                    batches = _batches(table, snapshot, progress.resume, options.batch_rows)
+                    for batch in batches if total >= LARGE_TABLE_ROWS else islice(batches, 1):
+                        is_last = batch is None
+                        progress = _append(table, progress, batch, transaction, is_last=is_last)
+                        rows += batch.rows.num_rows if batch else 0
+                        letters += len(batch.rejected) if batch else 0
+                        del batch
                     bounded(transaction)
-                rows += batch.rows.num_rows if batch else 0
-                letters += len(batch.rejected) if batch else 0
-                batch = None  # it may be large, and the next one is read now
                 on_progress(table.name, rows, total)
                 on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
     return Copied(rows, letters, resumed)
+
+
+def _batches(
+    table: Table, snapshot: SourceRows, resume: str | None, batch_rows: int
+) -> Iterator[RowBatch | None]:
+    """Yield what a commit of a large table's copy holds; a last None where the rows end.
+
+    A mirror writes rows by some hundred thousands: fewer are written again by the next commit.
+    """
+    until = time.monotonic() + PART_SECONDS
+    size = 0
+    for _ in range(PART_BATCHES):
+        batch = snapshot.rows(table, resume, batch_rows)
+        if batch is None:
+            yield None
+            return
+        resume, size = batch.resume, size + batch.rows.nbytes
+        yield batch
+        del batch  # it may be large, and the next one is read now
+        if size >= PORTION_BYTES or time.monotonic() >= until:
+            return
 
 
 def _replays(table: Table, snapshot: SourcePositions, mirror: Mirror) -> bool:

@@ -4,6 +4,7 @@ The driver brings a SQLite library of its own, and two of them in one process br
 locks (sqlite.org/howtocorrupt.html, section 2.2.1).
 """
 
+import gc
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ def main() -> None:
     The request's metadata says what to read; its one row holds the values that the statement
     binds. Ends with a line on standard error, and no success, where the rows are not to be had.
     """
+    gc.disable()  # nothing here refers to itself, and there is an object for each thousand rows
     with pa.ipc.open_stream(sys.stdin.buffer) as request:
         asked = {name.decode(): value.decode() for name, value in request.schema.metadata.items()}
         bound = request.read_next_batch()

@@ -8,6 +8,7 @@ state, or not at all.
 
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -40,6 +41,9 @@ LEAST_ROWS = 100_000
 _BATCH_BYTES, _BATCH_ROWS = 4 * 2**20, 1024
 #: What the pipe holds, so that the process need not wait for each few rows to be taken.
 _PIPE_BYTES = 2**20
+
+#: A library that the program does not need starts a thread for each processor otherwise.
+_SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1"}
 
 #: The driver takes a column's type from the first values it meets. These come first.
 _FIRST_VALUES = {pa.int64(): "1", pa.float64(): "0.5", pa.string(): "'a'", pa.binary(): "x'00'"}
@@ -206,6 +210,7 @@ class _Process:
                 pipesize=_PIPE_BYTES,
                 # A Ctrl-C reaches this process alone, which then ends it.
                 start_new_session=True,
+                env=os.environ | _SINGLE_THREADED,
             )
 
     def is_at(self, name: str, resume: str | None, limit: int) -> bool:

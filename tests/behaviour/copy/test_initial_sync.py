@@ -8,6 +8,7 @@ import pytest
 
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.sync import initial_sync
 from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_world import World
 from tests.support.model import source_rows
@@ -104,6 +105,25 @@ def test_a_copy_that_was_cut_off_goes_on_where_it_ended(
     report = world.htap.initial_sync("t")
     assert report.resumed
     assert report.rows < ROWS or step is Step.COPY_BEGUN
+    world.assert_equal("t")
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("step", [Step.COPY_BATCH, Step.COPY_COMPLETE])
+def test_a_copy_of_a_large_table_commits_some_batches_together_and_goes_on_behind_them(
+    make_world: MakeWorld, mode: str, step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initial_sync, "LARGE_TABLE_ROWS", ROWS)
+    world = filled(make_world, mode, batch_rows=90)
+    world.faults.arm(step, 2 if step is Step.COPY_BATCH else 1)
+    with pytest.raises(Crash):
+        world.htap.initial_sync("t")
+    world.crash()
+    world.run("update t set v = 'later' where b in (1, 999)", "delete from t where b = 2")
+    report = world.htap.initial_sync("t")
+    assert report.resumed
+    # Two commits of five batches are not read again.
+    assert report.rows == (ROWS - 2 * 5 * 90 if step is Step.COPY_BATCH else 0)
     world.assert_equal("t")
 
 
