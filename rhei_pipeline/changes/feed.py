@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from rhei_pipeline.model.changes import Versions
 from rhei_pipeline.model.feed_state import KIND, LATE, LINEAGE, FeedEntry
-from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Mode, Table, TableSchema
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, FormerNames, Mode, Table, TableSchema
 from rhei_pipeline.model.type_names import INSTANT
 
 
@@ -205,6 +205,15 @@ class Feeds(ABC):
             self._recordings.pop(table.name, None)
             self.begin(table)
             self._discard(table)
+            self.lose(table)
+
+    def reshaped(self, table: Table, former: FormerNames) -> None:
+        """Note that columns of a history are gone, or have other names than these former ones.
+
+        Of a value under another name nothing tells a consumer that it was there before.
+        """
+        self.fit(table)
+        if table.mode is Mode.TEMPORAL and former:
             self.lose(table)
 
     def drop(self, table: Table) -> None:

@@ -96,7 +96,10 @@ class FeedState:
             return "the position is of another history than the mirror has now"
         later = lineages.slice(written.index(own))
         if not pc.all(pc.equal(later[KIND], FeedEntry.BEGUN.value), min_count=0).as_py():
-            return "its history was created again or repaired since the position was given"
+            return (
+                "its history was created again or repaired, or a column was renamed in it, since"
+                " the position was given"
+            )
         bound: tuple[int, int | None] = (self.late, self.newest)
         if later.num_rows:
             bound = (later[LATE][0].as_py(), later[_SINCE][0].as_py())

@@ -340,7 +340,7 @@ class FileTransaction:
         name, own = mirror_table(table.schema), self._buffer(table)
         self._tables[name] = reshape(own, table, at, former, self.store, append_versions)
         self._drop_left(table)
-        self.feeds.fit(table)
+        self.feeds.reshaped(table, former)
 
     def _drop_left(self, table: Table) -> None:
         days = snapshots_of(table.schema)

@@ -339,7 +339,7 @@ class DuckDBTransaction:
     def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
         """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
         reshape(self._connection, table, at, former)
-        self._feeds.fit(table)
+        self._feeds.reshaped(table, former)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""

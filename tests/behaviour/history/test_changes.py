@@ -51,6 +51,30 @@ def test_a_position_of_a_history_that_was_dropped_is_refused_and_the_whole_table
 
 
 @STORAGES
+def test_who_stands_before_a_renaming_is_told_to_begin_again_and_never_lacks_a_column(
+    make_world: MakeWorld, storage: str | None
+) -> None:
+    world, consumer = made(make_world, storage), Consumer("t", ["k"])
+    consumer.read(world.htap)
+    world.run("alter table t rename column v to w", "update t set w = 'b' where k = 1")
+    assert world.htap.sync_now().tables["t"].copied_rows == 0
+    with pytest.raises(rhei.ChangesLostError, match="a column was renamed"):
+        world.htap.changes("t", consumer.position)
+    consumer.read(world.htap)
+    consumer.check(world.present("t"))
+    assert {key: row["w"] for key, row in consumer.rows.items()} == {
+        (0,): "a",
+        (1,): "b",
+        (2,): "a",
+    }
+    world.run("update t set w = 'c' where k = 2", "delete from t where k = 0")
+    world.htap.sync_now()
+    assert world.htap.changes("t", consumer.position).rows.num_rows == 2
+    consumer.read(world.htap)
+    consumer.check(world.present("t"))
+
+
+@STORAGES
 def test_a_mirror_put_back_from_a_backup_does_not_pass_for_the_one_that_was_read(
     make_world: MakeWorld, storage: str | None, tmp_path: Path
 ) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import duckdb
 import pytest
 
+from rhei_pipeline.errors import ChangesLostError
 from rhei_pipeline.protocols import Step
 from tests.support.altered_tables import STEPS, STORAGES, Way
+from tests.support.consumer import Consumer
 from tests.support.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]
@@ -72,11 +74,17 @@ def test_no_row_is_read_for_a_column_that_was_renamed(make: MakeWorld, way: Way)
 @pytest.mark.each
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_history_has_all_its_versions_under_the_new_name(make: MakeWorld, way: Way) -> None:
-    world = make(way, mode="temporal")
+    world, consumer = make(way, mode="temporal"), Consumer("t", ["id"])
+    consumer.read(world.htap)
     world.run(*_WORK)
     assert world.htap.sync_now().tables["t"].copied_rows == 0
+    with pytest.raises(ChangesLostError, match="a column was renamed"):
+        world.htap.changes("t", consumer.position)
+    consumer.read(world.htap)
     world.run("update t set name = 'later' where id = 3")
     world.htap.sync_now()
+    consumer.read(world.htap)
+    consumer.check(world.present("t"))
     history = [
         (row["id"], row["amount"], row["name"], row["c"], row["_rhei_valid_to"] is None)
         for row in world.versions("t", "id, _rhei_valid_from")
