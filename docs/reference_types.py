@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import psycopg
 import pyarrow as pa
 
-from rhei_pipeline.mirrors.datafusion.delta import delta_type
+from rhei_pipeline.mirrors.datafusion.delta_shown import delta_type
 from rhei_pipeline.model.logical_texts import EXPECTED as TAKEN
 from rhei_pipeline.model.type_names import INSTANT, INTERVAL, JSON, RANGE, STRUCT
 from rhei_pipeline.sources.postgres.catalog import arrow_type, logical_of

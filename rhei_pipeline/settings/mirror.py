@@ -56,6 +56,11 @@ class DeltaSettings(Section):
     retention_hours: int = Field(
         1, ge=1, description="How long a table's former files are kept for readers."
     )
+    deletion_vectors: bool = Field(
+        default=True,
+        description="Name removed rows in Delta's deletion vectors, which readers must know; else"
+        " files with removed rows are written again.",
+    )
 
 
 class MirrorSettings(Section):

@@ -153,4 +153,8 @@ def _delta(mirror: MirrorSettings) -> "DeltaTables":
     with needs_extra("delta", _THIS):
         from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
     chosen = mirror.delta or DeltaSettings()
-    return DeltaTables(chosen.interval_seconds, chosen.retention_hours)
+    return DeltaTables(
+        chosen.interval_seconds,
+        chosen.retention_hours,
+        deletion_vectors=chosen.deletion_vectors,
+    )

@@ -6,24 +6,22 @@ columns, so the work left is a difference of names: an interrupted publication i
 next one, and a repeated one changes nothing.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 from deltalake import Schema
-from deltalake.transaction import AddAction, CommitProperties, Transaction
 
 from rhei_pipeline.errors import MirrorError, RheiError
-from rhei_pipeline.mirrors.datafusion.deletion_vectors import present
+from rhei_pipeline.mirrors.datafusion.delta_log import LOG, NamedFile
+from rhei_pipeline.mirrors.datafusion.delta_shown import ShownFile, delta_schema, shown_files
 from rhei_pipeline.mirrors.datafusion.delta_states import write_state
-from rhei_pipeline.mirrors.datafusion.delta_target import LOG, DeltaTarget, now
+from rhei_pipeline.mirrors.datafusion.delta_target import DeltaTarget, Note
+from rhei_pipeline.mirrors.datafusion.delta_vectors import DeltaVector, holds, vector_file
 from rhei_pipeline.mirrors.datafusion.files import Files, refuse_silent_store
-from rhei_pipeline.mirrors.datafusion.formats import Parquet, encoded
-from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
-from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
+from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.publishing import PublishSchedule
 from rhei_pipeline.model.published_state import PublishedState, PublishedTable
 from rhei_pipeline.model.schema import RESERVED_PREFIX
@@ -33,9 +31,6 @@ from rhei_pipeline.model.upkeep import DamagedFile
 DELTA = "delta"
 _MAIN = "main"
 _PUBLIC = "public"
-#: After how many commits a checkpoint tells what they left. Whoever opens a table reads the log
-#: from there on, and to publish a table is to open it; Delta's own number is 100.
-_CHECKPOINT_COMMITS = "10"
 
 
 class DeltaTables:
@@ -44,9 +39,18 @@ class DeltaTables:
     Args:
         interval_seconds: The minimum time between two publications while the mirror is written.
         retention_hours: How long files that a table no longer names are kept for its readers.
+        deletion_vectors: Leave removed rows out by Delta's deletion vectors; else files that have
+            any are written again.
     """
 
-    def __init__(self, interval_seconds: float = 300.0, retention_hours: int = 1) -> None:
+    def __init__(
+        self,
+        interval_seconds: float = 300.0,
+        retention_hours: int = 1,
+        *,
+        deletion_vectors: bool = True,
+    ) -> None:
+        self._vectors = deletion_vectors
         self.pace = PublishSchedule(interval_seconds)
         self._retention_hours = retention_hours
         #: By folder, the table that is shown, and the version that shows it.
@@ -58,7 +62,6 @@ class DeltaTables:
         self._configuration = {
             "delta.deletedFileRetentionDuration": kept,
             "delta.logRetentionDuration": kept,
-            "delta.checkpointInterval": _CHECKPOINT_COMMITS,
         }
 
     def follow(self, manifest: Manifest, gone: Iterable[StoredTable], store: SegmentStore) -> None:
@@ -117,10 +120,23 @@ class DeltaTables:
         table = manifest.tables.get(name)
         if table is None:
             return ()
-        found = sorted(_damaged_files(table, store))
+        found = sorted(self._damaged_files(table, store))
         if found:
             self.begin_again(manifest, name, store)
         return tuple(DamagedFile(file, "the Delta table is written again") for file in found)
+
+    def _damaged_files(self, table: StoredTable, store: SegmentStore) -> Iterator[str]:
+        """Yield the files of a Delta table that differ from what would be published now."""
+        folder = _folder(table)
+        try:
+            target = DeltaTarget(store.files, folder)
+        except Exception:  # noqa: BLE001  (what a damaged log leads to is of many kinds)
+            yield f"{folder}/{LOG}"
+            return
+        schema = Schema.from_arrow(delta_schema(table))
+        wanted, held = self._wanted(table, target, schema), target.held_in(schema)
+        for name in held.keys() & wanted.keys():
+            yield from _differing(wanted[name], held[name], folder, store)
 
     def begin_again(self, manifest: Manifest, name: str, store: SegmentStore) -> None:
         """Delete a Delta table with its earlier versions; the next publication writes it again."""
@@ -128,8 +144,7 @@ class DeltaTables:
         if table is None or table.relation.startswith(RESERVED_PREFIX):
             return
         folder = _folder(table)
-        log = f"{folder}/{LOG}"
-        store.files.delete([*store.files.names(log), *store.files.names(folder)])
+        _delete(folder, store)
         self._forget(folder)
         self.pace.note_change()
 
@@ -144,9 +159,7 @@ class DeltaTables:
         folder = _folder(table)
         self._forget(folder)
         with _translated(table, folder):
-            # The log goes first: without it there is no table.
-            for files in (store.files.names(f"{folder}/{LOG}"), store.files.names(folder)):
-                store.files.delete(name for name in files if not name.endswith(LOG))
+            _delete(folder, store)
 
     def _forget(self, folder: str) -> None:
         self._published.pop(folder, None)
@@ -154,28 +167,44 @@ class DeltaTables:
 
     def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> int:
         """Publish a table; return the version of its Delta table."""
-        target = self._target(_folder(table), store.files)
-        wanted = {_file(table, segment): segment for segment in table.segments}
-        schema = Schema.from_arrow(_shape(table))
-        if not target.shows(set(wanted), schema):
+        target = self._target(_folder(table), store)
+        schema = Schema.from_arrow(delta_schema(table))
+        wanted = self._wanted(table, target, schema)
+        made_of = {name: file.made_of for name, file in wanted.items()}
+        if not target.shows(made_of, schema, vectors=self._vectors):
             _refuse_going_back(manifest, table, target)
-            new = [name for name in wanted if name not in target.held_in(schema)]
-            added = [_add(store, table, wanted[name], f"{target.folder}/{name}") for name in new]
+            named = _named_files(wanted, target, schema, store)
             store.files.flush()
-            target.commit(
-                added, set(wanted), schema, _properties(manifest, table), self._configuration
-            )
+            note = _note(manifest, table)
+            target.commit(named, schema, note, self._configuration, vectors=self._vectors)
             # What a process that was killed has left lies beside the log, and is looked for once.
             target.vacuum(self._retention_hours, full=target.folder not in self._published)
+            target.checkpoint()
             store.files.harden(f"{target.folder}/{LOG}")
         target.leave()
         self._left[target.folder] = target
         return target.version
 
-    def _target(self, folder: str, files: Files) -> DeltaTarget:
-        """Return a Delta table as it is: read again where it is not as this process left it."""
+    def _wanted(
+        self, table: StoredTable, target: DeltaTarget, schema: Schema
+    ) -> dict[str, ShownFile]:
+        """Return the files that show a table, by their names."""
+        held = {name: file.made_of for name, file in target.held_in(schema).items()}
+        return {file.name: file for file in shown_files(table, held, vectors=self._vectors)}
+
+    def _target(self, folder: str, store: SegmentStore) -> DeltaTarget:
+        """Return a Delta table as it is: read again where it is not as this process left it.
+
+        Readers of one that may have vectors cannot be told that it has none any more.
+        """
         left = self._left.pop(folder, None)
-        return left if left is not None and left.is_as_left() else DeltaTarget(files, folder)
+        if left is not None and left.is_as_left():
+            return left
+        found = DeltaTarget(store.files, folder)
+        if found.removes_by_vectors and not self._vectors:
+            _delete(folder, store)
+            return DeltaTarget(store.files, folder)
+        return found
 
 
 def _tables(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
@@ -198,92 +227,64 @@ def _plain(name: str) -> str:
     return "".join(kept)
 
 
-def _shape(table: StoredTable) -> pa.Schema:
-    """Return the columns in Delta's types; it has no time of day, so that becomes text."""
-    seen: set[str] = set()
-    for name in table.schema.names:
-        if name.lower() in seen:
-            raise MirrorError(
-                f"column {name!r} differs from another one by case only, which Delta cannot hold",
-                table=table.relation,
-                hint="leave it out with 'columns', or mirror to the storage 'parquet' at another"
-                " path",
-            )
-        seen.add(name.lower())
-    return pa.schema([pa.field(field.name, delta_type(field.type)) for field in table.schema])
+def _delete(folder: str, store: SegmentStore) -> None:
+    """Delete a Delta table. Its log goes first: without it there is no table."""
+    for files in (store.files.names(f"{folder}/{LOG}"), store.files.names(folder)):
+        store.files.delete(name for name in files if not name.endswith(LOG))
 
 
-def delta_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that a Delta table has for an Arrow type: it knows no times of day."""
-    return pa.string() if pa.types.is_time(kind) else kind
+def _named_files(
+    wanted: Mapping[str, ShownFile], target: DeltaTarget, schema: Schema, store: SegmentStore
+) -> dict[str, NamedFile]:
+    """Return the files of a Delta table's next version; those that it has not yet are written."""
+    held, lead = target.held_in(schema), f"{target.folder}/"
+    named = {
+        name: kept
+        for name, file in wanted.items()
+        if (kept := held.get(name)) is not None and kept.made_of == file.made_of
+    }
+    changed = {name: file for name, file in wanted.items() if name not in named}
+    vectors = _put_vectors(changed, target.folder, store)
+    for name, file in changed.items():
+        size = held[name].size if name in held else file.put(store, lead + name)
+        named[name] = NamedFile(name, size, file.rows, vectors.get(name), file.made_of)
+    return named
 
 
-def _file(table: StoredTable, segment: Segment) -> str:
-    gone = segment.gone
-    holding = [
-        [[field.name, str(field.type)] for field in table.schema],
-        sorted(segment.constants.items()),
-        [gone.file, gone.offset] if gone else None,
-        [[part.file, part.offset] for part in segment.ended],
-    ]
-    shown = hashlib.sha256(json.dumps(holding).encode()).hexdigest()[:16]
-    return f"{segment.name}-{shown}{Parquet.suffix}"
-
-
-def _add(store: SegmentStore, table: StoredTable, segment: Segment, name: str) -> AddAction:
-    if _is_shown_whole(table, segment):
-        store.files.link(name, store.place(segment.name))
-        size = store.files.size(name)
-    else:
-        size = store.write_shown(name, _shown_rows(store, table, segment))
-    stats = json.dumps({"numRecords": segment.present_rows + segment.ended_rows})
-    return AddAction(name.rpartition("/")[2], size, {}, now(), data_change=True, stats=stats)
-
-
-def _damaged_files(table: StoredTable, store: SegmentStore) -> Iterator[str]:
-    """Yield the files of a Delta table that differ from what would be published now."""
-    folder = _folder(table)
-    try:
-        target = DeltaTarget(store.files, folder)
-    except Exception:  # noqa: BLE001  (delta-rs raises types of many kinds)
-        yield f"{folder}/{LOG}"
+def _differing(
+    shown: ShownFile, named: NamedFile, folder: str, store: SegmentStore
+) -> Iterator[str]:
+    """Yield what a Delta table has of a file, or of its vector, and is not what it should be."""
+    place = f"{folder}/{named.name}"
+    if not _is_there_as(place, lambda found: found.equals(shown.content(store)), store.files):
+        yield place
+    bits, vector = shown.removed(store), named.vector
+    if bits is None or vector is None or shown.made_of != named.made_of:
         return
-    segments = {_file(table, segment): segment for segment in table.segments}
-    for name in target.held_in(Schema.from_arrow(_shape(table))).keys() & segments.keys():
-        mark = store.files.mark(f"{folder}/{name}")
-        if mark is None or not store.files.get(f"{folder}/{name}").equals(
-            _content(store, table, segments[name])
-        ):
-            yield f"{folder}/{name}"
+    place = f"{folder}/{vector.file}"
+    if not _is_there_as(place, lambda found: holds(found, vector, bits), store.files):
+        yield place
 
 
-def _content(store: SegmentStore, table: StoredTable, segment: Segment) -> pa.Buffer:
-    if _is_shown_whole(table, segment):
-        return store.content(segment)
-    return encoded(store.form, _shown_rows(store, table, segment))
+def _is_there_as(place: str, is_right: Callable[[pa.Buffer], bool], files: Files) -> bool:
+    return files.mark(place) is not None and is_right(files.get(place))
 
 
-def _is_shown_whole(table: StoredTable, segment: Segment) -> bool:
-    """Return whether Delta readers can use the segment's own file."""
-    if segment.gone or segment.constants:
-        return False
-    wanted = {field.name: delta_type(field.type) for field in table.schema}
-    return all(wanted.get(field.name, field.type) == field.type for field in segment.schema)
+def _put_vectors(
+    shown: Mapping[str, ShownFile], folder: str, store: SegmentStore
+) -> dict[str, DeltaVector]:
+    """Write the vectors of these files into one file; return where each is."""
+    bitmaps = {name: file.removed(store) for name, file in shown.items()}
+    removing = {name: bits for name, bits in bitmaps.items() if bits is not None}
+    if not removing:
+        return {}
+    content, vectors = vector_file(list(removing.values()))
+    store.files.put(f"{folder}/{vectors[0].file}", content)
+    return dict(zip(removing, vectors, strict=True))
 
 
-def _shown_rows(store: SegmentStore, table: StoredTable, segment: Segment) -> pa.Table:
-    rows = store.form.read(store.content(segment), segment.schema.names)
-    bits = store.bits(segment)
-    if bits is not None:
-        rows = rows.filter(pa.array(present(bits, segment.rows)))
-    shown = [conform(rows, table.schema, segment.constants)]
-    if segment.ended:
-        shown.append(store.ended_rows(segment, table.schema)[0])
-    return pa.concat_tables(shown).cast(_shape(table))
-
-
-def _properties(manifest: Manifest, table: StoredTable) -> CommitProperties:
-    properties: dict[str, Any] = {
+def _note(manifest: Manifest, table: StoredTable) -> Note:
+    told: dict[str, Any] = {
         "rhei.version": manifest.version,
         "rhei.committed_at": manifest.committed_at.isoformat(),
     }
@@ -291,10 +292,9 @@ def _properties(manifest: Manifest, table: StoredTable) -> CommitProperties:
     name = table.relation if table.namespace is None else f"{table.namespace}.{table.relation}"
     mark = marks.get(name) or (marks.get(table.relation) if table.namespace == _PUBLIC else None)
     if mark is not None:
-        properties["rhei.watermark"] = mark.position.order
-        properties["rhei.recorded_at"] = mark.recorded_at.isoformat()
-    applied = Transaction(_application(manifest), manifest.version, now())
-    return CommitProperties(properties, max_commit_retries=0, app_transactions=[applied])
+        told["rhei.watermark"] = mark.position.order
+        told["rhei.recorded_at"] = mark.recorded_at.isoformat()
+    return Note(told, _application(manifest), manifest.version)
 
 
 def _state(manifest: Manifest, versions: Mapping[str, int]) -> PublishedState:

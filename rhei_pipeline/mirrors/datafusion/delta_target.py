@@ -4,146 +4,192 @@ To open a table is to read its log. Who has committed last knows what it left; i
 log's newest entry is still its own, and reads no more.
 """
 
-import math
-import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import pyarrow as pa
 from deltalake import DeltaTable, Schema
-from deltalake.exceptions import TableNotFoundError
-from deltalake.transaction import (
-    AddAction,
-    CommitProperties,
-    RemoveAction,
-    create_table_with_add_actions,
-)
 
+from rhei_pipeline.mirrors.datafusion.delta_log import (
+    Action,
+    DeltaState,
+    NamedFile,
+    entry,
+    now,
+    read_log,
+    written,
+)
 from rhei_pipeline.mirrors.datafusion.files import Files, Mark
 
-#: The folder of a table's log.
-LOG = "_delta_log"
-#: Files are looked for that nobody reads any more so often, for each hour that they are kept.
-_VACUUM_SECONDS = 900.0
+#: What readers must be able to do: leave removed rows out, and hold instants without a zone.
+VECTORS, _LOCAL_TIMES = "deletionVectors", "timestampNtz"
+_LOCAL_TIME = "timestamp_ntz"
+_VECTORS_ENABLED = "delta.enableDeletionVectors"
+#: After how many commits a checkpoint tells what they left. Whoever opens a table reads the log
+#: from there on.
+_CHECKPOINT_COMMITS = 10
+_HOUR_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a commit tells of itself.
+
+    Attributes:
+        told: Whatever its history shows.
+        application: Who notes `version` in the table.
+    """
+
+    told: Mapping[str, Any]
+    application: str
+    version: int
 
 
 class DeltaTarget:
-    """A Delta table as it is, and what it holds.
-
-    Attributes:
-        held: The files that its version names, and their bytes.
-    """
+    """A Delta table as it is, and what it holds."""
 
     def __init__(self, files: Files, folder: str) -> None:
         self.folder = folder
         self._files = files
-        self._options = files.storage_options
-        self._uri = f"{files.root}/{folder}"
-        self._table = self._load()
-        self.held = dict(_active(self._table)) if self._table else {}
+        found = read_log(files, folder)
+        self._is_there = found is not None
+        self._state = found or DeltaState()
         self._mark: Mark | None = None
-        self._vacuumed_at = -math.inf
-
-    def _load(self) -> DeltaTable | None:
-        # Asking first whether there is one would hold all threads up while a store answers.
-        try:
-            return DeltaTable(self._uri, storage_options=self._options)
-        except TableNotFoundError:
-            return None
 
     @property
     def version(self) -> int:
         """The version of the table as it was read or committed last."""
-        if self._table is None:
-            self._table = DeltaTable(self._uri, storage_options=self._options)
-        return int(self._table.version())
+        return self._state.version
+
+    @property
+    def removes_by_vectors(self) -> bool:
+        """Whether readers of the table have to leave removed rows out."""
+        return VECTORS in self._state.features
 
     def leave(self) -> None:
         """Note by what the newest entry of the log is known again."""
-        self._mark = self._files.mark(self._entry(self.version))
+        self._mark = self._files.mark(entry(self.folder, self.version))
 
     def is_as_left(self) -> bool:
         """Return whether the log's newest entry is still the one that was left."""
-        if self._mark is None or self._files.mark(self._entry(self.version)) != self._mark:
+        newest = entry(self.folder, self.version)
+        if self._mark is None or self._files.mark(newest) != self._mark:
             return False
-        return self._files.mark(self._entry(self.version + 1)) is None
+        return self._files.mark(entry(self.folder, self.version + 1)) is None
 
-    def _entry(self, version: int) -> str:
-        return f"{self.folder}/{LOG}/{version:020}.json"
+    def held_in(self, schema: Schema) -> Mapping[str, NamedFile]:
+        """Return the files that its version names; none where the schema is another one."""
+        return self._state.files if self._has(schema) else {}
 
-    def held_in(self, schema: Schema) -> Mapping[str, int]:
-        """Return the files held, and their bytes; none where the schema is another one."""
-        fits = self._table is not None and self._table.schema() == schema
-        return self.held if fits else {}
+    def _has(self, schema: Schema) -> bool:
+        return self._is_there and Schema.from_json(self._state.schema) == schema
 
-    def shows(self, wanted: set[str], schema: Schema) -> bool:
-        """Return whether the table has just these files, and this schema."""
-        if self._table is None or self._table.schema() != schema:
+    def shows(self, wanted: Mapping[str, str], schema: Schema, *, vectors: bool) -> bool:
+        """Return whether the table has just these files, made of this, and this schema."""
+        if not self._has(schema) or self.removes_by_vectors is not vectors:
             return False
-        return self.held.keys() == wanted
+        return {name: file.made_of for name, file in self._state.files.items()} == wanted
 
     def version_of(self, application: str) -> int | None:
-        """Return the version that an application has noted in the table; this reads the log.
-
-        A table that is as it was left needs no question: no later version was noted there.
-        """
-        if self._table is None or self._mark is not None:
-            return None
-        return self._table.transaction_version(application)
+        """Return the version that an application has noted in the table."""
+        return self._state.applied.get(application)
 
     def commit(
         self,
-        added: list[AddAction],
-        wanted: set[str],
+        wanted: Mapping[str, NamedFile],
         schema: Schema,
-        properties: CommitProperties,
+        note: Note,
         configuration: Mapping[str, str],
+        *,
+        vectors: bool,
     ) -> None:
-        """Commit one version of the table that names exactly the wanted files."""
-        held = dict(self.held_in(schema))
-        if self._table is None or self._table.schema() != schema:
-            # Replaces the schema, what readers must be able to do, and all files at once.
-            create_table_with_add_actions(
-                self._uri,
-                schema,
-                added,
-                mode="overwrite",
-                configuration=configuration,
-                storage_options=self._options,
-                commit_properties=properties,
-            )
-            self._table = self._load()
-        else:
-            gone = [
-                RemoveAction(name, data_change=True, deletion_timestamp=now(), size=size)
-                for name, size in held.items()
-                if name not in wanted
-            ]
-            self._table.create_write_transaction(
-                [*added, *gone], "append", schema, commit_properties=properties
-            )
-            self._table.update_incremental()
-        new = {action.path: action.size for action in added}
-        self.held = {name: size for name, size in (held | new).items() if name in wanted}
+        """Commit one version of the table that names exactly the wanted files.
+
+        Raises:
+            MirrorBusyError: Another process has committed since it was read.
+        """
+        features = _features(schema, vectors=vectors)
+        if vectors:
+            configuration = {**configuration, _VECTORS_ENABLED: "true"}
+        actions = [_told(note), *self._shaped(schema, features, configuration)]
+        held = self._state.files
+        stay = {file.identity for file in wanted.values()}
+        actions += [file.removed() for file in held.values() if file.identity not in stay]
+        actions += [file.added() for name, file in wanted.items() if file != held.get(name)]
+        actions.append(
+            {"txn": {"appId": note.application, "version": note.version, "lastUpdated": now()}}
+        )
+        version = self.version + 1
+        self._files.create(entry(self.folder, version), written(actions))
+        self._state.apply(actions)
+        self._state.version, self._is_there = version, True
+
+    def _shaped(
+        self, schema: Schema, features: frozenset[str], configuration: Mapping[str, str]
+    ) -> Iterable[Action]:
+        """Yield what a commit has to say of readers and columns, where that is not said yet."""
+        state = self._state
+        if not self._is_there or features != state.features:
+            yield {"protocol": _protocol(features)}
+        if not self._has(schema) or configuration != state.configuration:
+            yield {
+                "metaData": {
+                    "id": state.table_id or str(uuid.uuid4()),
+                    "format": {"provider": "parquet", "options": {}},
+                    "schemaString": schema.to_json(),
+                    "partitionColumns": [],
+                    "configuration": dict(configuration),
+                    "createdTime": now(),
+                }
+            }
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint of what ten commits left, and delete entries that are older."""
+        if self.version - self._state.checkpoint >= _CHECKPOINT_COMMITS:
+            uri, options = f"{self._files.root}/{self.folder}", self._files.storage_options
+            table = DeltaTable(uri, storage_options=options)
+            table.create_checkpoint()
+            table.cleanup_metadata()
+            self._state.checkpoint = self.version
 
     def vacuum(self, retention_hours: int, *, full: bool) -> None:
-        """Delete files that no version younger than these hours names; `full`: unknown ones too.
-
-        To look for them is to read the log: not for every commit.
-        """
-        waited = time.monotonic() - self._vacuumed_at
-        if self._table is not None and (full or waited >= retention_hours * _VACUUM_SECONDS):
-            self._table.vacuum(
-                retention_hours, dry_run=False, enforce_retention_duration=False, full=full
-            )
-            self._table.update_incremental()
-            self._vacuumed_at = time.monotonic()
-
-
-def _active(table: DeltaTable) -> Iterator[tuple[str, int]]:
-    actions = pa.table(table.get_add_actions(flatten=True))
-    yield from zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True)
+        """Delete files that no version younger than these hours names; `full`: unknown ones too."""
+        standing, left = self._state.standing, self._state.left
+        before = now() - retention_hours * _HOUR_MS
+        gone = {name for name, at in left.items() if at <= before}
+        self._state.left = {name: at for name, at in left.items() if name not in gone}
+        places = {f"{self.folder}/{name}" for name in gone - standing}
+        if full:
+            lead = f"{self.folder}/"
+            unknown = {name.removeprefix(lead) for name in self._files.abandoned(self.folder)}
+            unknown = {name for name in unknown if "/" not in name} - standing - left.keys()
+            places |= {lead + name for name in unknown}
+        self._files.delete(sorted(places))
 
 
-def now() -> int:
-    """Return the present instant as Delta's log has it, in milliseconds."""
-    return int(time.time() * 1000)
+def _features(schema: Schema, *, vectors: bool) -> frozenset[str]:
+    wanted = {VECTORS} if vectors else set()
+    return frozenset(wanted | ({_LOCAL_TIMES} if _LOCAL_TIME in schema.to_json() else set()))
+
+
+def _protocol(features: frozenset[str]) -> Action:
+    if not features:
+        return {"minReaderVersion": 1, "minWriterVersion": 2}
+    listed = sorted(features)
+    return {
+        "minReaderVersion": 3,
+        "minWriterVersion": 7,
+        "readerFeatures": listed,
+        "writerFeatures": listed,
+    }
+
+
+def _told(note: Note) -> Action:
+    told = {
+        "timestamp": now(),
+        "operation": "WRITE",
+        "operationParameters": {"mode": "Append"},
+        "engineInfo": "rhei-pipeline",
+    }
+    return {"commitInfo": {**told, **note.told}}

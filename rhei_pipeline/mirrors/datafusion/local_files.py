@@ -146,7 +146,7 @@ class LocalFiles:
         file = self._path / name
         partial = file.with_name(file.name + _PARTIAL)
         with self._translated():
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(content)
             make_durable(partial)
             try:

@@ -26,6 +26,7 @@ from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 from rhei_pipeline.testing.oracle import Row, arrow_rows
+from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_world import World
 from tests.support.forked import run
 from tests.support.model import source_rows
@@ -52,7 +53,7 @@ def delta(world: World, table: str) -> DeltaTable:
 
 def present(world: World, table: str) -> frozenset[Row]:
     """Return the rows that a Delta reader finds to be valid now, with the source's columns."""
-    found = delta(world, table).to_pyarrow_table()
+    found = read_by_delta_rs(delta(world, table))
     if "_rhei_valid_to" in found.column_names:
         found = found.filter(found["_rhei_valid_to"].is_null())
     return arrow_rows(found.select(world.columns(table)))
@@ -90,10 +91,10 @@ def test_a_delta_reader_finds_what_the_source_holds(make_world: MakeWorld, mode:
             for table in ("t", "u"):
                 assert present(world, table) == source_rows(world.app, table)
                 everything = htap.query(f"select * from {table}", hint="olap")
-                assert arrow_rows(delta(world, table).to_pyarrow_table()) == arrow_rows(everything)
+                assert arrow_rows(read_by_delta_rs(delta(world, table))) == arrow_rows(everything)
             assert htap.verify().equal
     queried = QueryBuilder().register("t", delta(world, "t")).execute("select * from t")
-    assert arrow_rows(pa.table(queried)) == arrow_rows(delta(world, "t").to_pyarrow_table())
+    assert arrow_rows(pa.table(queried)) == arrow_rows(read_by_delta_rs(delta(world, "t")))
     told = delta(world, "t").history(1)[0]
     assert versions(world, "t") == sorted(set(versions(world, "t")))
     assert told["rhei.watermark"] > 0
@@ -158,7 +159,8 @@ with HTAP(Settings(**json.loads(sys.argv[1]))) as htap:
 """
 _INSTANTS = {
     "after the mirror's commit": "delta_tables.DeltaTables.catch_up = die",
-    "before the first file": "delta_tables._add = die",
+    "before the first file": "delta_tables._named_files = die",
+    "after the vectors": "delta_tables.ShownFile.put = die",
     "after the files": "delta_tables.DeltaTarget.commit = die",
     "after a table's commit": "delta_tables.DeltaTarget.vacuum = die",
 }
@@ -248,7 +250,7 @@ def test_every_type_is_published_bit_for_bit(tmp_path: Path, mode: Mode) -> None
     arrays = [pa.array(values, kind) for kind, values in VALUES.values()]
     rows = pa.table(arrays, schema=table.schema.arrow)
     adopt(mirror, table, rows)
-    found = reader(mirror, "main/t").to_pyarrow_table()
+    found = read_by_delta_rs(reader(mirror, "main/t"))
     assert found.schema.types == table.mirror_schema.types
     assert arrow_rows(found.select(list(VALUES))) == arrow_rows(rows)
     mirror.close()
@@ -264,7 +266,7 @@ def test_a_type_that_readers_must_know_is_added_to_a_table_that_stands(tmp_path:
         table = declared("t", Mode.TEMPORAL, k=pa.int64(), **kinds)
         adopt(mirror, table, table.schema.arrow.empty_table() if kinds else ONE)
         shown = mirror.query("select * from t")
-        found = reader(mirror, "main/t").to_pyarrow_table()
+        found = read_by_delta_rs(reader(mirror, "main/t"))
         assert set(found.column_names) == {*table.mirror_schema.names}
         assert found.select(shown.column_names).equals(shown)
     mirror.close()
@@ -275,7 +277,7 @@ def test_a_time_of_day_is_published_as_text(tmp_path: Path) -> None:
     table = declared("t", k=pa.int64(), at=pa.time64("us"))
     given = [time(1, 2, 3, 456789), None]
     adopt(mirror, table, pa.table([[1, 2], given], schema=table.schema.arrow))
-    found = reader(mirror, "main/t").to_pyarrow_table().sort_by("k")
+    found = read_by_delta_rs(reader(mirror, "main/t")).sort_by("k")
     assert found["at"].to_pylist() == ["01:02:03.456789", None]
     mirror.close()
 
@@ -288,7 +290,7 @@ def test_names_become_folders_that_nothing_takes_for_anything_else(tmp_path: Pat
     folders = {folder.name for folder in (tmp_path / "m" / "delta" / "main").iterdir()}
     assert folders == {"a~2f~b", "~2e~~2e~", "~f6~~20~~25~2e", "A", "a~7e~2f~7e~b"}
     for folder in folders:
-        assert reader(mirror, f"main/{folder}").to_pyarrow_table().to_pylist() == [
+        assert read_by_delta_rs(reader(mirror, f"main/{folder}")).to_pylist() == [
             {"k": 1, "a b,;": 2}
         ]
     mirror.close()
@@ -338,7 +340,7 @@ def test_versions_that_ended_in_place_are_published_with_their_ends(make_world: 
         htap.sync_now()
         world.run("update t set v = 1 where k < 3", "delete from t where k = 9")
         htap.sync_now()
-    found = delta(world, "t").to_pyarrow_table().to_pylist()
+    found = read_by_delta_rs(delta(world, "t")).to_pylist()
     ended = {row["k"]: row["_rhei_operation"] for row in found if row["_rhei_valid_to"]}
     assert ended == {0: "I", 1: "I", 2: "I", 9: "D"}
     assert len(found) == 54

@@ -23,6 +23,7 @@ from rhei_pipeline.errors import MirrorBusyError, MirrorUnreachableError, RheiEr
 from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
 from rhei_pipeline.mirrors.datafusion.storages import open_files
 from rhei_pipeline.testing.oracle import exact
+from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 from tests.support.forked import Forked
@@ -132,7 +133,7 @@ class Mirrored:
             options = self.bucket.storage_options
             shown = DeltaTable(f"{root}/{table.folder}", table.version, storage_options=options)
             found = there.query(f"select * from {table.name}", hint="olap")
-            assert counted(shown.to_pyarrow_table()) == counted(found), table.name
+            assert counted(read_by_delta_rs(shown)) == counted(found), table.name
 
     def close(self) -> None:
         """Close the mirror in the bucket."""

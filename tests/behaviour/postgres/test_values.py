@@ -26,6 +26,7 @@ from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.interval_texts import with_interval_texts
 from rhei_pipeline.server.flight.server import FlightSqlServer
 from rhei_pipeline.sources.postgres.logical import pgoutput
+from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.parts import connection_of, engine_of
 
@@ -213,7 +214,7 @@ def _readings(
         yield "snapshot", world.htap.query(sql, hint="olap")
     world.crash()
     if storage == "delta":
-        yield "delta", DeltaTable(f"{world.directory}/delta/delta/public/t").to_pyarrow_table()
+        yield "delta", read_by_delta_rs(DeltaTable(f"{world.directory}/delta/delta/public/t"))
     if storage is None:
         with duckdb.connect(world.directory / "mirror.duckdb", read_only=True) as beside:
             beside.execute("set timezone = 'UTC'")

@@ -219,7 +219,7 @@ def test_a_published_copy_that_could_not_be_replaced_is_named(
     world.htap.sync_now()
     with monkeypatch.context() as patched:
         if storage:
-            patched.setattr(delta_tables, "_add", disk_full)
+            patched.setattr(delta_tables, "_named_files", disk_full)
         else:
             copy.unlink()
             (copy / "in the way").mkdir(parents=True)
