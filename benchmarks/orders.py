@@ -80,6 +80,7 @@ class Orders:
                 source={"path": self.path},
                 capture={"buffer": buffer},
                 mirror={"kind": "datafusion", "storage": storage, "path": self.directory / mode}
+                | ({"delta": {"deletion_vectors": True}} if storage == "delta" else {})
                 if storage
                 else {"path": self.directory / f"{mode}.duckdb"},
                 registry={"path": self.directory / f"{mode}.json"},

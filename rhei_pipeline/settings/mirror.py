@@ -57,7 +57,7 @@ class DeltaSettings(Section):
         1, ge=1, description="How long a table's former files are kept for readers."
     )
     deletion_vectors: bool = Field(
-        default=True,
+        default=False,
         description="Name removed rows in Delta's deletion vectors, which readers must know; else"
         " files with removed rows are written again.",
     )

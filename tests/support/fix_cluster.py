@@ -30,6 +30,8 @@ def with_cluster(
 ) -> Settings:
     """Return a world's declaration with a cluster; its Delta tables are published at once."""
     values = {name: getattr(world.settings, name) for name in ("source", "capture", "registry")}
-    mirror = world.settings.mirror.model_dump() | {"delta": {"interval_seconds": 0}}
+    mirror = world.settings.mirror.model_dump() | {
+        "delta": {"interval_seconds": 0, "deletion_vectors": True}
+    }
     compute = {"kind": kind, "endpoint": endpoint, **more}
     return Settings(**values, mirror=mirror, tables=tables, compute=compute)

@@ -27,6 +27,7 @@ class World:
     batch_rows: int = 50_000
     mirror_path: str | None = None
     storage: str | None = None
+    delta: dict[str, Any] | None = None
     buffered: bool = False
     prune: bool = True
     limits: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class World:
                 "path": self.mirror_path or self.directory / (self.storage or "mirror.duckdb"),
                 "lock_timeout_seconds": 0.5,
                 "published": self.published,
+                **({} if self.delta is None else {"delta": self.delta}),
             },
             registry={"path": self.directory / "registry.json"},
             local=self.local,

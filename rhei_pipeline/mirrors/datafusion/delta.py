@@ -48,7 +48,7 @@ class DeltaTables:
         interval_seconds: float = 300.0,
         retention_hours: int = 1,
         *,
-        deletion_vectors: bool = True,
+        deletion_vectors: bool = False,
     ) -> None:
         self._vectors = deletion_vectors
         self.pace = PublishSchedule(interval_seconds)

@@ -271,7 +271,8 @@ def test_a_manifest_deleted_from_a_bucket_is_noticed(
 def test_a_delta_table_that_is_damaged_is_made_anew(
     make_world: MakeWorld, kind: str, suffix: str
 ) -> None:
-    world = make_world(storage="delta", mode="temporal")
+    delta = {"deletion_vectors": True}
+    world = make_world(storage="delta", mode="temporal", delta=delta)
     world.run("create table t(id integer primary key, v)")
     world.run(*(f"insert into t values ({key}, {key})" for key in range(1, 10)))
     world.htap.sync_now()

@@ -37,12 +37,12 @@ BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def settings(world: World, interval: float = 0) -> Settings:
+def settings(world: World, interval: float = 0, *, vectors: bool = False) -> Settings:
     mirror = {
         "kind": "datafusion",
         "storage": "delta",
         "path": world.directory / "delta",
-        "delta": {"interval_seconds": interval},
+        "delta": {"interval_seconds": interval, "deletion_vectors": vectors},
     }
     return Settings(**{**world.settings.model_dump(), "mirror": mirror})
 
@@ -168,25 +168,27 @@ _INSTANTS = {
 
 @pytest.mark.each
 @BOTH_MODES
+@pytest.mark.parametrize("vectors", [False, True])
 @pytest.mark.parametrize("instant", _INSTANTS.values(), ids=_INSTANTS.keys())
 def test_a_process_killed_while_it_publishes(
-    make_world: MakeWorld, mode: str, instant: str
+    make_world: MakeWorld, mode: str, instant: str, *, vectors: bool
 ) -> None:
     world = filled(make_world(mode=mode))
-    with HTAP(settings(world)) as htap:
+    declared = settings(world, vectors=vectors)
+    with HTAP(declared) as htap:
         htap.sync_now()
     before = {table: source_rows(world.app, table) for table in ("t", "u")}
     for turn in range(2):
         world.run(f"insert into t values ({turn + 2}, 0)", f"update t set v = {turn} where id = 1")
         world.run("update u set v = v || 'x'")
-        died = run(_SYNC_AND_DIE, settings(world).model_dump_json(), instant)
+        died = run(_SYNC_AND_DIE, declared.model_dump_json(), instant)
         assert died.returncode == -signal.SIGKILL
         now = {table: source_rows(world.app, table) for table in ("t", "u")}
         for table in ("t", "u"):
             assert present(world, table) in (before[table], now[table])
         if instant != _INSTANTS["after a table's commit"]:
             assert [present(world, table) for table in ("t", "u")] == list(before.values())
-    with HTAP(settings(world)) as htap:
+    with HTAP(declared) as htap:
         htap.sync_now()
         assert htap.verify().equal
     for table in ("t", "u"):

@@ -70,7 +70,12 @@ class Mirrored:
         """The declaration of the mirror in the bucket, without any patience."""
         stored = {**self.bucket.settings, **self.bucket.keys, "retry_seconds": 0}
         place = {"path": f"{self.bucket.url}/{self.root}", "object_store": stored}
-        mirror = {"kind": "datafusion", "storage": "delta", **place}
+        mirror = {
+            "kind": "datafusion",
+            "storage": "delta",
+            "delta": {"deletion_vectors": True},
+            **place,
+        }
         return self._declared(f"there_{self.root}", **mirror)
 
     def _declared(self, name: str, **mirror: Any) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_two_mirrors_below_one_root_are_read_together_and_name_what_they_publish
             "storage": "delta",
             "path": f"{bucket.url}/{name}",
             "object_store": bucket.settings | bucket.keys,
-            "delta": {"interval_seconds": 0},
+            "delta": {"interval_seconds": 0, "deletion_vectors": True},
         }
         declared[name] = Settings(**{**world.settings.model_dump(), "mirror": mirror})
         with HTAP(declared[name]) as htap:
