@@ -48,14 +48,13 @@ class TriggerLog:
     @property
     def schema(self) -> TableSchema | None:
         """The table that it was made for, as the mirror saw it that had it made."""
-        return None if self.shape is None else TableSchema.from_json(json.loads(self.shape))
+        schemas = self.schemas
+        return schemas[-1] if schemas else None
 
     @property
-    def schemas(self) -> list[TableSchema]:
+    def schemas(self) -> tuple[TableSchema, ...]:
         """The same, and before it those with the names that columns had earlier in this log."""
-        form = {} if self.shape is None else json.loads(self.shape)
-        former = [TableSchema.from_json(each) for each in form.get(_FORMERLY, ())]
-        return [*former, TableSchema.from_json(form)] if form else []
+        return () if self.shape is None else _schemas_of(self.shape)
 
     def places(self, schema: TableSchema) -> list[str]:
         """Return where it keeps a table's columns, the key's first; `null` for one it lacks."""
@@ -76,6 +75,13 @@ class TriggerLog:
             return f"{log} entry"
         continued = f"rest.seq = entry.seq + 1 and rest.live = {CONTINUED}"
         return f"{log} entry left join {log} rest on {continued}"
+
+
+@lru_cache(maxsize=1024)
+def _schemas_of(shape: str) -> tuple[TableSchema, ...]:
+    """Read a shape once, not in each cycle: that takes most of a millisecond."""
+    form = json.loads(shape)
+    return tuple(TableSchema.from_json(each) for each in (*form.get(_FORMERLY, ()), form))
 
 
 def _key_first(schema: TableSchema) -> list[str]:
