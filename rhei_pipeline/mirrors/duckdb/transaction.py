@@ -33,7 +33,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     registered,
     write_built,
 )
-from rhei_pipeline.mirrors.duckdb.upsert import UPSERTS, numbered, upsert
+from rhei_pipeline.mirrors.duckdb.upsert import UPSERTS, Upsert, fit_together, numbered
 from rhei_pipeline.mirrors.duckdb.versions import VersionRows
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import (
@@ -101,21 +101,26 @@ class DuckDBTransaction:
         return self._merge(table, mirror_table(table.schema), changes)
 
     def _merge(self, table: Table, target: str, changes: NetChanges) -> Counts:
-        inserted = updated = deleted = 0
-        if changes.upserts.num_rows:
-            upserts = numbered(as_kept(self._connection, changes.upserts, table.schema))
-            kept = values_kept(self._connection, table, target)
-            with self.large_rows.shown(UPSERTS, upserts), kept:
-                inserted, updated = upsert(
-                    self._connection, table, target, upserts.num_rows, large=are_large(upserts)
-                )
-        if changes.tombstones.num_rows:
-            with registered(self._connection, "_rhei_tombstones", changes.tombstones):
+        rows, gone, counts = changes.upserts, changes.tombstones, Counts()
+        if fit_together(changes):
+            rows = pa.concat_tables([rows, gone], promote_options="default")
+            gone = gone.slice(0, 0)
+        if rows.num_rows:
+            counts += self._upsert(table, target, rows, changes.upserts.num_rows)
+        if gone.num_rows:
+            with registered(self._connection, "_rhei_tombstones", gone):
                 same = matching("t", "k", table.schema.primary_key)
-                deleted = self._changed(
-                    f"delete from {target} t using _rhei_tombstones k where {same}"
-                )
-        return Counts(inserted, updated, deleted)
+                statement = f"delete from {target} t using _rhei_tombstones k where {same}"
+                counts += Counts(deleted=self._changed(statement))
+        return counts
+
+    def _upsert(self, table: Table, target: str, given: pa.Table, count: int) -> Counts:
+        """Bring the first rows to a table, so many; delete those of the keys behind them."""
+        shown = numbered(as_kept(self._connection, given, table.schema))
+        kept = values_kept(self._connection, table, target)
+        with self.large_rows.shown(UPSERTS, shown), kept:
+            rows, large = shown.num_rows, are_large(shown)
+            return Upsert(self._connection, table, target, rows, count, large).run()
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the current rows of those keys."""

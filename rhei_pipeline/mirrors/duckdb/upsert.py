@@ -1,4 +1,4 @@
-"""Writes those of some rows that a table lacks, or has otherwise, and leaves the others alone."""
+"""Brings a table's rows up to others: those that are equal already are left alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.comparison import differs_sql, digested_sql
-from rhei_pipeline.mirrors.duckdb.tables import apart, registered
+from rhei_pipeline.mirrors.duckdb.row_places import FEW_PLACES, changed, delete_at
+from rhei_pipeline.mirrors.duckdb.tables import registered
 from rhei_pipeline.mirrors.met_rows import Flags, Places
+from rhei_pipeline.model.changes import Counts, NetChanges
+from rhei_pipeline.model.large_rows import are_large
 from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.model.selection import each_once
 from rhei_pipeline.sql.text import listed, matching
@@ -17,10 +20,21 @@ from rhei_pipeline.sql.text import listed, matching
 #: What the rows are registered as, each with its number among them.
 UPSERTS = "_rhei_upserts"
 _NUMBER, _PLACE, _DIFFERS = "_rhei_number", "_rhei_place", "_rhei_differs"
-_GONE, _EQUAL, _UNDECIDED = "_rhei_gone", "_rhei_equal", "_rhei_undecided"
+_EQUAL, _UNDECIDED = "_rhei_equal", "_rhei_undecided"
 _DIGESTED = "_rhei_digested"
 #: So many rows are compared by their numbers first: of a large table, reading texts takes most.
 _MANY = 5_000
+#: The most nulls that keys of deleted rows may take beside them.
+_MOST_NULLS = 2**20
+
+
+def fit_together(changes: NetChanges) -> bool:
+    """Return whether keys that go are to stand behind the rows, so that a table is asked once.
+
+    They have nulls beside them, and large values would be copied to tell them apart.
+    """
+    nulls = changes.tombstones.num_rows * changes.upserts.num_columns
+    return bool(0 < nulls <= _MOST_NULLS) and not are_large(changes.upserts)
 
 
 def numbered(rows: pa.Table) -> pa.Table:
@@ -28,55 +42,102 @@ def numbered(rows: pa.Table) -> pa.Table:
     return rows.append_column(_NUMBER, pa.array(np.arange(rows.num_rows, dtype=np.int64)))
 
 
-def upsert(
-    connection: duckdb.DuckDBPyConnection, table: Table, target: str, count: int, *, large: bool
-) -> tuple[int, int]:
-    """Write those of the registered rows that differ; return how many were inserted and updated.
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """What is registered, and is to be brought to a table.
 
-    Nothing of them is staged: until it commits, a transaction holds in memory all that it staged.
-    Large ones are only scanned, and compared by digests: a join would hold their values once more.
+    Attributes:
+        connection: In the transaction that writes.
+        table: What is written.
+        target: Its name, or that of its copy.
+        rows: How many rows are registered.
+        rows: How many rows are registered.
+        count: How many of them, at the beginning, are to be in the table. Those of the keys behind
+            them are to go.
+        large: Whether there are large values among them.
     """
-    if large:
-        met = _met_by_digests(connection, table, target)
-    else:
-        met = _met(connection, table, target, count)
-    equal, replaced = met.numbers[~met.differ], 0
-    if len(equal) < len(met.numbers):
-        replaced = _delete(connection, table, target, met, by_keys=not large)
-    if len(equal) < count:
-        _insert(connection, table, target, equal)
-    return count - len(each_once(met.numbers)), replaced
 
+    connection: duckdb.DuckDBPyConnection
+    table: Table
+    target: str
+    rows: int
+    count: int
+    large: bool
 
-def _delete(
-    connection: duckdb.DuckDBPyConnection, table: Table, target: str, met: "_Met", *, by_keys: bool
-) -> int:
-    """Delete the rows that differ, by their keys if these are all; return how many."""
-    if by_keys and met.differ.all():
-        # Without a table of their places: to register one takes most of a millisecond.
-        same = matching("t", "u", table.schema.primary_key)
-        return _changed(connection, f"delete from {target} t using {UPSERTS} u where {same}")
-    places, count = met.places[met.differ], 0
-    for some in apart(pa.table({_PLACE: places}), _PLACE):
-        with registered(connection, _GONE, some):
-            statement = f"delete from {target} where rowid in (select {_PLACE} from {_GONE})"
-            count += _changed(connection, statement)
-    return count
+    def run(self) -> Counts:
+        """Write those that differ, and delete those that go.
 
+        Nothing of them is staged: until it commits, a transaction holds in memory all that it
+        staged. Large ones are only scanned, and compared by digests: a join would hold their
+        values once more.
+        """
+        met = self._met_by_digests() if self.large else self._met()
+        stays = met.numbers < self.count
+        replaced = int(np.count_nonzero(met.differ & stays))
+        leaves = met.differ | ~stays
+        gone = self._delete(met.places[leaves], is_all=bool(leaves.all()))
+        equal = met.numbers[~leaves]
+        if len(equal) < self.count:
+            self._insert(equal)
+        inserted = self.count - len(each_once(met.numbers[stays]))
+        return Counts(inserted, replaced, gone - replaced)
 
-def _insert(
-    connection: duckdb.DuckDBPyConnection, table: Table, target: str, equal: Places
-) -> None:
-    """Insert the rows but for those that the table has as they are."""
-    names = listed(table.schema.names)
-    if not len(equal):
-        connection.execute(f"insert into {target}({names}) select {names} from {UPSERTS}")
-        return
-    with registered(connection, _EQUAL, pa.table({_NUMBER: equal})):
-        connection.execute(
-            f"insert into {target}({names}) select {names} from {UPSERTS}"
-            f" anti join {_EQUAL} using ({_NUMBER})"
+    def _delete(self, places: Places, *, is_all: bool) -> int:
+        """Delete the rows at these places; by the keys, if these are all of them, and many."""
+        if is_all and len(places) > FEW_PLACES and not self.large:
+            same = matching("t", "u", self.table.schema.primary_key)
+            return changed(
+                self.connection, f"delete from {self.target} t using {UPSERTS} u where {same}"
+            )
+        return delete_at(self.connection, self.target, places)
+
+    def _insert(self, equal: Places) -> None:
+        """Insert the rows but for those that the table has as they are."""
+        names = listed(self.table.schema.names)
+        statement = f"insert into {self.target}({names}) select {names} from {UPSERTS}"
+        some = f"where {_NUMBER} < {self.count}" if self.count < self.rows else ""
+        if not len(equal):
+            self.connection.execute(f"{statement} {some}")
+            return
+        with registered(self.connection, _EQUAL, pa.table({_NUMBER: equal})):
+            self.connection.execute(f"{statement} anti join {_EQUAL} using ({_NUMBER}) {some}")
+
+    def _met(self) -> "_Met":
+        schema = self.table.schema
+        columns = schema.value_columns
+        quick = [column for column in columns if not _is_text(column)]
+        if self.count < _MANY or not 0 < len(quick) < len(columns):
+            return self._look_up(schema.columns if self.count else ())
+        met = self._look_up([*schema.key_columns, *quick])
+        undecided = met.numbers[~met.differ]
+        if not len(undecided):
+            return met
+        with registered(self.connection, _UNDECIDED, pa.table({_NUMBER: undecided})):
+            rows = f"(from {UPSERTS} semi join {_UNDECIDED} using ({_NUMBER}))"
+            rest = self._look_up(schema.columns, rows)
+        decided = ~np.isin(met.numbers, undecided)
+        return _Met(
+            np.concatenate([met.numbers[decided], rest.numbers]),
+            np.concatenate([met.places[decided], rest.places]),
+            np.concatenate([met.differ[decided], rest.differ]),
         )
+
+    def _met_by_digests(self) -> "_Met":
+        digested = self.connection.sql(f"from {digested_sql(self.table, UPSERTS, f'{_NUMBER}, ')}")
+        with registered(self.connection, _DIGESTED, digested.to_arrow_table()):
+            present = digested_sql(self.table, self.target, "rowid, ")
+            return self._look_up(self.table.schema.columns, _DIGESTED, present)
+
+    def _look_up(
+        self, columns: Sequence[Column], rows: str = UPSERTS, present: str | None = None
+    ) -> "_Met":
+        found = self.connection.execute(
+            f"select u.{_NUMBER}, t.rowid as {_PLACE},"
+            f" {differs_sql(self.table, 't', 'u', columns)} as {_DIFFERS} from {rows} u"
+            f" join {present or self.target} t"
+            f" on {matching('t', 'u', self.table.schema.primary_key)}"
+        ).fetchnumpy()
+        return _Met(found[_NUMBER], found[_PLACE], found[_DIFFERS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,51 +149,5 @@ class _Met:
     differ: Flags
 
 
-def _met(connection: duckdb.DuckDBPyConnection, table: Table, target: str, count: int) -> _Met:
-    columns = table.schema.value_columns
-    quick = [column for column in columns if not _is_text(column)]
-    if count < _MANY or not 0 < len(quick) < len(columns):
-        return _look_up(connection, table, target, table.schema.columns)
-    met = _look_up(connection, table, target, [*table.schema.key_columns, *quick])
-    undecided = met.numbers[~met.differ]
-    if not len(undecided):
-        return met
-    with registered(connection, _UNDECIDED, pa.table({_NUMBER: undecided})):
-        rows = f"(from {UPSERTS} semi join {_UNDECIDED} using ({_NUMBER}))"
-        rest = _look_up(connection, table, target, table.schema.columns, rows)
-    decided = ~np.isin(met.numbers, undecided)
-    return _Met(
-        np.concatenate([met.numbers[decided], rest.numbers]),
-        np.concatenate([met.places[decided], rest.places]),
-        np.concatenate([met.differ[decided], rest.differ]),
-    )
-
-
-def _met_by_digests(connection: duckdb.DuckDBPyConnection, table: Table, target: str) -> _Met:
-    digested = connection.sql(f"from {digested_sql(table, UPSERTS, f'{_NUMBER}, ')}")
-    with registered(connection, _DIGESTED, digested.to_arrow_table()):
-        present = digested_sql(table, target, "rowid, ")
-        return _look_up(connection, table, present, table.schema.columns, _DIGESTED)
-
-
 def _is_text(column: Column) -> bool:
     return bool(pa.types.is_string(column.type) or pa.types.is_binary(column.type))
-
-
-def _look_up(
-    connection: duckdb.DuckDBPyConnection,
-    table: Table,
-    target: str,
-    columns: Sequence[Column],
-    rows: str = UPSERTS,
-) -> _Met:
-    found = connection.execute(
-        f"select u.{_NUMBER}, t.rowid as {_PLACE},"
-        f" {differs_sql(table, 't', 'u', columns)} as {_DIFFERS} from {rows} u"
-        f" join {target} t on {matching('t', 'u', table.schema.primary_key)}"
-    ).fetchnumpy()
-    return _Met(found[_NUMBER], found[_PLACE], found[_DIFFERS])
-
-
-def _changed(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
-    return int(connection.execute(sql).fetchall()[0][0])

@@ -342,7 +342,7 @@ def test_what_differs_in_another_copy_is_applied_a_few_large_rows_at_a_time(
     world.htap.sync_now()
     engine = engine_of(world.htap)
     table = engine.pipeline.table("t")
-    wrong = {"id": list(range(1, 43)), "v": [None] * 42}
+    wrong = {"id": list(range(3, 43)), "v": [None] * 40}
     with engine.mirror.transaction() as transaction:
         ids = pa.table({"id": [1, 2]}, table.schema.arrow_key)
         transaction.merge(table, NetChanges(pa.table(wrong, table.schema.arrow), ids))

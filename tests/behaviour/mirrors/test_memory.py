@@ -9,17 +9,16 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.datafusion import segment_store
-from rhei_pipeline.mirrors.duckdb import transaction
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
-from rhei_pipeline.mirrors.duckdb.upsert import upsert
+from rhei_pipeline.mirrors.duckdb.upsert import Upsert
 from rhei_pipeline.model import large_rows
+from rhei_pipeline.model.changes import Counts
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of
@@ -87,16 +86,16 @@ def test_a_large_value_leaves_the_number_of_threads_as_it_was(
     assert isinstance(mirror, DuckDBMirror)
     seen = []
 
-    def failing(
-        connection: duckdb.DuckDBPyConnection, *arguments: Any, large: bool
-    ) -> tuple[int, int]:
+    run = Upsert.run
+
+    def failing(upsert: Upsert) -> Counts:
         seen.append(told(mirror, "select current_setting('threads')"))
-        upsert(connection, *arguments, large=large)
-        connection.execute("select error('the disk is full')").fetchall()
-        return 0, 0
+        run(upsert)
+        upsert.connection.execute("select error('the disk is full')").fetchall()
+        return Counts()
 
     before = told(mirror, "select current_setting('threads')")
-    monkeypatch.setattr(transaction, "upsert", failing)
+    monkeypatch.setattr(Upsert, "run", failing)
     world.run("update t set v = 'b'")
     with pytest.raises(MirrorError, match="the disk is full"):
         world.htap.sync_now()

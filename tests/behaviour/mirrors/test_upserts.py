@@ -4,16 +4,22 @@ from collections.abc import Callable
 
 import pytest
 
-from rhei_pipeline.mirrors.duckdb import upsert
+from rhei_pipeline.mirrors.duckdb import row_places, upsert
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of
 
 
-@pytest.mark.parametrize("many", [1, 1000])
+@pytest.mark.parametrize(("many", "few", "nulls"), [(1, 0, 100), (1000, 250, 100), (1, 250, 0)])
 def test_rows_are_written_where_a_number_or_a_text_differs(
-    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, many: int
+    make_world: Callable[..., World],
+    monkeypatch: pytest.MonkeyPatch,
+    many: int,
+    few: int,
+    nulls: int,
 ) -> None:
     monkeypatch.setattr(upsert, "_MANY", many)
+    monkeypatch.setattr(row_places, "FEW_PLACES", few)
+    monkeypatch.setattr(upsert, "_MOST_NULLS", nulls)
     world = make_world(mode="destructive", tables=[{"name": "t"}])
     world.run(
         "create table t(id integer primary key, n integer, x real, v text, b blob)",
@@ -50,4 +56,25 @@ def test_rows_that_are_all_equal_or_all_new_need_no_more_than_that(
     world.run("insert into t values (2, 'b')")
     new = world.htap.sync_now()
     assert (equal.inserted, equal.updated, new.inserted, new.updated) == (0, 0, 1, 0)
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize("few", [0, 250])
+def test_rows_that_all_go_or_differ_are_replaced_at_once(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(upsert, "FEW_PLACES", few)
+    world = make_world(mode="destructive", tables=[{"name": "t"}])
+    world.run("create table t(id integer primary key, v text)")
+    world.run("insert into t values (1, 'a'), (2, null), (3, null)")
+    world.htap.sync_now()
+    world.run(
+        "delete from t where id <> 1", "update t set v = 'b'", "insert into t values (4, 'd')"
+    )
+    report = world.htap.sync_now()
+    assert (report.inserted, report.updated, report.deleted) == (1, 1, 2)
+    world.assert_equal("t")
+    world.run("delete from t")
+    report = world.htap.sync_now()
+    assert (report.inserted, report.updated, report.deleted) == (0, 0, 2)
     world.assert_equal("t")
