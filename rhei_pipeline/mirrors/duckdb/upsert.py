@@ -51,7 +51,6 @@ class Upsert:
         table: What is written.
         target: Its name, or that of its copy.
         rows: How many rows are registered.
-        rows: How many rows are registered.
         count: How many of them, at the beginning, are to be in the table. Those of the keys behind
             them are to go.
         large: Whether there are large values among them.
