@@ -57,17 +57,20 @@ class KeyIndex:
     def find(self, sought: KeyHashes) -> tuple[Numbers, Numbers]:
         """Find keys; the cost depends on the number of keys sought.
 
+        Best in the order of their words: neighbours fall on the same pages of the file then.
+
         Returns:
             For each match: the number of the sought key, and the number of this index's entry.
         """
         if not len(self.positions) or not len(sought.words):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        # In ascending order, neighbours fall on the same pages of the file.
-        order = np.argsort(sought.words)
-        words = sought.words[order]
+        words = sought.words
         low = self._lowest(words)
         met = self.hashes.words[np.minimum(low, len(self.positions) - 1)] == words
-        order, low = order[met], low[met]
+        order = np.flatnonzero(met)
+        if not len(order):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        low = low[order]
         counts = np.ones(len(low), dtype=np.int64)
         if self._repeats(low, words[met]):
             counts = np.searchsorted(self.hashes.words, words[met], side="right") - low

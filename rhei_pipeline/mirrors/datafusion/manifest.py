@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -319,8 +320,10 @@ def _read_copy(form: list[Any]) -> CopyProgress:
     return CopyProgress(form[0], Position(form[1], form[2]), *form[3:])
 
 
-def _schema(schema: pa.Schema) -> list[list[str]]:
-    return [[column.name, type_name(column.type)] for column in schema]
+@lru_cache(maxsize=1024)
+def _schema(schema: pa.Schema) -> tuple[tuple[str, str], ...]:
+    """Name a schema's types; each segment has one, and many have the same."""
+    return tuple((column.name, type_name(column.type)) for column in schema)
 
 
 def _read_schema(form: list[list[str]]) -> pa.Schema:

@@ -216,9 +216,13 @@ class WriteBuffer:
     def find(self, sought: KeyHashes, *, past: bool = False) -> Found:
         """Find present rows by their keys, or versions that have ended."""
         key_numbers, places, digests_or_ends = [_NONE], [_NONE], [_NONE.astype(np.uint64)]
+        order = np.argsort(sought.words)
+        sought = sought.take(order)
         for number, part in self._numbered(past=past):
             index = part.rows.index()
             which, entries = index.find(sought)
+            if not len(which):
+                continue
             positions = index.positions[entries].astype(np.int64)
             there = part.there(positions)
             key_numbers.append(which[there])
@@ -234,7 +238,9 @@ class WriteBuffer:
                 places.append(positions[met] | (number << _POSITION_BITS))
                 digests_or_ends.append(some.ends[where].view(np.uint64))
         return Found(
-            np.concatenate(key_numbers), np.concatenate(places), np.concatenate(digests_or_ends)
+            order[np.concatenate(key_numbers)],
+            np.concatenate(places),
+            np.concatenate(digests_or_ends),
         )
 
     def end(
@@ -341,10 +347,13 @@ class WriteBuffer:
         segments = []
         for part in self._parts:
             assert isinstance(part.rows, _Written)  # noqa: S101  (gathered just above)
-            segment = replace(part.rows.segment, constants=part.constants)
+            segment = part.rows.segment
+            if part.constants is not segment.constants:
+                segment = replace(segment, constants=part.constants)
             if part.changed:
                 segment = replace(segment, gone=DeletionVector(*places[id(part)], part.gone()))
-            segment = replace(segment, ended=ended.get(id(part), part.ended))
+            if id(part) in ended:
+                segment = replace(segment, ended=ended[id(part)])
             if segment.present_rows or segment.ended:
                 segments.append(segment)
         return replace(self.table, segments=tuple(segments))
