@@ -10,8 +10,8 @@ from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeat
 from rhei_pipeline.mirrors.duckdb.comparison import digested_sql
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.logical import as_kept
+from rhei_pipeline.mirrors.duckdb.row_places import delete_at
 from rhei_pipeline.mirrors.duckdb.tables import (
-    OWN_PLACES,
     apart,
     arrow_type,
     in_utc,
@@ -26,8 +26,10 @@ from rhei_pipeline.model.selection import each_once
 from rhei_pipeline.model.type_names import INSTANT, INTERVAL
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table
 
-_KEYS, _EVENTS = "_rhei_keys", "_rhei_events"
+_KEYS, _CLOSED, _EVENTS = "_rhei_keys", "_rhei_closed", "_rhei_events"
 _CLOSINGS, _ENDED, _OPENINGS = "_rhei_closings", "_rhei_ended", "_rhei_openings"
+#: To register other keys takes longer than to ask of so many more than need be.
+_FEW = 250
 #: DuckDB keeps what an UPDATE changes by vectors: so many rows, and so many bytes for each vector
 #: of which a row is changed, until that is committed.
 _VECTOR_ROWS, _VECTOR_BYTES = 2048, 24 * 2**10
@@ -56,34 +58,41 @@ class VersionRows:
             present = digested_sql(table, name, f"{VALID_FROM}, {VALID_TO}, rowid, ")
         else:
             present = name
-        with registered(self._connection, _KEYS, events.select(list(key))):
+        touched = events.select(list(key))
+        with registered(self._connection, _KEYS, touched):
             relation = self._connection.sql(
                 f"select t.*, t.rowid as {LOCATOR} from {present} t"
                 f" semi join {_KEYS} k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
             )
             is_exact = all(map(_is_exact, map(str, relation.types)))
             found = relation.to_arrow_table()
+            opened = as_texts(in_utc(found.select(shown)))
+            floors = self._floors(table, opened.select(list(key)), touched)
         if present == name and is_exact:
             self._found = found
-        opened = as_texts(in_utc(found.select(shown)))
         same = repeated(opened, compared, table.schema)
         versions = opened.select([*key, VALID_FROM, LOCATOR]).append_column(REPEATED, same)
-        return versions, self._floors(table, opened, events)
+        return versions, floors
 
-    def _floors(self, table: Table, opened: pa.Table, events: pa.Table) -> pa.Table:
-        """Return the last end of each key of which no version is open."""
-        name, key = mirror_table(table.schema), table.schema.primary_key
-        touched = events.select(list(key))
-        codes = pa.array(key_codes(pa.concat_tables([opened.select(list(key)), touched])))
-        open_, of_events = codes.slice(0, opened.num_rows), codes.slice(opened.num_rows)
-        closed = touched.filter(pc.invert(pc.is_in(of_events, open_)))
+    def _floors(self, table: Table, opened: pa.Table, touched: pa.Table) -> pa.Table:
+        """Return the last end of each touched key, which is registered, with no open version."""
+        codes = pa.array(key_codes(pa.concat_tables([opened, touched])))
+        open_, all_ = codes.slice(0, opened.num_rows), codes.slice(opened.num_rows)
+        closed = touched.filter(pc.invert(pc.is_in(all_, open_)))
         if not closed.num_rows:
             return closed.append_column(FLOOR, pa.array([], INSTANT))
-        with registered(self._connection, _KEYS, closed):
-            return self._arrow(
-                f"select {listed(key, 't')}, max(t.{VALID_TO}) as {FLOOR} from {name} t"
-                f" semi join {_KEYS} k on {matching('t', 'k', key)} group by {listed(key, 't')}"
-            )
+        if touched.num_rows <= _FEW:
+            return self._last_ends(table, _KEYS)
+        with registered(self._connection, _CLOSED, closed):
+            return self._last_ends(table, _CLOSED)
+
+    def _last_ends(self, table: Table, keys: str) -> pa.Table:
+        name, key = mirror_table(table.schema), table.schema.primary_key
+        return self._arrow(
+            f"select {listed(key, 't')}, max(t.{VALID_TO}) as {FLOOR} from {name} t"
+            f" semi join {keys} k on {matching('t', 'k', key)} group by {listed(key, 't')}"
+            f" having count(*) = count(t.{VALID_TO})"
+        )
 
     def _digests(self, table: Table, events: pa.Table) -> pa.Table:
         """Return events with digests instead of their texts and bytes."""
@@ -100,11 +109,14 @@ class VersionRows:
                 self._end(name, closings)
             self._append(name, _OPENINGS, openings)
             return
+        delete_at(self._connection, name, ended[LOCATOR].to_numpy())
+        # Those that ended come first: the versions of a key stand in their order.
+        ended = in_utc(ended.drop_columns([LOCATOR]))
+        if ended.schema.equals(openings.schema, check_metadata=True) and not are_large(openings):
+            self._append(name, _OPENINGS, pa.concat_tables([ended, openings]))
+            return
         with registered(self._connection, _ENDED, ended):
-            self._delete_ended(name, ended[LOCATOR])
-            # Those that ended come first: the versions of a key stand in their order.
-            rows = f"select * exclude ({LOCATOR}) from {_ENDED}"
-            self._append(name, f"({rows} union all by name from {_OPENINGS})", openings)
+            self._append(name, f"(from {_ENDED} union all by name from {_OPENINGS})", openings)
 
     def _ended(self, closings: pa.Table) -> pa.Table | None:
         """Return the ended versions, where they are to be written again; None if not.
@@ -131,16 +143,6 @@ class VersionRows:
         for column, values in columns.items():
             ended = ended.set_column(ended.column_names.index(column), column, values)
         return ended
-
-    def _delete_ended(self, name: str, places: pa.ChunkedArray) -> None:
-        """Delete the rows that are to be written again; see `apart` for why by two statements."""
-        extremes = pc.min_max(places).as_py()
-        kinds = {"<": extremes["min"] < OWN_PLACES, ">=": extremes["max"] >= OWN_PLACES}
-        for compared in (kind for kind, has_some in kinds.items() if has_some):
-            self._connection.execute(
-                f"delete from {name} where rowid in (select {LOCATOR} from {_ENDED}"
-                f" where {LOCATOR} {compared} {OWN_PLACES})"
-            )
 
     def _end(self, name: str, closings: pa.Table) -> None:
         with registered(self._connection, _CLOSINGS, closings):

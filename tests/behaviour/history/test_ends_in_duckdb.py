@@ -10,8 +10,8 @@ import pytest
 from rhei_pipeline.mirrors.duckdb import versions as ending
 from tests.support.fix_world import World
 
-#: How many bytes a vector is worth: then no version is written again, or each.
-WAYS = {"in place": 0, "written again": 2**40}
+#: How many bytes a vector is worth: then no version is written again, or each. What few keys are.
+WAYS = {"in place": (0, 0), "written again": (2**40, 250)}
 
 
 @pytest.fixture(params=[*WAYS])
@@ -20,7 +20,9 @@ def made(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> World:
-    monkeypatch.setattr(ending, "_VECTOR_BYTES", WAYS[request.param])
+    worth, few = WAYS[request.param]
+    monkeypatch.setattr(ending, "_VECTOR_BYTES", worth)
+    monkeypatch.setattr(ending, "_FEW", few)
     # Few rows at once, so that a version ends in the transaction in which it began.
     world = make_world(mode="temporal", batch_rows=2, tables=[{"name": "t"}])
     world.run(
