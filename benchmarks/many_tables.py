@@ -1,6 +1,5 @@
 """Many tables of which few change: what a cycle costs follows the change."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import rhei_pipeline as rhei
 from benchmarks.capture import WAYS, PostgresApplication, SqliteApplication, new_application
-from benchmarks.timing import prove
+from benchmarks.timing import prove, server_seconds
 from examples.postgres_server import Server
 
 #: A ratio is of the second to the first; so many more are measured on one mirror.
@@ -45,19 +44,7 @@ class Clock:
         return (ours + self._server() - server) * 1000
 
     def _server(self) -> float:
-        """Return the seconds that the server's processes have taken, those at rest included."""
-        if self._data is None:
-            return 0.0
-        head = (self._data / "postmaster.pid").read_text().split()[0]
-        ticks = 0
-        for process in Path("/proc").iterdir():
-            try:
-                fields = (process / "stat").read_text().rpartition(")")[2].split()
-            except (OSError, ValueError):
-                continue
-            if head in (process.name, fields[1]):
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return 0.0 if self._data is None else server_seconds(self._data)
 
 
 def measure() -> Iterator[tuple[str, str]]:

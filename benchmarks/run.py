@@ -19,6 +19,7 @@ from benchmarks import (
     many_tables,
     mirrors,
     postgres,
+    sysbench,
     verifying,
     wide,
 )
@@ -185,6 +186,7 @@ _MODULES = (
     mirrors,
     delta,
     postgres,
+    sysbench,
     capture,
     many_tables,
     door,

@@ -1,5 +1,6 @@
 """How long things take: CPU time is ours alone, also where the machine is shared."""
 
+import os
 import resource
 import statistics
 import time
@@ -35,6 +36,22 @@ def _cpu_seconds() -> float:
     """Return what this process has taken, and those that it started and that have ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + ended.ru_utime + ended.ru_stime
+
+
+def server_seconds(data: Path) -> float:
+    """Return the CPU seconds of a PostgreSQL server's processes, also of those that have ended."""
+    head = (data / "postmaster.pid").read_text().split()[0]
+    ticks = 0
+    for process in Path("/proc").iterdir():
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+        except (OSError, ValueError):
+            continue
+        if process.name == head:
+            ticks += sum(map(int, fields[11:15]))  # with its children that have ended
+        elif fields[1] == head:
+            ticks += sum(map(int, fields[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def median(act: Callable[[], object], times: int) -> float:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import duckdb
 import pytest
 
-from benchmarks import environments, quick, sql_logic
+from benchmarks import environments, quick, sql_logic, sysbench
 from benchmarks.charts import chart
 from benchmarks.contenders import CONTENDERS, Contender, Play, compared
 from benchmarks.floor import Floor
@@ -165,3 +165,10 @@ def test_a_script_for_sqllogictest_is_played_and_a_difference_counted(tmp_path: 
         asked = told["olap"] + told["olap by hint"] + told["olap refused"]
         assert (told["queries"], asked) == (3, 3)
         assert bool(told["different"]) == different, name
+
+
+def test_where_sysbench_is_not_installed_its_chapter_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert [*sysbench.measure()] == [("sysbench", "left out: it is not installed")]
