@@ -97,7 +97,7 @@ class ShownFile:
                 rows = rows.filter(pa.array(present(bits, segment.rows)))
             shown.append(conform(rows, schema, segment.constants))
         if segment.ended:
-            shown.append(store.ended_rows(segment, schema)[0])
+            shown.append(store.ended_versions(segment, schema))
         return pa.concat_tables(shown).cast(delta_schema(self.table))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits
+from rhei_pipeline.mirrors.datafusion.key_index import Numbers
 
 _FORMAT_BYTE = b"\x01"
 #: What a vector of 64-bit row numbers begins with, and then each 32-bit bitmap in it.
@@ -131,7 +132,14 @@ def _containers(bits: Bits) -> Iterator[tuple[int, int, bytes]]:
     for number in np.flatnonzero(counts).tolist():
         part, rows = parts[number], int(counts[number])
         if rows <= _LISTED_ROWS:
-            listed = np.flatnonzero(np.unpackbits(part, bitorder="little"))
-            yield number, rows, listed.astype("<u2").tobytes()
+            yield number, rows, _listed(part).astype("<u2").tobytes()
         else:
             yield number, rows, part.tobytes()
+
+
+def _listed(part: Bits) -> Numbers:
+    """Return the numbers of the bits that are set; of few, most bytes have none."""
+    holding = np.flatnonzero(part)
+    which = np.flatnonzero(np.unpackbits(part[holding], bitorder="little"))
+    numbers: Numbers = holding[which >> 3] * 8 + (which & 7)
+    return numbers

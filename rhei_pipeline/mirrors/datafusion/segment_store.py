@@ -235,13 +235,21 @@ class SegmentStore:
 
     def ended_rows(self, segment: Segment, schema: pa.Schema) -> tuple[pa.Table, KeyHashes, Words]:
         """Return the rows of ended versions in a table's schema, with their index entries."""
+        whole, version_ends = self._ended(segment, schema)
+        hashes, _ = self.index(segment).in_row_order()
+        positions = version_ends.positions.astype(np.int64)
+        return whole, hashes.take(positions), version_ends.ends.view(np.uint64)
+
+    def ended_versions(self, segment: Segment, schema: pa.Schema) -> pa.Table:
+        """Return the rows of ended versions in a table's schema; the index is not read."""
+        return self._ended(segment, schema)[0]
+
+    def _ended(self, segment: Segment, schema: pa.Schema) -> tuple[pa.Table, VersionEnds]:
         version_ends = VersionEnds.merged(self.version_ends(segment.ended))
         names = [name for name in schema.names if name in segment.schema.names]
         positions = version_ends.positions.astype(np.int64)
         rows = self.form.take(self.content(segment), names, positions)
-        hashes, _ = self.index(segment).in_row_order()
-        whole = version_ends.written_into(conform(rows, schema, segment.constants))
-        return whole, hashes.take(positions), version_ends.ends.view(np.uint64)
+        return version_ends.written_into(conform(rows, schema, segment.constants)), version_ends
 
     def files_of(self, manifest: Manifest) -> Iterator[str]:
         """Yield every file that a manifest names."""
