@@ -109,7 +109,8 @@ test-cluster: $(READY) ## run the tests that need a Sail server or a launcher; i
 	@$(PIP) --no-compile -r requirements-cluster.lock
 	@$(BIN)/python -m tests -m cluster -o faulthandler_timeout=0 \
 		tests/behaviour/query/test_cluster.py tests/behaviour/query/test_cluster_by_size.py \
-		tests/behaviour/query/test_cluster_snapshots.py tests/behaviour/query/test_cluster_of_processes.py \
+		tests/behaviour/query/test_cluster_snapshots.py tests/behaviour/query/test_cluster_streams.py \
+		tests/behaviour/query/test_cluster_of_processes.py \
 		tests/behaviour/mirrors/test_failing_store.py tests/docs/test_several_machines.py
 
 test-workers: $(READY) ## kill a worker of Celery within a copy: five minutes; installs 400 MB more

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -176,15 +176,21 @@ class HTAP(Closing):
         params: Sequence[Any] = (),
         rows: int = 50_000,
         begun: Begun | None = None,
+        hint: Literal["auto", "cluster"] = "auto",
     ) -> Streamed:
-        """Run one read-only statement as with `auto`, and return its answer in batches.
+        """Run one read-only statement, and return its answer in batches.
 
         Args:
-            sql: The statement, in the source's SQL.
+            sql: The statement, in the source's SQL; with `cluster` in Spark's.
             params: Values for its placeholders.
             rows: The approximate number of rows in a batch.
             begun: Called before the first batch with a thread-safe cancel function.
+            hint: As in `query`. An answer of the cluster that breaks off ends in an error, whatever
+                has come of it.
         """
+        if hint == "cluster":
+            asked = self._cluster or Cluster(self.settings)
+            return asked.stream(sql, params, rows, begun, lambda: self.query(sql, params, "olap"))
         return self._access.stream_without(
             lambda it: it.stream(sql, params, rows, begun, self._writes.last),
             lambda source: source.stream(sql, params, rows, begun),

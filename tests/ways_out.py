@@ -33,6 +33,7 @@ FOLLOWED = {
     "declare 'compute', or leave the hint 'cluster' out": "tests/behaviour/query/test_cluster.py::test_what_a_cluster_is_not_asked",
     "sync once; 'mirror.delta.interval_seconds' says how often it is published": "tests/behaviour/query/test_cluster.py::test_the_cluster_shows_one_published_state_and_not_the_next",
     "start the server there, or correct compute.endpoint": "tests/behaviour/query/test_cluster.py::test_where_the_cluster_is_away_the_mirror_answers_and_says_so",
+    "use nothing of it; ask again, or with the hint 'auto'": "tests/behaviour/query/test_cluster_streams.py::test_a_server_that_dies_within_an_answer_never_leaves_it_short",
     "see the server's log; whether it is there, 'rhei check' says": "tests/behaviour/query/test_cluster.py::test_a_server_that_ends_is_not_waited_for",
     "ask it in Spark's SQL": "tests/behaviour/query/test_cluster.py::test_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror",
     "run 'rhei copy --table {}', which converts them and keeps the history; one that stays text has other values in it: 'types: {{}: text}'": "tests/behaviour/postgres/test_native_types.py::test_what_is_kept_as_text_is_named_until_it_is_copied_or_declared",

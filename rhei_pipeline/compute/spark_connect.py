@@ -4,10 +4,11 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from rhei_pipeline.errors import (
     without_values,
 )
 from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.streaming import Streamed
 
 #: What is imported of the client: all that looks, as it is imported, what process this is.
 _CLIENT = ("pyspark.sql", "pyspark.sql.connect.session", "pyspark.sql.connect.client.retries")
@@ -28,12 +30,15 @@ _RETRIES = {"max_retries": 3, "max_backoff": 1000}
 #: What the client raises where the statement itself is at fault.
 _REFUSALS = {"AnalysisException", "ParseException", "IllegalArgumentException"}
 
+_Found = TypeVar("_Found")
+
 
 class _Session(Protocol):
     """What is used of a session of the client, which is optional."""
 
     version: str
     read: Any
+    client: Any
 
     def sql(self, query: str, args: list[Any] | None) -> Any: ...  # noqa: ANN401
 
@@ -118,34 +123,79 @@ class SparkConnect:
             QueryError: The cluster refuses it, or it was cancelled.
             ComputeUnreachableError: The cluster does not answer.
         """
+
+        def answer(session: _Session) -> pa.Table:
+            with self._asking(session, cancel):
+                return _frame(session, sql, params, tables).toArrow()
+
+        found = self._asked(answer, cancel)
+        return found.cast(_nullable(found.schema))
+
+    def stream(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        tables: Mapping[str, tuple[str, int]],
+        cancel: Cancel,
+        rows: int,
+    ) -> Streamed:
+        """Run one statement as `query` does; return its answer in batches, once there is one.
+
+        An answer that breaks off ends in an error, whatever has come of it.
+        """
+
+        def begin(session: _Session) -> Streamed:
+            def frame() -> Any:  # noqa: ANN401
+                return _frame(session, sql, params, tables)
+
+            batches = self._batches(session, frame, cancel, rows)
+            return Streamed(next(batches).schema, batches, cancel)
+
+        return self._asked(begin, cancel)
+
+    def _asked(self, ask: Callable[[_Session], _Found], cancel: Cancel) -> _Found:
+        """Ask in the session that is held, or in a new one."""
         self.refuse_unreachable()
         held = self._taken()
         if held is not None:
             # It may have ended, with its server or because nobody used it; a new one says more.
             with suppress(ComputeUnreachableError, QueryError):
-                return self._answer(held, sql, params, tables, cancel)
+                return ask(held)
             cancel.refuse_cancelled()
-        return self._answer(self._begun(), sql, params, tables, cancel)
+        return ask(self._begun())
 
-    def _answer(
-        self,
-        session: _Session,
-        sql: str,
-        params: Sequence[Any],
-        tables: Mapping[str, tuple[str, int]],
-        cancel: Cancel,
-    ) -> pa.Table:
+    @contextmanager
+    def _asking(self, session: _Session, cancel: Cancel) -> Iterator[None]:
+        """Use a session for a query that may be cancelled."""
         try:
             with self._using(session), cancel.ending_by(session.interruptAll):
-                for name, (place, version) in tables.items():
-                    reading = session.read.format("delta").option("versionAsOf", version)
-                    reading.load(place).createOrReplaceTempView(name)
-                found = session.sql(sql, args=list(params) or None).toArrow()
+                yield
         except RheiError:
             cancel.refuse_cancelled()  # where it was, what it then fails with says something else
             raise
         cancel.refuse_cancelled()
-        return found.cast(pa.schema([field.with_nullable(nullable=True) for field in found.schema]))
+
+    def _batches(
+        self,
+        session: _Session,
+        frame: Callable[[], Any],
+        cancel: Cancel,
+        rows: int,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield an empty batch once there is a first one, then all of them."""
+        with self._asking(session, cancel):
+            asked = frame()
+            shape, parts = _nullable(_shape(asked)), _parts(session, asked)
+            first = next(parts, None)
+            yield pa.RecordBatch.from_pylist([], schema=shape)
+            try:
+                for part in chain([] if first is None else [first], parts):
+                    cancel.refuse_cancelled()
+                    yield from part.cast(shape).to_batches(rows)
+            except QueryError:
+                raise
+            except Exception as error:  # the client's errors are of many kinds
+                raise self._broken_off(error) from error
 
     def _taken(self) -> _Session | None:
         """Return the session that was held, for one query alone; None where there is none."""
@@ -191,17 +241,57 @@ class SparkConnect:
             with suppress(Exception):  # its server may be gone, and has ended it then
                 session.stop()
 
+    def _broken_off(self, error: Exception) -> ComputeUnreachableError:
+        return ComputeUnreachableError(
+            f"the answer of the cluster at {self.endpoint!r} broke off ({_reason(error)})",
+            hint="use nothing of it; ask again, or with the hint 'auto'",
+        )
+
     def _refused(self, error: Exception) -> RheiError:
-        kind = type(error).__name__
-        first = (str(error).strip().splitlines() or [kind])[0]
-        if kind in _REFUSALS:
+        if type(error).__name__ in _REFUSALS:
             return QueryError(
-                f"the cluster refused the query: {first}", hint="ask it in Spark's SQL"
+                f"the cluster refused the query: {_first_line(error)}", hint="ask it in Spark's SQL"
             )
         return ComputeUnreachableError(
-            f"the cluster at {self.endpoint!r} failed ({kind}: {without_values(first)[:200]})",
+            f"the cluster at {self.endpoint!r} failed ({_reason(error)})",
             hint="see the server's log; whether it is there, 'rhei check' says",
         )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {without_values(_first_line(error))[:200]}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _frame(
+    session: _Session, sql: str, params: Sequence[Any], tables: Mapping[str, tuple[str, int]]
+) -> Any:  # noqa: ANN401  (a frame of the client, which is optional)
+    """Return a statement over Delta tables, each at one version."""
+    for name, (place, version) in tables.items():
+        reading = session.read.format("delta").option("versionAsOf", version)
+        reading.load(place).createOrReplaceTempView(name)
+    return session.sql(sql, args=list(params) or None)
+
+
+def _shape(frame: Any) -> pa.Schema:  # noqa: ANN401
+    """Return the schema that the client gives a whole answer."""
+    types = import_module("pyspark.sql.pandas.types")
+    found: pa.Schema = types.to_arrow_schema(frame.schema, timezone="UTC")
+    return found
+
+
+def _parts(session: _Session, frame: Any) -> Iterator[pa.Table]:  # noqa: ANN401
+    """Yield parts of an answer as they come."""
+    client, plan = session.client, frame._plan  # noqa: SLF001  (the client streams rows alone)
+    found = client.to_table_as_iterator(plan.to_proto(client), plan.observations)
+    return (part for part in found if isinstance(part, pa.Table))
+
+
+def _nullable(shape: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_nullable(nullable=True) for field in shape])
 
 
 @contextmanager
