@@ -120,15 +120,20 @@ class Parquet:
             yield file.read_row_group(group, list(columns))
 
     def take(self, content: pa.Buffer, columns: Sequence[str], positions: Numbers) -> pa.Table:
-        """Return the rows at these positions; only the row groups that hold them are read."""
+        """Return the rows at these positions; the row groups that hold them are read one by one."""
         file = self._open(content)
         counts = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
         starts = _starts(counts)
         where = _within(starts, positions)
-        groups, which = np.unique(where, return_inverse=True)
-        rows = file.read_row_groups(groups.tolist(), list(columns))
-        read_at = _starts([counts[group] for group in groups.tolist()])
-        return taken_apart(rows, read_at[which] + positions - starts[where])
+        groups = np.unique(where)
+        taken = [
+            taken_apart(
+                file.read_row_group(group, list(columns)),
+                positions[slice(*np.searchsorted(where, [group, group + 1]))] - starts[group],
+            )
+            for group in groups.tolist()
+        ]
+        return pa.concat_tables(taken) if taken else file.read_row_groups([], list(columns))
 
     def misleads(self, content: pa.Buffer) -> bool:
         """Return whether an older file holds a NaN, which its statistics ignore."""
