@@ -1,12 +1,16 @@
 """Runs as tasks of Celery's workers, with a code server for each shard and the mirror in a bucket.
 
-`make test-workers` runs it. Broker and results are folders, as no server for them is installed.
+`make test-workers` runs it. Broker and results are folders, or a Redis server, where one is
+installed.
 """
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +19,7 @@ import pytest
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import RheiError
-from tests.support.dagster_deployment import PROJECT, Deployment, Location, awaited
+from tests.support.dagster_deployment import PROJECT, Deployment, Location, awaited, free_port
 from tests.support.fix_object_store import Store
 from tests.support.live_worlds import ServerWorld
 
@@ -27,9 +31,9 @@ ROWS = 60_000
 GIVEN_UP_SECONDS = 400.0
 
 CELERY = """
-broker_url = "filesystem://"
+broker_url = {url!r}
 broker_transport_options = {options!r}
-result_backend = "file://{results}"
+result_backend = {results!r}
 task_default_queue = "rhei"
 """
 LAUNCHER = """
@@ -38,24 +42,34 @@ run_launcher:
   class: CeleryRunLauncher
   config:
     default_queue: rhei
-    broker: filesystem://
-    backend: file://{results}
+    broker: {url}
+    backend: {results}
     config_source: {{broker_transport_options: {options}}}
 """
 
 
-def with_workers(home: Path, servers: list[Location]) -> Deployment:
+@dataclass(frozen=True)
+class Broker:
+    """Where tasks wait, and where their results are left."""
+
+    url: str
+    results: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_folders(cls, home: Path) -> "Broker":
+        folders = {name: home / "celery" / name for name in ("tasks", "control", "results")}
+        for folder in folders.values():
+            folder.mkdir(parents=True)
+        tasks, control = str(folders["tasks"]), str(folders["control"])
+        options = {"data_folder_in": tasks, "data_folder_out": tasks, "control_folder": control}
+        return cls("filesystem://", f"file://{folders['results']}", options)
+
+
+def with_workers(home: Path, servers: list[Location], broker: Broker) -> Deployment:
     """Make a deployment whose runs are tasks of Celery."""
-    folders = {name: home / "celery" / name for name in ("tasks", "control", "results")}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    tasks = str(folders["tasks"])
-    options = {
-        "data_folder_in": tasks,
-        "data_folder_out": tasks,
-        "control_folder": str(folders["control"]),
-    }
-    said = {"options": options, "results": folders["results"]}
+    said = {"url": broker.url, "options": broker.options, "results": broker.results}
+    (home / "celery").mkdir(parents=True, exist_ok=True)
     (home / "celery" / "dagster_celery_config.py").write_text(CELERY.format(**said))
     paths = [str(PROJECT), str(home / "celery"), *filter(None, [os.environ.get("PYTHONPATH")])]
     # A worker runs what any code server asks for, so it has all shards.
@@ -65,6 +79,17 @@ def with_workers(home: Path, servers: list[Location]) -> Deployment:
     instance = home / "dagster.yaml"
     instance.write_text(instance.read_text() + LAUNCHER.format(**said))
     return made
+
+
+def start_redis(made: Deployment, port: int) -> None:
+    """Start a Redis server, which keeps what it was told over its end."""
+    folder = made.home / "redis"
+    folder.mkdir(exist_ok=True)
+    made.processes["redis"] = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--dir", str(folder), "--appendonly", "yes"],  # noqa: S607
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def start_worker(made: Deployment, name: str) -> None:
@@ -99,11 +124,9 @@ def written(bucket: Store) -> int:
     )
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
-def test_a_worker_killed_within_a_copy_costs_no_row_and_another_goes_on(
-    dsn: str, tmp_path: Path, bucket: Store
-) -> None:
+@contextmanager
+def shop(dsn: str, tmp_path: Path, bucket: Store) -> Iterator[tuple[ServerWorld, list[Location]]]:
+    """Make a source and its two shards; each mirror equals the source in the end."""
     pytest.importorskip("dagster_celery")
     world = ServerWorld.on(dsn, tmp_path / "shop")
     stored = {"path": bucket.url, "object_store": bucket.settings | bucket.keys}
@@ -120,25 +143,68 @@ def test_a_worker_killed_within_a_copy_costs_no_row_and_another_goes_on(
         f"insert into orders select n, 'new' from generate_series(1, {ROWS}) n",
         "insert into items values (1, 1)",
     )
-    servers = [Location(f"shard_{n}", world.location.declaration, shard=n) for n in (1, 2)]
-    made = with_workers(tmp_path / "home", servers)
-    try:
-        made.start()
-        for name in ("worker_1", "worker_2"):
-            start_worker(made, name)
-        awaited("a part is copied", lambda: written(bucket) > 90)
-        killed = worker_of(made, "shop_shard_1_sync")
-        made.kill(killed)
-        assert count(world, 1, "orders") == 0
-        awaited("the copy is whole", lambda: count(world, 1, "orders") == ROWS, GIVEN_UP_SECONDS)
-        assert worker_of(made, "shop_shard_1_sync") != killed
-        world.write(
-            "update orders set status = 'sent' where id = 1", "insert into items values (2, 2)"
-        )
-        awaited("changes are applied", lambda: count(world, 2, "items") == 2)
-    finally:
-        made.stop()
+    yield world, [Location(f"shard_{n}", world.location.declaration, shard=n) for n in (1, 2)]
     for shard in (1, 2):
         with rhei.open(world.settings.of_shard(shard)) as htap:
             htap.sync_now()
             assert htap.verify().equal
+
+
+@contextmanager
+def running(made: Deployment) -> Iterator[Deployment]:
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def assert_changes_arrive(world: ServerWorld) -> None:
+    world.write("update orders set status = 'sent' where id = 1", "insert into items values (2, 2)")
+    awaited("changes are applied", lambda: count(world, 2, "items") == 2, GIVEN_UP_SECONDS)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_worker_killed_within_a_copy_costs_no_row_and_another_goes_on(
+    dsn: str, tmp_path: Path, bucket: Store
+) -> None:
+    with shop(dsn, tmp_path, bucket) as (world, servers):
+        home = tmp_path / "home"
+        with running(with_workers(home, servers, Broker.of_folders(home))) as made:
+            for name in ("worker_1", "worker_2"):
+                start_worker(made, name)
+            awaited("a part is copied", lambda: written(bucket) > 90)
+            killed = worker_of(made, "shop_shard_1_sync")
+            made.kill(killed)
+            assert count(world, 1, "orders") == 0
+            whole = awaited("the copy", lambda: count(world, 1, "orders"), GIVEN_UP_SECONDS)
+            assert whole == ROWS
+            assert worker_of(made, "shop_shard_1_sync") != killed
+            assert_changes_arrive(world)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_broker_killed_within_a_copy_costs_no_row_and_runs_begin_once_it_is_back(
+    dsn: str, tmp_path: Path, bucket: Store
+) -> None:
+    pytest.importorskip("redis")
+    if shutil.which("redis-server") is None:
+        pytest.skip("no Redis server is installed")
+    with shop(dsn, tmp_path, bucket) as (world, servers):
+        port = free_port()
+        url = f"redis://127.0.0.1:{port}/0"
+        made = with_workers(tmp_path / "home", servers, Broker(url, url))
+        start_redis(made, port)
+        with running(made):
+            start_worker(made, "worker_1")
+            awaited("a part is copied", lambda: written(bucket) > 90)
+            session = made.session_process("shop_shard_1_sync")
+            made.kill("redis")
+            assert count(world, 1, "orders") == 0
+            whole = awaited("the copy", lambda: count(world, 1, "orders"), GIVEN_UP_SECONDS)
+            assert whole == ROWS
+            assert made.session_process("shop_shard_1_sync") == session
+            start_redis(made, port)
+            assert_changes_arrive(world)
