@@ -113,7 +113,7 @@ test-cluster: $(READY) ## run the tests that need a Sail server or a launcher; i
 		tests/behaviour/query/test_cluster_of_processes.py \
 		tests/behaviour/mirrors/test_failing_store.py tests/docs/test_several_machines.py
 
-test-workers: $(READY) ## kill a worker of Celery within a copy: five minutes; installs 400 MB more
+test-workers: $(READY) ## kill a worker of Celery, and its broker, within a copy: nine minutes; installs 400 MB more
 	@$(PIP) --no-compile -r requirements-cluster.lock
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0 tests/dagster/test_several_workers.py
 
