@@ -109,7 +109,8 @@ class DeltaTarget:
         Raises:
             MirrorBusyError: Another process has committed since it was read.
         """
-        features = _features(schema, vectors=vectors)
+        # A table that asked readers for something goes on to: earlier versions of it need that.
+        features = _features(schema, vectors=vectors) | self._state.features
         if vectors:
             configuration = {**configuration, _VECTORS_ENABLED: "true"}
         actions = [_told(note), *self._shaped(schema, features, configuration)]

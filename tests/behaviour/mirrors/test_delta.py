@@ -274,6 +274,17 @@ def test_a_type_that_readers_must_know_is_added_to_a_table_that_stands(tmp_path:
     mirror.close()
 
 
+def test_a_table_goes_on_to_ask_readers_for_what_earlier_versions_need(tmp_path: Path) -> None:
+    mirror = DataFusionMirror("delta", tmp_path / "m", delta=DeltaTables(0, deletion_vectors=True))
+    for kinds in ({"local": pa.timestamp("us")}, {"v": pa.int16()}):
+        table = declared("t", k=pa.int64(), **kinds)
+        adopt(mirror, table, table.schema.arrow.empty_table())
+        asked = reader(mirror, "main/t").protocol().reader_features or []
+        assert set(asked) == {"deletionVectors", "timestampNtz"}
+    assert read_by_delta_rs(reader(mirror, "main/t")).column_names == ["k", "v"]
+    mirror.close()
+
+
 def test_a_time_of_day_is_published_as_text(tmp_path: Path) -> None:
     mirror = DataFusionMirror("delta", tmp_path / "m", delta=DeltaTables(0))
     table = declared("t", k=pa.int64(), at=pa.time64("us"))
