@@ -134,6 +134,15 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             raise
         self.commit()
 
+    @contextmanager
+    def settled(self) -> Iterator[Self]:
+        """Run a block with our settings: the session's own, or else those of a transaction."""
+        if self._held and not self.lacking(self.settings):
+            yield self
+        else:
+            with self.atomic():
+                yield self
+
     def look_around(self) -> None:
         """Detect whether the server itself answers, and where operators of keys are found.
 

@@ -141,9 +141,12 @@ class SourceCatalog:
         """Read the catalogue again, on another connection."""
         self._state = None
 
-    def version(self, connection: Connection) -> int:
-        """Return the number, as the connection's transaction sees the catalogue."""
-        state = (self.state(connection), len(self._names))
+    def version(self, connection: Connection, at: object = None) -> int:
+        """Return the number, as the connection's transaction sees the catalogue.
+
+        `at` is the state, where the caller has just asked for it.
+        """
+        state = (at or self.state(connection), len(self._names))
         if state != self._state:
             before, is_later = self._version, self._state is None or state[0] != self._state[0]
             if len(self._sorted) != len(self._names):

@@ -34,6 +34,13 @@ from pg_logical_slot_peek_binary_changes(
     {slot}, {end}::pg_lsn, null, 'proto_version', '1', 'publication_names', {publication})
 """
 
+#: One statement: whether the slot is there, and to be moved, is not asked before.
+_ADVANCE = """
+select pg_replication_slot_advance(slot_name, %(place)s::pg_lsn) from pg_replication_slots
+where slot_name = %(slot)s and plugin = 'pgoutput' and database = current_database()
+    and not coalesce({lost}, false) and coalesce(confirmed_flush_lsn, '0/0') < %(place)s::pg_lsn
+"""
+
 
 class LogReader:
     """Reads the pending messages of a slot, and advances the slot.
@@ -75,19 +82,33 @@ class LogReader:
         else:
             yield LogPortion(streamed)
 
-    def confirm(self, slot: Slot, position: int) -> None:
-        """Allow the server to remove what committed before the position."""
+    def confirm(self, slot: str, position: int, lost: str) -> bool:
+        """Allow the server to remove what committed before the position.
+
+        `lost` is SQL that is true of a slot that is not to be moved any more.
+
+        Returns:
+            Whether the slot is moved.
+        """
         if self._stream is not None:
             try:
                 self._stream.confirm(position)
             except psycopg.OperationalError:
                 self.end_stream()
             else:
-                return
-        self._await_release(slot.name)
-        self._connection().execute(
-            "select pg_replication_slot_advance(%s, %s::pg_lsn)", (slot.name, lsn_text(position))
+                return True
+        try:
+            return self._advance(slot, position, lost)
+        except psycopg.errors.ObjectInUse:
+            self._await_release(slot)
+            return self._advance(slot, position, lost)
+
+    def _advance(self, slot: str, position: int, lost: str) -> bool:
+        place = lsn_text(position)
+        moved = self._connection().execute(
+            _ADVANCE.format(lost=lost).encode(), {"slot": slot, "place": place}
         )
+        return moved.fetchone() is not None
 
     def end_stream(self) -> None:
         """Release the slot; messages that were not confirmed are read again."""
@@ -139,7 +160,7 @@ class LogReader:
             publication=quote(self._publication or slot.name),
         )
         text = query.as_bytes(connection)
-        with connection.atomic(), closing(copy_out_values(connection, text)) as values:
+        with connection.settled(), closing(copy_out_values(connection, text)) as values:
             pieces = portions(
                 lambda count: list(_up_to_a_full_one(islice(values, count))),
                 lambda taken: sum(map(len, taken)),

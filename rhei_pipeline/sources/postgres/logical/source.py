@@ -53,6 +53,7 @@ from rhei_pipeline.sources.postgres.logical.moment import (
 from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.sources.postgres.logical.reader import LogReader
 from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
+from rhei_pipeline.sources.postgres.marks import STATE
 from rhei_pipeline.sources.postgres.table_facts import TableFacts, read_ahead
 from rhei_pipeline.sources.postgres.versions import Since, has
 from rhei_pipeline.sources.waiting import wait_until
@@ -86,9 +87,9 @@ select lsn::text, extract(epoch from clock_timestamp())::float8, substr(pg_walfi
 from pg_current_wal_flush_lsn() as lsn
 """
 _SLOT = """
-select confirmed_flush_lsn::text, {lost}
-from pg_replication_slots where slot_name = %s and plugin = 'pgoutput'
-    and database = current_database()
+select state, slot_name::text, confirmed_flush_lsn::text, coalesce({lost}, false)
+from (select {state} as state) now left join pg_replication_slots on slot_name = %s
+    and plugin = 'pgoutput' and database = current_database()
 """
 _RETAINED = """
 select greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
@@ -349,7 +350,8 @@ class LogicalSource:
             self._system = _value(self._connection, _SYSTEM)
         head, seconds, timeline = _row(self._connection, _HEAD)
         # Asked behind the head: what was published at it and is no more, shows.
-        version = self._catalogue.version(self._connection)
+        state, slot = self._state_and_slot()
+        version = self._catalogue.version(self._connection, state)
         members, server = self._members, f"{self._system}:{timeline}"
         proofs = {
             name: f"{server}:{table.oid}:{members[table.oid]}"
@@ -359,7 +361,7 @@ class LogicalSource:
         clock = datetime.fromtimestamp(seconds, UTC)
         self._renamed = {name: of for name, of in self._renamed.items() if of[0] == version}
         columns = {name: own for name, (_, own) in self._renamed.items()}
-        place, slot = lsn_number(head), self._slot()
+        place = lsn_number(head)
         return LogMoment(place, clock, version, slot, server, proofs, columns=columns)
 
     @contextmanager
@@ -419,9 +421,7 @@ class LogicalSource:
         if target <= self._advanced:
             return 0
         with self._database.translated():
-            slot = self._slot()
-            if slot is not None and not slot.lost and slot.confirmed < target:
-                self._log.confirm(slot, target)
+            if self._log.confirm(self._name, target, self._lost()):
                 self._let_forget(target)
         self._advanced = target
         return 0
@@ -504,13 +504,20 @@ class LogicalSource:
             return table
 
     def _slot(self) -> Slot | None:
-        statement = _SLOT.format(lost=lost_slot(self._connection, is_ours=self._is_own))
-        found = self._connection.execute(statement, (self._name,)).fetchone()
-        if found is None:
-            return None
+        return self._state_and_slot()[1]
+
+    def _state_and_slot(self) -> tuple[object, Slot | None]:
+        """Return what changes with every commit, and the slot."""
+        state, name, confirmed, lost = _row(
+            self._connection, _SLOT.format(state=STATE, lost=self._lost()), self._name
+        )
+        if name is None:
+            return state, None
         # The server takes a moment to note what a stream confirms.
-        confirmed = max(lsn_number(found[0] or "0/0"), self._advanced)
-        return Slot(self._name, confirmed, lost=bool(found[1]))
+        return state, Slot(name, max(lsn_number(confirmed or "0/0"), self._advanced), lost=lost)
+
+    def _lost(self) -> str:
+        return lost_slot(self._connection, is_ours=self._is_own)
 
     def _slot_that_keeps(self) -> Slot | None:
         """Return the slot; one that is lost is dropped."""
