@@ -432,18 +432,18 @@ def vectorised(messages: list[bytes], split: int) -> list[Any]:
             decoded = pgoutput.decode(buffer, run)
             for row in range(len(run.order)):
                 kind = chr(buffer[run.places[row]])
-                old = _values(decoded.old, run, row) if decoded.has_old[row] else None
-                new = _values(decoded.new, run, row) if decoded.has_new[row] else None
+                old = _values(decoded, decoded.old, row) if decoded.has_old[row] else None
+                new = _values(decoded, decoded.new, row) if decoded.has_new[row] else None
                 changes.append((int(run.order[row]), (kind, run.relation.oid, old, new)))
     return [change for _, change in sorted(changes, key=lambda found: found[0])]
 
 
-def _values(tuples: pgoutput.Tuples, run: pgoutput.Run, row: int) -> list[Any]:
+def _values(changes: pgoutput.Changes, tuples: pgoutput.Tuples, row: int) -> list[Any]:
     return [
         ...
         if name in tuples.unchanged and tuples.unchanged[name][row]
-        else tuples.texts[name][row].as_py()
-        for name in run.relation.columns
+        else tuples.texts[name].read(changes.buffer)[row].as_py()
+        for name in changes.run.relation.columns
     ]
 
 

@@ -82,10 +82,57 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuples:
-    """Columns of many tuples as text, and a mask of the values that were not sent."""
+class Texts:
+    """Where a column's values stand in the buffer of their messages, as text.
 
-    texts: dict[str, pa.Array]
+    Attributes:
+        begin: The offset of each; one that is not there has one between those beside it.
+        length: Its bytes.
+        is_there: Whether it was sent, and is not null.
+    """
+
+    begin: np.ndarray
+    length: np.ndarray
+    is_there: np.ndarray
+
+    def at(self, chosen: np.ndarray) -> "Texts":
+        """Return those at some positions."""
+        return Texts(self.begin[chosen], self.length[chosen], self.is_there[chosen])
+
+    def but(self, mask: np.ndarray, others: "Texts") -> "Texts":
+        """Return the others where the mask is true, and else these."""
+        return Texts(
+            np.where(mask, others.begin, self.begin),
+            np.where(mask, others.length, self.length),
+            np.where(mask, others.is_there, self.is_there),
+        )
+
+    def only(self, mask: np.ndarray) -> "Texts":
+        """Return these, of which only those are there where the mask is true."""
+        return Texts(self.begin, self.length, self.is_there & mask)
+
+    def read(self, buffer: bytes) -> pa.Array:
+        """Return the values, which are in the order of the buffer; null where one is not there."""
+        count = len(self.begin)
+        if count == 1 and self.is_there[0]:  # it may be a large one, and needs no copy
+            ends = np.array([self.begin[0], self.begin[0] + self.length[0]], np.int64)
+            buffers = [None, pa.py_buffer(ends), pa.py_buffer(buffer)]
+            return pa.Array.from_buffers(pa.large_string(), 1, buffers)
+        offsets = np.empty(2 * count, np.int64)
+        offsets[0::2], offsets[1::2] = self.begin, self.begin + self.length
+        values = pa.Array.from_buffers(
+            pa.large_string(),
+            max(2 * count - 1, 0),
+            [None, pa.py_buffer(offsets), pa.py_buffer(buffer)],
+        )
+        return values.take(pa.array(np.arange(0, 2 * count, 2), mask=~self.is_there))
+
+
+@dataclass(frozen=True, slots=True)
+class Tuples:
+    """The columns of one tuple of each message, and masks of the values that were not sent."""
+
+    texts: dict[str, Texts]
     unchanged: dict[str, np.ndarray]
 
 
@@ -94,15 +141,26 @@ class Changes:
     """A decoded run.
 
     Attributes:
-        new: The rows after the change; null where `has_new` is false.
-        old: The rows or keys before the change, if they were sent; null where `has_old` is false.
+        buffer: The messages.
+        new: The rows after the change; nothing is there where `has_new` is false.
+        old: The rows or keys before the change, if they were sent; nothing is there where
+            `has_old` is false.
     """
 
     run: Run
+    buffer: bytes
     new: Tuples
     old: Tuples
     has_new: np.ndarray
     has_old: np.ndarray
+
+    def texts(self, tuples: Tuples, name: str) -> Texts:
+        """Return a column of one of the two; of one that was not logged, nothing is there."""
+        found = tuples.texts.get(name)
+        if found is not None:
+            return found
+        count = len(self.run.places)
+        return Texts(self.run.places, np.zeros(count, np.int64), np.zeros(count, bool))
 
 
 def index(buffer: bytes, lengths: np.ndarray, first: int, context: DecodingContext) -> list[Run]:
@@ -243,66 +301,53 @@ def _carry(breaks: dict[int, list[_Break]], context: DecodingContext) -> None:
 
 
 def decode(buffer: bytes, run: Run) -> Changes:
-    """Decode a run's rows."""
+    """Find the values of a run's rows."""
     data = np.frombuffer(buffer, np.uint8)
     tags = data[run.places + 5]
     has_old, has_new = tags != _NEW, data[run.places] != _DELETE
     ends = run.places + 6
-    old = _tuples(buffer, data, run.relation, np.where(has_old, run.places + 6, -1), ends)
+    old = _tuples(data, run, np.where(has_old, run.places + 6, -1), ends)
     # Behind an old tuple stands the new one's tag.
     starts = np.where(has_old, ends + 1, run.places + 6)
-    new = _tuples(buffer, data, run.relation, np.where(has_new, starts, -1), starts.copy())
-    return Changes(run, new, old, has_new, has_old)
+    new = _tuples(data, run, np.where(has_new, starts, -1), starts.copy())
+    return Changes(run, buffer, new, old, has_new, has_old)
 
 
-def _tuples(
-    buffer: bytes, data: np.ndarray, relation: LoggedRelation, starts: np.ndarray, ends: np.ndarray
-) -> Tuples:
-    """Read one tuple of each message that has one; set `ends` to the offsets after them."""
+def _tuples(data: np.ndarray, run: Run, starts: np.ndarray, ends: np.ndarray) -> Tuples:
+    """Find one tuple of each message that has one; set `ends` to the offsets after them."""
     there = starts >= 0
     tuples = Tuples({}, {})
     if not there.any():
         return tuples
     place = starts[there] + 2  # behind the count of columns
-    for column in relation.columns:
+    for column in run.relation.columns:
         tag = data[place]
         is_text = tag == _TEXT
         length = np.where(is_text, _number(data, np.where(is_text, place + 1, 0), 4), 0)
         begin = np.where(is_text, place + 5, place)
-        tuples.texts[column] = _spread(_texts(buffer, begin, length, is_text), there)
+        tuples.texts[column] = _spread(Texts(begin, length, is_text), there, run.places)
         if (tag == _UNCHANGED).any():
             mask = np.zeros(len(starts), dtype=bool)
             mask[there] = tag == _UNCHANGED
             tuples.unchanged[column] = mask
-        place = place + np.where(is_text, 5 + length, 1)
+        place = begin + length + ~is_text
     ends[there] = place
     return tuples
 
 
-def _texts(buffer: bytes, begin: np.ndarray, length: np.ndarray, valid: np.ndarray) -> pa.Array:
-    """Return texts as slices of the buffer, which they share."""
-    count = len(begin)
-    if count == 1 and valid[0]:  # it may be a large one, and needs no copy
-        ends = pa.py_buffer(np.array([begin[0], begin[0] + length[0]], np.int64))
-        return pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(buffer)])
-    offsets = np.empty(2 * count, np.int64)
-    offsets[0::2], offsets[1::2] = begin, begin + length
-    values = pa.Array.from_buffers(
-        pa.large_string(), 2 * count - 1, [None, pa.py_buffer(offsets), pa.py_buffer(buffer)]
-    )
-    return values.take(pa.array(np.arange(0, 2 * count, 2), mask=~valid))
-
-
-def _spread(texts: pa.Array, there: np.ndarray) -> pa.Array:
+def _spread(texts: Texts, there: np.ndarray, places: np.ndarray) -> Texts:
     if there.all():
         return texts
-    places = np.cumsum(there) - 1
-    return texts.take(pa.array(places, mask=~there))
+    whole = Texts(places.copy(), np.zeros(len(there), np.int64), np.zeros(len(there), bool))
+    whole.begin[there], whole.length[there] = texts.begin, texts.length
+    whole.is_there[there] = texts.is_there
+    return whole
 
 
 def _number(data: np.ndarray, places: np.ndarray, width: int) -> np.ndarray:
-    """Read big-endian numbers."""
-    found = np.zeros(len(places), np.int64)
-    for byte in range(width):
-        found = (found << 8) | data[places + byte]
+    """Read big-endian numbers, of 4 or 8 bytes."""
+    # The numbers at all offsets, of which none is made but those asked for.
+    count = max(len(data) - width + 1, 0)
+    everywhere = np.ndarray((count,), f">u{width}", data, strides=(1,))
+    found: np.ndarray = everywhere[places].astype(np.int64)
     return found

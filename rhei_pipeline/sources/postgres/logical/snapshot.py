@@ -21,7 +21,6 @@ from rhei_pipeline.model.changes import (
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.large_rows import give_back_freed
 from rhei_pipeline.model.schema import Table, TableSchema
-from rhei_pipeline.model.selection import taken
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.logical import pgoutput
@@ -168,6 +167,7 @@ class LogicalSnapshot(TableReads):
         self._wait_for_writers = wait_for_writers
         self._view = view
         self._spool: _Spool | None = None
+        self._behind: dict[Position, Sequence[tuple[_Chunk, pgoutput.Run]]] = {}
         self._ahead: ReadAhead | None = None
         self._counted: dict[str, int] = {}
         self.clock = moment.clock
@@ -243,16 +243,25 @@ class LogicalSnapshot(TableReads):
             return run
         return replace(run, relation=replace(run.relation, columns=own))
 
-    def _runs(self, after: Position) -> Iterator[tuple[_Chunk, pgoutput.Run]]:
-        relation = _relation_of(after, self._server)
-        for chunk, run in self._loaded().of(relation):
-            wanted = run.lsn >= after.order
-            if self._view is None:
-                wanted &= run.lsn < self._head
-            else:
-                wanted &= self._view.visible.sees(run.xid)
-            if wanted.any():
-                yield chunk, run.take(np.flatnonzero(wanted))
+    def _runs(self, after: Position) -> Sequence[tuple[_Chunk, pgoutput.Run]]:
+        """Return a table's changes behind a position; a cycle asks for them several times."""
+        spool = self._loaded()
+        if after not in self._behind:
+            relation = _relation_of(after, self._server)
+            self._behind[after] = [
+                (chunk, found)
+                for chunk, run in spool.of(relation)
+                if len((found := self._part_of(run, after)).order)
+            ]
+        return self._behind[after]
+
+    def _part_of(self, run: pgoutput.Run, after: Position) -> pgoutput.Run:
+        wanted = run.lsn >= after.order
+        if self._view is None:
+            wanted &= run.lsn < self._head
+        else:
+            wanted &= self._view.visible.sees(run.xid)
+        return run if wanted.all() else run.take(np.flatnonzero(wanted))
 
     def _loaded(self) -> _Spool:
         if self._spool is None:
@@ -321,13 +330,17 @@ class _Rows:
         """Return which updates changed the key."""
         both = self._changes.has_old & self._changes.has_new
         moved = np.zeros(len(both), dtype=bool)
-        for name in self._schema.primary_key:
+        rows = np.flatnonzero(both)
+        for name in self._schema.primary_key if len(rows) else ():
             new, old = self._changes.new.texts.get(name), self._changes.old.texts.get(name)
             if new is not None and old is not None:
-                differs = pc.fill_null(pc.not_equal(new, old), fill_value=False)
-                moved |= differs.to_numpy(zero_copy_only=False)
-        moved &= both
+                differs = pc.not_equal(self._read(new.at(rows)), self._read(old.at(rows)))
+                differs = pc.fill_null(differs, fill_value=False)
+                moved[rows] |= differs.to_numpy(zero_copy_only=False)
         return moved
+
+    def _read(self, texts: pgoutput.Texts) -> pa.Array:
+        return texts.read(self._changes.buffer)
 
     def batch(self) -> ChangeBatch:
         """Return the events in order: first the old rows, then the new ones."""
@@ -336,16 +349,17 @@ class _Rows:
         lives = np.flatnonzero(has_new)
         sequence = np.concatenate([2 * run.order[ended], 2 * run.order[lives] + 1])
         order = np.argsort(sequence, kind="stable")
-        texts, unchanged = self._texts(ended, lives, order)
+        live = (np.arange(len(order)) >= len(ended))[order]
+        rows = np.concatenate([ended, lives])[order]
+        texts, unchanged = self._texts(rows, live)
         texts = with_widened(texts, self._schema, run.relation)
         arrays, rejections = admit_rows(self._schema, texts)
-        at = np.concatenate([run.committed_at[ended], run.committed_at[lives]])[order]
-        live = (np.arange(len(order)) >= len(ended))[order]
-        own = [pa.array(sequence[order]), pa.array(at, pa.int64()).cast(INSTANT), pa.array(live)]
+        at = pa.array(run.committed_at[rows], pa.int64()).cast(INSTANT)
+        own = [pa.array(sequence[order]), at, pa.array(live)]
         events = pa.table([*own, *arrays], [SEQUENCE, CHANGED_AT, LIVE, *self._schema.names])
         letters = letters_of(self._schema, rejections, texts, self._clock)
         admitted = without_rows(events.cast(event_schema(self._schema)), rejections)
-        former = self._former(ended, lives, order) if unchanged else None
+        former = self._former(rows, live) if unchanged else None
         masks = {name: _mask(found, rejections) for name, found in unchanged.items()}
         if former is not None:
             former = without_rows(former, rejections)
@@ -361,39 +375,37 @@ class _Rows:
             absent=frozenset(self._schema.names) - {*run.relation.columns},
         )
 
-    def _texts(
-        self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray
-    ) -> tuple[pa.Table, dict[str, np.ndarray]]:
-        """Return each column's text in the events' order, and which values were not sent."""
-        new, old = self._changes.new, self._changes.old
+    def _texts(self, rows: np.ndarray, live: np.ndarray) -> tuple[pa.Table, dict[str, np.ndarray]]:
+        """Return each column's text of the events, and which values were not sent.
+
+        `rows` has the message of each event; `live` is true of those that are new rows.
+        """
+        changes = self._changes
         columns, unchanged = [], {}
         for name in self._schema.names:
-            became, was = _column(new, name, self._changes), _column(old, name, self._changes)
-            if name in new.unchanged:
+            became = changes.texts(changes.new, name).at(rows)
+            was = changes.texts(changes.old, name)
+            if name in changes.new.unchanged:
+                not_sent = changes.new.unchanged[name][rows] & live
                 # With REPLICA IDENTITY FULL the old row has the value.
-                became = pc.if_else(pa.array(new.unchanged[name]), was, became)
-                left_out = new.unchanged[name] & became.is_null().to_numpy(zero_copy_only=False)
-                mask = np.concatenate([np.zeros(len(ended), bool), left_out[lives]])[order]
-                if mask.any():
-                    unchanged[name] = mask
-            both = taken(became, lives)
-            if len(ended):
-                gone = pa.nulls(len(ended), pa.large_string())
-                if name in self._schema.primary_key:
-                    gone = was.take(pa.array(ended))
-                both = pa.concat_arrays([gone, both])
-            columns.append(taken(both, order))
+                became = became.but(not_sent, was.at(rows))
+                left_out = not_sent & ~became.is_there
+                if left_out.any():
+                    unchanged[name] = left_out
+            if name not in self._schema.primary_key:
+                became = became.only(live)
+            elif not live.all():
+                became = became.but(~live, was.at(rows))
+            columns.append(self._read(became))
         return pa.table(columns, list(self._schema.names)), unchanged
 
-    def _former(self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray) -> pa.Table:
+    def _former(self, rows: np.ndarray, live: np.ndarray) -> pa.Table:
         """Return the key that each event's row had before."""
-        columns = []
+        changes, columns = self._changes, []
         for column in self._schema.key_columns:
-            became = _column(self._changes.new, column.name, self._changes)
-            was = _column(self._changes.old, column.name, self._changes)
-            before = pc.if_else(pa.array(self._moved), was, became)
-            texts = pa.concat_arrays([was.take(pa.array(ended)), before.take(pa.array(lives))])
-            array, _ = admit_text(texts.take(pa.array(order)), column)
+            became = changes.texts(changes.new, column.name).at(rows)
+            was = changes.texts(changes.old, column.name).at(rows)
+            array, _ = admit_text(self._read(became.but(~live | self._moved[rows], was)), column)
             columns.append(array)
         return pa.table(columns, list(self._schema.primary_key))
 
@@ -404,12 +416,6 @@ def _relation_of(position: Position, server: str) -> int | None:
         return None
     oid = position.proof.removeprefix(f"{server}:").partition(":")[0]
     return int(oid) if oid.isdecimal() else None
-
-
-def _column(tuples: pgoutput.Tuples, name: str, changes: pgoutput.Changes) -> pa.Array:
-    """Return a column's text; null where the schema lacks it."""
-    found = tuples.texts.get(name)
-    return pa.nulls(len(changes.run.order), pa.large_string()) if found is None else found
 
 
 def _mask(mask: np.ndarray, rejections: Sequence[Rejection]) -> pa.Array:
