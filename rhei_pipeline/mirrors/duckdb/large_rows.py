@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.connecting import CHECKPOINT_THRESHOLD
-from rhei_pipeline.mirrors.duckdb.tables import registered
+from rhei_pipeline.mirrors.duckdb.lent_rows import LentRows
 from rhei_pipeline.model.large_rows import are_large, give_back_freed
 
 
@@ -16,6 +16,7 @@ class LargeRows:
 
     Args:
         connection: In that transaction.
+        lent: Shows it rows.
         let_go: Frees what DuckDB caches of the file.
         copies: The tables of which a copy under way has large rows; outlives the transaction.
     """
@@ -23,10 +24,12 @@ class LargeRows:
     def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
+        lent: LentRows,
         let_go: Callable[[], None],
         copies: set[str],
     ) -> None:
         self._connection = connection
+        self._lent = lent
         self._let_go = let_go
         self._copies = copies
         self._had_some = False
@@ -34,12 +37,8 @@ class LargeRows:
     @contextmanager
     def shown(self, name: str, rows: pa.Table) -> Iterator[None]:
         """Show rows under a name within a block, in which large ones are written."""
-        if not are_large(rows):
-            with registered(self._connection, name, rows):
-                yield
-            return
-        self._had_some = True
-        with registered(self._connection, name, rows), self._by_one_thread():
+        with self._lent.shown(name, rows), self.read(rows):
+            self._had_some = self._had_some or are_large(rows)
             yield
 
     @contextmanager

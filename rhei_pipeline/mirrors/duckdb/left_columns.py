@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import duckdb
 
+from rhei_pipeline.mirrors.duckdb.lent_rows import UPSERTS
 from rhei_pipeline.mirrors.duckdb.logical import is_indexed
 from rhei_pipeline.mirrors.duckdb.tables import copy_name, standing_name
-from rhei_pipeline.mirrors.duckdb.upsert import UPSERTS
 from rhei_pipeline.model.schema import HISTORY_NAMES, Mode, Table, TableSchema
 from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
 

@@ -45,6 +45,7 @@ from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_fe
 from rhei_pipeline.mirrors.duckdb.forgetting import Door, rewrite_file
 from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
+from rhei_pipeline.mirrors.duckdb.lent_rows import LentRows
 from rhei_pipeline.mirrors.duckdb.past import read_past
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords, read_ledger
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
@@ -129,6 +130,7 @@ class DuckDBMirror:
                 deadline = max(deadline, time.monotonic() + READERS_END_SECONDS)
             self._config = config
             self._connection = connect_once_free(self.path, config, deadline)
+            self._lent = LentRows(self._connection)
             opened.callback(self._disconnect)
             with translated(self.path):
                 opening = read_mirror_id if read_only else prepare
@@ -197,13 +199,14 @@ class DuckDBMirror:
             translated(self.path),
             self._reopened(),
             ended_by_signals(self._connection),
+            self._lent.within_transaction(trial=trial),
         ):
             self._connection.execute("begin transaction")
             records = ProgressRecords(self._connection, self._ledger)
             feeds = DuckDBFeeds(self._connection, self._feeds)
             try:
                 transaction = DuckDBTransaction(
-                    self._connection, records, feeds, self._cache, self._large_copies
+                    self._connection, self._lent, records, feeds, self._cache, self._large_copies
                 )
                 transaction.may_have_letters = self._may_have_letters
                 yield transaction
@@ -447,6 +450,7 @@ class DuckDBMirror:
     def _connect_again(self) -> None:
         deadline = time.monotonic() + REOPENED_SECONDS
         self._connection = connect_once_free(self.path, self._config, deadline)
+        self._lent = LentRows(self._connection)
 
     @contextmanager
     def _reopened(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from rhei_pipeline.mirrors.duckdb.forgetting import forget_rows
 from rhei_pipeline.mirrors.duckdb.housekeeping import count_reasons, write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.left_columns import values_kept
+from rhei_pipeline.mirrors.duckdb.lent_rows import UPSERTS, LentRows
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
@@ -33,7 +34,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     registered,
     write_built,
 )
-from rhei_pipeline.mirrors.duckdb.upsert import UPSERTS, Upsert, fit_together, numbered
+from rhei_pipeline.mirrors.duckdb.upsert import Upsert, fit_together, numbered
 from rhei_pipeline.mirrors.duckdb.versions import VersionRows
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import (
@@ -60,6 +61,7 @@ class DuckDBTransaction:
 
     Args:
         connection: In that transaction.
+        lent: Shows rows to it.
         records: The recorded progress; to be written before the transaction commits.
         feeds: The order in which versions of temporal tables came.
         cache: What is cached of the file; None for a mirror in memory.
@@ -73,6 +75,7 @@ class DuckDBTransaction:
     def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
+        lent: LentRows,
         records: ProgressRecords,
         feeds: DuckDBFeeds,
         cache: BlockCache | None,
@@ -84,8 +87,8 @@ class DuckDBTransaction:
         self._cache = cache
         self._names = TableNames(connection)
         self.may_have_letters: bool | None = None
-        self.large_rows = LargeRows(connection, self._let_go, large_copies)
-        self._versions = VersionRows(connection, self.large_rows)
+        self.large_rows = LargeRows(connection, lent, self._let_go, large_copies)
+        self._versions = VersionRows(connection, lent, self.large_rows)
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""

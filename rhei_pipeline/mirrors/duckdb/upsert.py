@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.comparison import differs_sql, digested_sql
+from rhei_pipeline.mirrors.duckdb.lent_rows import UPSERTS
 from rhei_pipeline.mirrors.duckdb.row_places import FEW_PLACES, changed, delete_at
 from rhei_pipeline.mirrors.duckdb.tables import registered
 from rhei_pipeline.mirrors.met_rows import Flags, Places
@@ -17,8 +18,6 @@ from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.model.selection import each_once
 from rhei_pipeline.sql.text import listed, matching
 
-#: What the rows are registered as, each with its number among them.
-UPSERTS = "_rhei_upserts"
 _NUMBER, _PLACE, _DIFFERS = "_rhei_number", "_rhei_place", "_rhei_differs"
 _EQUAL, _UNDECIDED = "_rhei_equal", "_rhei_undecided"
 _DIGESTED = "_rhei_digested"

@@ -9,6 +9,7 @@ from rhei_pipeline.changes.compaction import key_codes
 from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.mirrors.duckdb.comparison import digested_sql
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
+from rhei_pipeline.mirrors.duckdb.lent_rows import OPENINGS, TOUCHED, LentRows
 from rhei_pipeline.mirrors.duckdb.logical import as_kept
 from rhei_pipeline.mirrors.duckdb.row_places import delete_at
 from rhei_pipeline.mirrors.duckdb.tables import (
@@ -26,8 +27,8 @@ from rhei_pipeline.model.selection import each_once
 from rhei_pipeline.model.type_names import INSTANT, INTERVAL
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table
 
-_KEYS, _CLOSED, _EVENTS = "_rhei_keys", "_rhei_closed", "_rhei_events"
-_CLOSINGS, _ENDED, _OPENINGS = "_rhei_closings", "_rhei_ended", "_rhei_openings"
+_CLOSED, _EVENTS = "_rhei_closed", "_rhei_events"
+_CLOSINGS, _ENDED = "_rhei_closings", "_rhei_ended"
 #: To register other keys takes longer than to ask of so many more than need be.
 _FEW = 250
 #: DuckDB keeps what an UPDATE changes by vectors: so many rows, and so many bytes for each vector
@@ -40,11 +41,15 @@ class VersionRows:
 
     Args:
         connection: In that transaction.
+        lent: Shows rows to it.
         large_rows: Shows rows to it, of which few copies are held.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, large_rows: LargeRows) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, lent: LentRows, large_rows: LargeRows
+    ) -> None:
         self._connection = connection
+        self._lent = lent
         self._large_rows = large_rows
         #: The rows last found as the mirror has them; None if they are not to be written again.
         self._found: pa.Table | None = None
@@ -59,10 +64,10 @@ class VersionRows:
         else:
             present = name
         touched = events.select(list(key))
-        with registered(self._connection, _KEYS, touched):
+        with self._lent.shown(TOUCHED, touched):
             relation = self._connection.sql(
                 f"select t.*, t.rowid as {LOCATOR} from {present} t"
-                f" semi join {_KEYS} k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
+                f" semi join {TOUCHED} k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
             )
             is_exact = all(map(_is_exact, map(str, relation.types)))
             found = relation.to_arrow_table()
@@ -82,7 +87,7 @@ class VersionRows:
         if not closed.num_rows:
             return closed.append_column(FLOOR, pa.array([], INSTANT))
         if touched.num_rows <= _FEW:
-            return self._last_ends(table, _KEYS)
+            return self._last_ends(table, TOUCHED)
         with registered(self._connection, _CLOSED, closed):
             return self._last_ends(table, _CLOSED)
 
@@ -107,16 +112,16 @@ class VersionRows:
         if ended is None:
             for closings in apart(versions.closings, LOCATOR):
                 self._end(name, closings)
-            self._append(name, _OPENINGS, openings)
+            self._append(name, OPENINGS, openings)
             return
         delete_at(self._connection, name, ended[LOCATOR].to_numpy())
         # Those that ended come first: the versions of a key stand in their order.
         ended = in_utc(ended.drop_columns([LOCATOR]))
         if ended.schema.equals(openings.schema, check_metadata=True) and not are_large(openings):
-            self._append(name, _OPENINGS, pa.concat_tables([ended, openings]))
+            self._append(name, OPENINGS, pa.concat_tables([ended, openings]))
             return
         with registered(self._connection, _ENDED, ended):
-            self._append(name, f"(from {_ENDED} union all by name from {_OPENINGS})", openings)
+            self._append(name, f"(from {_ENDED} union all by name from {OPENINGS})", openings)
 
     def _ended(self, closings: pa.Table) -> pa.Table | None:
         """Return the ended versions, where they are to be written again; None if not.
@@ -158,8 +163,8 @@ class VersionRows:
                 )
 
     def _append(self, name: str, rows: str, openings: pa.Table) -> None:
-        if rows != _OPENINGS or openings.num_rows:
-            with self._large_rows.shown(_OPENINGS, openings):
+        if rows != OPENINGS or openings.num_rows:
+            with self._large_rows.shown(OPENINGS, openings):
                 self._connection.execute(f"insert into {name} by name from {rows}")
 
     def _arrow(self, sql: str) -> pa.Table:
