@@ -15,6 +15,7 @@ import rhei_pipeline as rhei
 from benchmarks.source_lag import SourceLag
 from benchmarks.timing import prove, server_seconds, timed
 from examples.postgres_server import Server
+from rhei_pipeline.model.report import counted
 
 #: Rows of each table to begin with, seconds of each load, and its transactions a second.
 ROWS, SECONDS, RATE = 100_000, 10, 1_000
@@ -94,7 +95,7 @@ def _database(server: Server, name: str) -> Iterator[None]:
 
 
 def _cell(load: Load, mirror: str, data: Path) -> Iterator[tuple[str, str]]:
-    what = f"{mirror}, {load.workload}, {load.tables} tables"
+    what = f"{mirror}, {load.workload}, {counted(load.tables, 'table')}"
     load.prepare()
     with TemporaryDirectory() as directory, rhei.open(_settings(load, mirror, directory)) as htap:
         with timed() as copy:
