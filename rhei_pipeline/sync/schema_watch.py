@@ -277,7 +277,10 @@ class SchemaWatch:
             self.declared.setdefault(table.name, replace(declared, name=table.name))
         is_news = self._tables.get(table.name) != table
         if is_news and known is not None and known.schema != table.schema:
-            changes = difference(known.schema, table.schema).describe()
+            found = difference(known.schema, table.schema)
+            changes = found.describe()
+            if found.added and found.dropped:
+                changes += ", or renamed columns"  # the log tells, which is read later
             if known.name != table.name:
                 changes = f"called it {known.name!r} before"
             _log.warning("table %r: its source %s, and its mirror follows", table.name, changes)

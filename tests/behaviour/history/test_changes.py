@@ -52,12 +52,13 @@ def test_a_position_of_a_history_that_was_dropped_is_refused_and_the_whole_table
 
 @STORAGES
 def test_who_stands_before_a_renaming_is_told_to_begin_again_and_never_lacks_a_column(
-    make_world: MakeWorld, storage: str | None
+    make_world: MakeWorld, storage: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     world, consumer = made(make_world, storage), Consumer("t", ["k"])
     consumer.read(world.htap)
     world.run("alter table t rename column v to w", "update t set w = 'b' where k = 1")
     assert world.htap.sync_now().tables["t"].copied_rows == 0
+    assert "added 'w' and dropped 'v', or renamed columns, and" in caplog.text
     with pytest.raises(rhei.ChangesLostError, match="a column was renamed"):
         world.htap.changes("t", consumer.position)
     consumer.read(world.htap)
