@@ -4,7 +4,7 @@ A history keeps them by itself: its rows stay where they are. What this is about
 whose rows are written again, and the snapshots of a history that is not to keep them.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import Segment
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.mirrors.exact_casts import in_other_types
-from rhei_pipeline.model.schema import HISTORY_NAMES, Mode, Table
+from rhei_pipeline.model.schema import HISTORY_NAMES, FormerNames, Mode, Table
 
 #: Appends rows of a table to a buffer of it.
 Append = Callable[[WriteBuffer, Table, pa.Table], None]
@@ -79,20 +79,34 @@ def keep_left(
 
 def without_others(buffer: WriteBuffer, own: Collection[str], store: SegmentStore) -> WriteBuffer:
     """Return a table of snapshots with these columns only; files of more are written again."""
-    names = [name for name in buffer.schema.names if name in own]
-    if len(names) == len(buffer.schema.names):
+    return _named_as(buffer, {name: name for name in buffer.schema.names if name in own}, store)
+
+
+def with_new_names(buffer: WriteBuffer, former: FormerNames, store: SegmentStore) -> WriteBuffer:
+    """Return a table of snapshots whose columns have their new names; files of them are others."""
+    names = {name: name for name in buffer.schema.names}
+    new = {old: name for name, old in former.items() if old in names and name not in names}
+    return _named_as(buffer, names | new, store)
+
+
+def _named_as(buffer: WriteBuffer, names: Mapping[str, str], store: SegmentStore) -> WriteBuffer:
+    """Return a table with these columns only, by the names that each is to have."""
+    fields = [f.with_name(names[f.name]) for f in buffer.schema if f.name in names]
+    shape = pa.schema(fields)
+    if shape.names == buffer.schema.names:
         return buffer
-    segments = (_narrowed(segment, names, store) for segment in buffer.table.segments)
-    shape = pa.schema([buffer.schema.field(name) for name in names])
+    segments = (_segment_as(segment, names, store) for segment in buffer.table.segments)
     return WriteBuffer(replace(buffer.table, schema=shape, segments=tuple(segments)), store)
 
 
-def _narrowed(segment: Segment, names: Sequence[str], store: SegmentStore) -> Segment:
+def _segment_as(segment: Segment, names: Mapping[str, str], store: SegmentStore) -> Segment:
     own = [name for name in segment.schema.names if name in names]
-    constants = {name: value for name, value in segment.constants.items() if name in names}
-    if len(own) == len(segment.schema.names):
+    called = [names[name] for name in own]
+    constants = {names[name]: kept for name, kept in segment.constants.items() if name in names}
+    if called == segment.schema.names:
         return replace(segment, constants=constants)
     rows, bits = store.form.read(store.content(segment), own), store.bits(segment)
+    rows = rows.rename_columns(called)
     if bits is not None:
         rows = rows.filter(pa.array(present(bits, segment.rows)))
     return store.write(rows, None, past=segment.past, tag=segment.tag, constants=constants)

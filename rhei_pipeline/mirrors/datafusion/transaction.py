@@ -30,7 +30,7 @@ from rhei_pipeline.mirrors.datafusion.diff import (
 )
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
 from rhei_pipeline.mirrors.datafusion.feed import FileFeeds
-from rhei_pipeline.mirrors.datafusion.left_columns import keep_left, without_others
+from rhei_pipeline.mirrors.datafusion.left_columns import keep_left, with_new_names, without_others
 from rhei_pipeline.mirrors.datafusion.manifest import (
     COPY_PREFIX,
     SNAPSHOTS,
@@ -280,7 +280,7 @@ class FileTransaction:
             if not outgrown(standing, table):
                 self._tables[name] = fit(standing, table, self.store, append_versions)
                 note_columns(self._tables[name], table, at)
-                self._drop_left(table)
+                self._fit_snapshots(table, {})
                 self.feeds.fit(table)
                 return None
             own, copy = mirror_table(table.schema, COPY_PREFIX), self._buffer(table, COPY_PREFIX)
@@ -339,14 +339,16 @@ class FileTransaction:
         """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
         name, own = mirror_table(table.schema), self._buffer(table)
         self._tables[name] = reshape(own, table, at, former, self.store, append_versions)
-        self._drop_left(table)
+        self._fit_snapshots(table, former)
         self.feeds.reshaped(table, former)
 
-    def _drop_left(self, table: Table) -> None:
+    def _fit_snapshots(self, table: Table, former: FormerNames) -> None:
         days = snapshots_of(table.schema)
-        if table.mode is Mode.TEMPORAL and not table.keeps_dropped and self._stands(days):
+        if table.mode is Mode.TEMPORAL and self._stands(days):
             own = {*self._buffer(table).schema.names, DAY.name}
-            self._tables[days] = without_others(self._named(days, table), own, self.store)
+            found = with_new_names(self._named(days, table), former, self.store)
+            keeps = table.keeps_dropped
+            self._tables[days] = found if keeps else without_others(found, own, self.store)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""

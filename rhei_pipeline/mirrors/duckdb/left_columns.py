@@ -12,8 +12,8 @@ import duckdb
 
 from rhei_pipeline.mirrors.duckdb.lent_rows import UPSERTS
 from rhei_pipeline.mirrors.duckdb.logical import is_indexed
-from rhei_pipeline.mirrors.duckdb.tables import copy_name, standing_name
-from rhei_pipeline.model.schema import HISTORY_NAMES, Mode, Table, TableSchema
+from rhei_pipeline.mirrors.duckdb.tables import SNAPSHOTS, copy_name, standing_name
+from rhei_pipeline.model.schema import HISTORY_NAMES, FormerNames, Mode, Table, TableSchema
 from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
 
 #: A table that is written again, beside it; a copy may be there as well.
@@ -63,9 +63,44 @@ def drop_left(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
         return
     gone = {*left_columns(connection, table)}
     drop_columns(connection, table.schema, gone)
-    days = replace(table.schema, namespace="snapshot", mirror_name=table.schema.snapshot_name)
+    days = _days(table)
     if gone and standing_name(connection, days) is not None:
         drop_columns(connection, days, gone)
+
+
+def rename_columns(
+    connection: duckdb.DuckDBPyConnection, table: Table, former: FormerNames
+) -> bool:
+    """Rename columns of a table, and of its snapshots; return whether the table had any."""
+    days = _days(table)
+    if former and table.mode is Mode.TEMPORAL and standing_name(connection, days) is not None:
+        _rename(connection, days, former)
+    return _rename(connection, table.schema, former)
+
+
+def _days(table: Table) -> TableSchema:
+    schema = table.schema
+    return replace(schema, namespace=SNAPSHOTS, mirror_name=schema.snapshot_name)
+
+
+def _rename(
+    connection: duckdb.DuckDBPyConnection, schema: TableSchema, former: FormerNames
+) -> bool:
+    """Rename columns; where somebody's index keeps the table as it is, it is written again."""
+    target, other = mirror_table(schema), mirror_table(schema, _AGAIN)
+    found = connection.sql(f"from {target} limit 0").columns
+    left = [
+        (quote(old), quote(new)) for new, old in former.items() if old in found and new not in found
+    ]
+    if left and is_indexed(connection, schema):
+        names = ", ".join(f"{old} as {new}" for old, new in left)
+        connection.execute(f"create table {other} as select * rename ({names}) from {target}")
+        connection.execute(f"drop table {target}")
+        connection.execute(f"alter table {other} rename to {quote(schema.mirror_relation)}")
+        return True
+    for old, new in left:
+        connection.execute(f"alter table {target} rename {old} to {new}")
+    return bool(left)
 
 
 def drop_columns(

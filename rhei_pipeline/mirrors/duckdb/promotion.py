@@ -14,6 +14,7 @@ from rhei_pipeline.mirrors.duckdb.left_columns import (
     drop_left,
     keep_left,
     left_columns,
+    rename_columns,
 )
 from rhei_pipeline.mirrors.duckdb.logical import as_copied, fit_texts, is_indexed, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns
@@ -228,7 +229,8 @@ def reshape(
     connection: duckdb.DuckDBPyConnection, table: Table, at: datetime, former: FormerNames
 ) -> None:
     """Give a table fewer, renamed or wider columns; see `MirrorTransaction.reshape`."""
-    _rename(connection, table, former)
+    if rename_columns(connection, table, former):
+        write_built(connection, table.schema)
     standing = _types(connection, table)
     wanted = {column.name: column.type for column in table.schema.columns}
     other = [name for name, kind in wanted.items() if not kind.equals(standing[name])]
@@ -242,24 +244,6 @@ def reshape(
         return
     for name in other:
         _retype(connection, table, name, standing[name], wanted[name])
-
-
-def _rename(connection: duckdb.DuckDBPyConnection, table: Table, former: FormerNames) -> None:
-    """Rename columns; where somebody's index keeps the table as it is, it is built again."""
-    standing, target = _types(connection, table), mirror_table(table.schema)
-    left = [(quote(old), quote(new)) for new, old in former.items() if old in standing]
-    if not left:
-        return
-    if is_indexed(connection, table.schema):
-        names = ", ".join(f"{old} as {new}" for old, new in left)
-        other, own = copy_name(table.schema), quote(table.schema.mirror_relation)
-        connection.execute(f"create table {other} as select * rename ({names}) from {target}")
-        connection.execute(f"drop table {target}")
-        connection.execute(f"alter table {other} rename to {own}")
-    else:
-        for old, new in left:
-            connection.execute(f"alter table {target} rename {old} to {new}")
-    write_built(connection, table.schema)
 
 
 def _build_again(connection: duckdb.DuckDBPyConnection, table: Table) -> None:

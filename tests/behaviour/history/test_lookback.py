@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.forked import output_of
@@ -75,6 +77,32 @@ def test_a_day_taken_again_keeps_a_dropped_columns_values(
         "select id, n from snapshot.t where snapshot_date = date '2026-01-02'", hint="olap"
     )
     assert set(later["n"].to_pylist()) == {None}
+
+
+@MIRRORS
+def test_a_day_of_before_a_renaming_has_its_values_under_the_new_name(
+    make_world: MakeWorld, storage: str | None
+) -> None:
+    world = make_world(mode="temporal", storage=storage)
+    world.run(
+        "create table t(id integer primary key, n int, v int)", "insert into t values (1, 10, 0)"
+    )
+    world.htap.sync_now()
+    before = instant_between()
+    world.htap.snapshot("t", {date(2026, 1, 1): before})
+    world.run("alter table t rename column n to number", "update t set number = 11")
+    assert world.htap.sync_now().tables["t"].copied_rows == 0
+    world.htap.snapshot("t", {date(2026, 1, 2): instant_between()})
+    world.crash()  # memory is copied afresh, and has no days then
+    if storage != "memory":
+        found = world.htap.query("select * from snapshot.t order by snapshot_date", hint="olap")
+        assert sorted(found.column_names) == ["id", "number", "snapshot_date", "v"]
+        assert found["number"].to_pylist() == [10, 11]
+    if storage == "delta":
+        published = DeltaTable(world.directory / "delta" / "delta" / "main" / "t")
+        assert {*published.schema().to_arrow().names} >= {"id", "number", "v"}
+        numbers = read_by_delta_rs(published).column("number").to_pylist()
+        assert sorted(numbers) == [10, 11]
 
 
 @KEPT
