@@ -28,6 +28,7 @@ CLAIMS = {
         "So a renamed column is the same one, the key's as well, and nothing is read for it.": "test_no_row_is_copied_for_columns_that_are_renamed_dropped_and_added",
         "The table is copied where that count leaves a doubt:": "test_what_is_not_sure_is_read_again",
         "A history has all its versions under the new name, also those from before.": "test_a_history_has_all_its_versions_under_the_new_name",
+        "So have its daily snapshots.": "test_a_day_of_before_a_renaming_has_its_values_under_the_new_name",
         "Several names may change at once, and the key's as well.": "test_the_key_may_be_renamed_and_a_name_may_have_another_case",
         "The table is copied where a name could mislead:": "test_a_table_is_copied_where_a_name_does_not_prove_its_column",
         "For these, nothing is read either.": "test_no_row_is_read_for_a_column_that_holds_the_same_values",
