@@ -127,6 +127,18 @@ def test_a_copy_of_a_large_table_commits_some_batches_together_and_goes_on_behin
     world.assert_equal("t")
 
 
+@pytest.mark.parametrize("bound", ["PORTION_BYTES", "PART_SECONDS"])
+def test_a_commit_of_a_large_copy_holds_no_more_bytes_and_seconds_than_a_portion(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(initial_sync, "LARGE_TABLE_ROWS", ROWS)
+    monkeypatch.setattr(initial_sync, bound, 0)
+    world = filled(make_world, "destructive", batch_rows=90)
+    world.htap.initial_sync("t")
+    assert world.faults.seen.count(Step.COPY_BATCH) == -(-ROWS // 90)
+    world.assert_equal("t")
+
+
 @BOTH_MODES
 def test_what_is_pending_when_a_copy_begins_is_not_applied_twice(
     make_world: MakeWorld, mode: str
