@@ -70,6 +70,7 @@ def settings(world: Path, storage: str | None, mode: str, *, buffered: bool) -> 
             "storage": storage,
             "path": world / (storage or "mirror.duckdb"),
             "lock_timeout_seconds": 1,
+            "delta": {"deletion_vectors": True} if storage == "delta" else None,
         },
         registry={"path": world / "registry.json"},
         tables=[{"name": "t", "mode": mode}, {"name": "u", "mode": "destructive"}],
