@@ -1,7 +1,6 @@
 """How long things take: CPU time is ours alone, also where the machine is shared."""
 
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.processor import cpu_seconds
 from rhei_pipeline import HTAP
 
 DIFFER = "source and mirror differ: these figures are worth nothing"
@@ -26,16 +26,10 @@ class Timing:
 def timed() -> Iterator[Timing]:
     """Time a block."""
     timing = Timing()
-    cpu, wall = _cpu_seconds(), time.perf_counter()
+    cpu, wall = cpu_seconds(), time.perf_counter()
     yield timing
-    timing.cpu_seconds = _cpu_seconds() - cpu
+    timing.cpu_seconds = cpu_seconds() - cpu
     timing.wall_seconds = time.perf_counter() - wall
-
-
-def _cpu_seconds() -> float:
-    """Return what this process has taken, and those that it started and that have ended."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def server_seconds(data: Path) -> float:

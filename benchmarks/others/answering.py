@@ -1,10 +1,11 @@
 """How a program that is measured is asked: a line for each step, and its cost as the answer."""
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+
+from benchmarks.processor import cpu_seconds
 
 #: What says whether a mirror is right: in all dialects the same.
 PROOF = "select count(*), sum(id), sum(customer_id), sum(updated_at), max(note) from orders"
@@ -33,11 +34,6 @@ def answer(sync: Callable[[], object], prove: Callable[[], list[object]]) -> Non
 
 def _cost(act: Callable[[], object]) -> list[float]:
     """Return the seconds of CPU, those of ended helpers included, and by the clock."""
-    cpu, wall = _cpu_seconds(), time.perf_counter()
+    cpu, wall = cpu_seconds(), time.perf_counter()
     act()
-    return [_cpu_seconds() - cpu, time.perf_counter() - wall]
-
-
-def _cpu_seconds() -> float:
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime
+    return [cpu_seconds() - cpu, time.perf_counter() - wall]

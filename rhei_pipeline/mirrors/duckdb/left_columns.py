@@ -74,7 +74,9 @@ def rename_columns(
     """Rename columns of a table, and of its snapshots; return whether the table had any."""
     days = _days(table)
     if former and table.mode is Mode.TEMPORAL and standing_name(connection, days) is not None:
-        _rename(connection, days, former)
+        # They may have the new name from a history that was lost, and keep both then.
+        taken = connection.sql(f"from {mirror_table(days)} limit 0").columns
+        _rename(connection, days, {new: old for new, old in former.items() if new not in taken})
     return _rename(connection, table.schema, former)
 
 
@@ -89,9 +91,7 @@ def _rename(
     """Rename columns; where somebody's index keeps the table as it is, it is written again."""
     target, other = mirror_table(schema), mirror_table(schema, _AGAIN)
     found = connection.sql(f"from {target} limit 0").columns
-    left = [
-        (quote(old), quote(new)) for new, old in former.items() if old in found and new not in found
-    ]
+    left = [(quote(old), quote(new)) for new, old in former.items() if old in found]
     if left and is_indexed(connection, schema):
         names = ", ".join(f"{old} as {new}" for old, new in left)
         connection.execute(f"create table {other} as select * rename ({names}) from {target}")

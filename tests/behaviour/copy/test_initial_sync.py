@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
+from rhei_pipeline.model.reports import CopyReport
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import initial_sync
 from rhei_pipeline.testing.faults import Crash
@@ -27,6 +28,18 @@ def filled(make_world: MakeWorld, mode: str, batch_rows: int = 100) -> World:
         "insert into t values (?, ?, ?)", ((f"k{n % 7}", n, f"v{n}") for n in range(ROWS))
     )
     return world
+
+
+def cut_off_and_resumed(world: World, step: Step, time: int) -> CopyReport:
+    """Crash in a copy as it comes to a step for this time, write, and copy on."""
+    world.faults.arm(step, time)
+    with pytest.raises(Crash):
+        world.htap.initial_sync("t")
+    world.crash()
+    world.run("update t set v = 'later' where b in (1, 999)", "delete from t where b = 2")
+    report = world.htap.initial_sync("t")
+    assert report.resumed
+    return report
 
 
 @BOTH_MODES
@@ -97,13 +110,7 @@ def test_a_copy_that_was_cut_off_goes_on_where_it_ended(
     make_world: MakeWorld, mode: str, step: Step
 ) -> None:
     world = filled(make_world, mode)
-    world.faults.arm(step, 3 if step is Step.COPY_BATCH else 1)
-    with pytest.raises(Crash):
-        world.htap.initial_sync("t")
-    world.crash()
-    world.run("update t set v = 'later' where b in (1, 999)", "delete from t where b = 2")
-    report = world.htap.initial_sync("t")
-    assert report.resumed
+    report = cut_off_and_resumed(world, step, 3 if step is Step.COPY_BATCH else 1)
     assert report.rows < ROWS or step is Step.COPY_BEGUN
     world.assert_equal("t")
 
@@ -115,13 +122,7 @@ def test_a_copy_of_a_large_table_commits_some_batches_together_and_goes_on_behin
 ) -> None:
     monkeypatch.setattr(initial_sync, "LARGE_TABLE_ROWS", ROWS)
     world = filled(make_world, mode, batch_rows=90)
-    world.faults.arm(step, 2 if step is Step.COPY_BATCH else 1)
-    with pytest.raises(Crash):
-        world.htap.initial_sync("t")
-    world.crash()
-    world.run("update t set v = 'later' where b in (1, 999)", "delete from t where b = 2")
-    report = world.htap.initial_sync("t")
-    assert report.resumed
+    report = cut_off_and_resumed(world, step, 2 if step is Step.COPY_BATCH else 1)
     # Two commits of five batches are not read again.
     assert report.rows == (ROWS - 2 * 5 * 90 if step is Step.COPY_BATCH else 0)
     world.assert_equal("t")

@@ -105,6 +105,22 @@ def test_a_day_of_before_a_renaming_has_its_values_under_the_new_name(
         assert sorted(numbers) == [10, 11]
 
 
+def test_a_day_that_has_the_new_name_of_a_column_already_keeps_both(make_world: MakeWorld) -> None:
+    """As where its history was lost, and begun again without that column."""
+    world = make_world(mode="temporal")
+    world.run("create table t(id integer primary key, n int)", "insert into t values (1, 10)")
+    world.htap.sync_now()
+    world.htap.snapshot("t", {date(2026, 1, 1): instant_between()})
+    mirror = engine_of(world.htap).mirror
+    assert isinstance(mirror, DuckDBMirror)
+    mirror._connection.execute("alter table snapshot.t add column number int")
+    world.run("alter table t rename column n to number", "update t set number = 11")
+    assert not world.htap.sync_now().errors
+    world.htap.snapshot("t", {date(2026, 1, 2): instant_between()})
+    found = world.htap.query("select n, number from snapshot.t order by snapshot_date", hint="olap")
+    assert found.to_pylist() == [{"n": 10, "number": None}, {"n": None, "number": 11}]
+
+
 @KEPT
 def test_what_left_is_remembered_when_the_mirror_is_opened_again(
     dropped: tuple[World, datetime, datetime],
