@@ -163,6 +163,24 @@ def test_vectors_of_any_density_are_read_as_they_were_written(tmp_path: Path) ->
     assert set(pl.read_delta(str(table))["id"].to_list()) == expected
 
 
+@pytest.mark.parametrize("vectors", [False, True])
+def test_a_table_goes_on_to_ask_readers_for_what_its_earlier_versions_need(
+    tmp_path: Path, *, vectors: bool
+) -> None:
+    files = LocalFiles(tmp_path)
+    shapes = [
+        pa.schema({"id": pa.int64(), "at": pa.timestamp("us")}),
+        pa.schema({"id": pa.int64()}),
+    ]
+    for number, shape in enumerate(shapes):
+        target, schema = DeltaTarget(files, "t"), Schema.from_arrow(shape)
+        target.commit({}, schema, Note({}, "test", number), {}, vectors=vectors)
+    files.close()
+    asked = DeltaTable(tmp_path / "t").protocol().reader_features
+    assert asked is not None
+    assert {*asked} == {"timestampNtz"} | ({"deletionVectors"} if vectors else set())
+
+
 def test_a_table_that_an_earlier_version_published_is_taken_over(world: World) -> None:
     many(world)
     with HTAP(settings(world, vectors=False)) as htap:
