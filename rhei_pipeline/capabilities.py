@@ -6,7 +6,7 @@ contracts would list methods that most need not have. A method whose name is mis
 missing: that is why the contract suites ask these same questions.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import date, datetime
@@ -19,11 +19,12 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import DeadLetter, Position, RowBatch
+from rhei_pipeline.model.copy_plan import CopyPlan, RangePart, RangeStanding
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.key_span import orders_alike
 from rhei_pipeline.model.polling import PollOptions
-from rhei_pipeline.model.progress import AsOf
+from rhei_pipeline.model.progress import AsOf, CopyProgress
 from rhei_pipeline.model.published_state import PublishedTable
 from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
@@ -117,6 +118,26 @@ class DrawsRows(Protocol):
 
     def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
         """Yield rows in any order, each row of the table with this chance."""
+
+
+@runtime_checkable
+class ReadsRanges(Protocol):
+    """A snapshot that cuts a table into ranges of keys, and reads one of them alone."""
+
+    @property
+    def cuts_ranges(self) -> bool:
+        """Whether its source can: a snapshot may stand before one that cannot."""
+
+    def range_ends(self, table: Table, count: int) -> Sequence[str]:
+        """Return where all of `count` ranges but the last end; fewer where there are few keys.
+
+        Each is a place from which `rows` goes on; the ranges have about as many rows.
+        """
+
+    def rows_within(
+        self, table: Table, resume: str | None, until: str | None, limit: int
+    ) -> RowBatch | None:
+        """Return the next rows after `resume`, up to the end of a range; None: there are none."""
 
 
 @runtime_checkable
@@ -251,6 +272,60 @@ class TakesFoundRows(Protocol):
         self, table: Table, days: Mapping[date, AsOf], find: FindRows
     ) -> dict[date, int]:
         """Do what `write_snapshots` does, with what `find` finds."""
+
+
+class RangeStore(Protocol):
+    """Where processes find what is to be copied of a table, and say what they have copied."""
+
+    def standing(self, table: str) -> RangeStanding | None:
+        """Return how far the copy of a table has come; None: it is not under way in ranges.
+
+        Raises:
+            MirrorDamagedError: A record is not what was written.
+        """
+
+    def append(
+        self,
+        plan: CopyPlan,
+        part: RangePart,
+        table: Table,
+        rows: pa.Table,
+        on_written: Callable[[], None],
+    ) -> bool:
+        """Write a part's rows durably, call `on_written`, then record the part as a whole.
+
+        False: another process has recorded this part; what was written here is deleted.
+        """
+
+
+class PlannedRanges(RangeStore, Protocol):
+    """The same for the process that holds the mirror."""
+
+    def plan(self, plan: CopyPlan) -> None:
+        """Record a plan durably, so that others find it."""
+
+    def drop(self, plan: CopyPlan) -> None:
+        """Forget a plan and all that was recorded of it."""
+
+    def lost(self, standing: RangeStanding) -> Sequence[str]:
+        """Return the files of complete ranges that are missing or have another size."""
+
+
+@runtime_checkable
+class CopiesRanges(Protocol):
+    """A mirror that names what other processes have written of a table."""
+
+    ranges: PlannedRanges
+
+
+@runtime_checkable
+class AdmitsRanges(Protocol):
+    """A transaction of such a mirror."""
+
+    def admit_ranges(
+        self, table: Table, parts: Iterable[RangePart], progress: CopyProgress
+    ) -> None:
+        """Make what was written of ranges the copy, and record its progress."""
 
 
 @runtime_checkable
@@ -449,6 +524,11 @@ def draw_rows(snapshot: SourceRows, table: Table, share: float, limit: int) -> I
         resume = batch.resume
         drawn = pa.array(lot.random(batch.rows.num_rows) < share)
         yield replace(batch, rows=batch.rows.filter(drawn), rejected=())
+
+
+def reads_ranges(snapshot: SourcePositions) -> TypeGuard[ReadsRanges]:
+    """Return whether a snapshot can read single ranges of a table's keys."""
+    return isinstance(snapshot, ReadsRanges) and snapshot.cuts_ranges
 
 
 def count_where(snapshot: SourceRows, table: Table, where: str) -> int:

@@ -1,6 +1,6 @@
 """One state of a source whose changes are read from the buffer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -16,6 +16,7 @@ from rhei_pipeline.capabilities import (
     is_ordered_alike,
     keyless_count,
     keyless_rows,
+    reads_ranges,
     start_at,
 )
 from rhei_pipeline.changes.compaction import last_per_key
@@ -134,6 +135,22 @@ class BufferedSnapshot:
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Return rows of the source."""
         return self._inner.rows(table, resume, limit)
+
+    @property
+    def cuts_ranges(self) -> bool:
+        """Whether the source can read ranges of keys."""
+        return reads_ranges(self._inner)
+
+    def range_ends(self, table: Table, count: int) -> Sequence[str]:
+        """Return where ranges of the source's keys end."""
+        return self._inner.range_ends(table, count) if reads_ranges(self._inner) else ()
+
+    def rows_within(
+        self, table: Table, resume: str | None, until: str | None, limit: int
+    ) -> RowBatch | None:
+        """Return the source's rows of a range of keys."""
+        assert reads_ranges(self._inner)  # noqa: S101  (nobody asks otherwise)
+        return self._inner.rows_within(table, resume, until, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the source's rows without a key."""

@@ -41,6 +41,7 @@ from rhei_pipeline.settings.sections import (
     TableSettings,
     VerifySettings,
     refuse_history_of_none,
+    refuse_ranges,
 )
 from rhei_pipeline.settings.shards import Sharding, Shards, beside, label, plain_name_in
 from rhei_pipeline.settings.source import (
@@ -177,6 +178,8 @@ class Settings(BaseSettings):
     def _refuse_unfit_capture(self) -> None:
         self._refuse_hash_without_key()
         refuse_history_of_none(self.tables or (), self.mode)
+        is_files = self.mirror.kind == "datafusion" and not self.mirror.in_memory
+        refuse_ranges(self.tables or (), are_files=is_files)
         fitting = METHODS[self.source.kind]
         if self.source.kind == "log" and (self.capture.method or self.capture.buffer):
             raise ValueError(

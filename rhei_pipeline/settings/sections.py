@@ -57,6 +57,13 @@ class TableSettings(Section):
         description="Mirror only the rows of which this is true: comparisons of columns with"
         " literals, joined by and, or, not.",
     )
+    copy_ranges: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="Into how many ranges of keys its copies are cut. Several processes copy them"
+        " at once; of a mirror of files only.",
+    )
     history: HistorySettings | None = Field(
         None,
         description="How much of its history is kept; left out: the default. With neither: all.",
@@ -114,6 +121,20 @@ def refuse_history_of_none(tables: Iterable[TableSettings], default: Mode) -> No
             raise ValueError(
                 f"history: table {table.name!r} keeps none: give it 'mode: temporal', or leave its"
                 " 'history' out"
+            )
+
+
+def refuse_ranges(tables: Iterable[TableSettings], *, are_files: bool) -> None:
+    """Refuse copies in ranges where the mirror is not made of files that others can write.
+
+    Raises:
+        ValueError: One is declared so.
+    """
+    for table in tables:
+        if table.copy_ranges > 1 and not are_files:
+            raise ValueError(
+                f"copy_ranges: table {table.name!r} can only be copied in ranges into files: use"
+                " 'mirror: {kind: datafusion, storage: parquet, path: ...}', or leave it out"
             )
 
 

@@ -1,6 +1,6 @@
 """One state of a source, with masked columns and chosen rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
@@ -16,6 +16,7 @@ from rhei_pipeline.capabilities import (
     is_retained_for,
     keyless_count,
     keyless_rows,
+    reads_ranges,
     rescan_due,
     shape_after,
     start_at,
@@ -122,6 +123,30 @@ class MaskedSnapshot:
         if resume is not None and is_sealed:
             resume = key.unseal(resume)
         found = self._inner.rows(self._own(table), resume, limit)
+        return None if found is None else self._masked_rows(found, table)
+
+    @property
+    def cuts_ranges(self) -> bool:
+        """Whether the source can read ranges of keys."""
+        return reads_ranges(self._inner)
+
+    def range_ends(self, table: Table, count: int) -> Sequence[str]:
+        """Return where ranges of the source's keys end; sealed where they would be seen."""
+        if not reads_ranges(self._inner):
+            return ()
+        found = self._inner.range_ends(self._own(table), count)
+        return [self._masks.key.seal(e) for e in found] if has_masked_key(table.schema) else found
+
+    def rows_within(
+        self, table: Table, resume: str | None, until: str | None, limit: int
+    ) -> RowBatch | None:
+        """Return the next rows of a range of keys, masked."""
+        assert reads_ranges(self._inner)  # noqa: S101  (nobody asks otherwise)
+        if has_masked_key(table.schema):
+            unseal = self._masks.key.unseal
+            resume = None if resume is None else unseal(resume)
+            until = None if until is None else unseal(until)
+        found = self._inner.rows_within(self._own(table), resume, until, limit)
         return None if found is None else self._masked_rows(found, table)
 
     def orders_bytewise(self, table: Table) -> bool:

@@ -1,7 +1,7 @@
 """What every snapshot of a database does alike: it asks the reader of the table for its rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -25,9 +25,20 @@ class TableReader(Protocol):
     def count(self, where: str = ...) -> int:
         """Count the rows of which a condition is true."""
 
+    def range_ends(self, count: int) -> Sequence[str]:
+        """Return the last keys of all of so many ranges but the last."""
+
+    def rows_within(self, resume: str | None, until: str | None, limit: int) -> RowBatch | None:
+        """Return the next rows in key order, up to a key."""
+
 
 class TableReads(ABC):
     """The reads of a snapshot that concern one table and nothing else."""
+
+    @property
+    def cuts_ranges(self) -> bool:
+        """True: a database is asked for any range of keys."""
+        return True
 
     @abstractmethod
     def _reader(self, table: Table) -> TableReader:
@@ -52,3 +63,13 @@ class TableReads(ABC):
     def count_where(self, table: Table, where: str) -> int:
         """Count the rows of which a condition in the source's SQL is true."""
         return self._reader(table).count(where)
+
+    def range_ends(self, table: Table, count: int) -> Sequence[str]:
+        """Return where all of so many ranges of keys but the last end."""
+        return self._reader(table).range_ends(count)
+
+    def rows_within(
+        self, table: Table, resume: str | None, until: str | None, limit: int
+    ) -> RowBatch | None:
+        """Return the next rows of a range of keys."""
+        return self._reader(table).rows_within(resume, until, limit)

@@ -13,7 +13,8 @@ from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePositions
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.alterations import Alteration, find_alteration
-from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_table, has_shape, needs_copy
+from rhei_pipeline.sync.copy_ranges import has_shape
+from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_table, needs_copy
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry

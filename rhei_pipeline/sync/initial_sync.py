@@ -16,12 +16,12 @@ from functools import partial
 from itertools import islice
 
 from rhei_pipeline.capabilities import (
+    CopiesRanges,
     beginning_of,
     keyless_rows,
     snapshot_for_copy,
     snapshot_of_rows,
 )
-from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position, RowBatch
 from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.progress import CopyProgress, Ledger, TableState, Watermark
@@ -37,6 +37,7 @@ from rhei_pipeline.protocols import (
     Step,
 )
 from rhei_pipeline.sql.text import mirror_table
+from rhei_pipeline.sync.copy_ranges import Ending, RangeWork, SharedCopy, has_shape
 from rhei_pipeline.sync.cycle import acknowledge
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.quarantine import refuse_overflow
@@ -107,7 +108,8 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
         What was read; None where the source gave the table another shape meanwhile. What is copied
         by then is of no use: the copy is to be begun again, in that shape.
     """
-    small_rows = min(SMALL_ROWS, options.batch_rows) if at_once else 0
+    is_shared = options.copy_ranges(table.name) > 1
+    small_rows = min(SMALL_ROWS, options.batch_rows) if at_once and not is_shared else 0
     bounded = partial(_refuse_overflow, table, mirror, options)
     start = _start(table, source, mirror, small_rows, bounded, same_shape=same_shape)
     if not isinstance(start, _Start):
@@ -121,6 +123,29 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
     if progress.complete and not resumed:
         on_progress(table.name, rows, rows)
         on_step(Step.COPY_COMPLETE)
+    shared = _shared(table, source, mirror, options, on_step, on_progress, progress, bounded)
+    ended = None if shared is None else shared.copy()
+    if shared is not None and ended is not None:
+        work = shared.work
+        return None if ended is Ending.MIGRATED else Copied(work.rows, work.letters, resumed)
+    seams = (table, source, mirror, options)
+    read = _copy_alone(*seams, on_step, on_progress, progress=progress, bounded=bounded)
+    return read and Copied(rows + read.rows, letters + read.dead_letters, resumed)
+
+
+def _copy_alone(  # noqa: PLR0913  (those of `copy_table`)
+    table: Table,
+    source: ChangeSource,
+    mirror: Mirror,
+    options: SyncOptions,
+    on_step: OnStep,
+    on_progress: OnProgress,
+    *,
+    progress: CopyProgress,
+    bounded: Callable[[MirrorTransaction], None],
+) -> Copied | None:
+    """Read and write what is left of a copy, in order; None if the table has another shape now."""
+    rows = letters = 0
     while not progress.complete:
         with snapshot_for_copy(source) as snapshot:
             if not has_shape(table, source):
@@ -139,7 +164,27 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
                     bounded(transaction)
                 on_progress(table.name, rows, total)
                 on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
-    return Copied(rows, letters, resumed)
+    return Copied(rows, letters, resumed=False)
+
+
+def _shared(  # noqa: PLR0913, PLR0917  (those of `copy_table`)
+    table: Table,
+    source: ChangeSource,
+    mirror: Mirror,
+    options: SyncOptions,
+    on_step: OnStep,
+    on_progress: OnProgress,
+    progress: CopyProgress,
+    bounded: Callable[[MirrorTransaction], None],
+) -> SharedCopy | None:
+    """Return the copy as one that several processes share; None where it is not to be one."""
+    count = options.copy_ranges(table.name)
+    is_begun = progress.complete or progress.resume is not None
+    if count == 1 or is_begun or not isinstance(mirror, CopiesRanges):
+        return None
+    on_rows = partial(on_progress, table.name)
+    work = RangeWork(table, source, mirror.ranges, options.batch_rows, on_step, on_rows)
+    return SharedCopy(work, mirror, count, progress, bounded)
 
 
 def _batches(
@@ -177,14 +222,6 @@ def _replays(table: Table, snapshot: SourcePositions, mirror: Mirror) -> bool:
         transaction.drop_copy(table)
         transaction.record(Watermark(table.name, position, snapshot.clock))
     return True
-
-
-def has_shape(table: Table, source: ChangeSource) -> bool:
-    """Return whether a table's source still has it, in this shape."""
-    try:
-        return source.describe(table.name) == table.schema
-    except SchemaError:
-        return False
 
 
 def take_on_shape(table: Table, mirror: Mirror, at: datetime) -> None:

@@ -35,7 +35,12 @@ from rhei_pipeline.wiring.source import (
     restrict_functions,
     unread,
 )
-from rhei_pipeline.wiring.table_options import letter_bounds, poll_options, table_options
+from rhei_pipeline.wiring.table_options import (
+    copy_ranges,
+    letter_bounds,
+    poll_options,
+    table_options,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,10 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             mirror,
             registry,
             SyncOptions(
-                settings.sync.batch_rows, settings.sync.prune, letter_bounds(settings, registry)
+                settings.sync.batch_rows,
+                settings.sync.prune,
+                letter_bounds(settings, registry),
+                copy_ranges(settings, registry),
             ),
             on_step,
             may_be_empty=may_be_empty(settings),

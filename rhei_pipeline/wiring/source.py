@@ -120,6 +120,15 @@ def open_source(
     return postgres.open_source(settings, postgres.of_postgres(database), reader, options)
 
 
+def open_range_source(
+    settings: Settings, database: SourceDatabase, reader: str, registry: Registry
+) -> Source:
+    """Open a source for its rows alone, whoever captures its changes; notes nothing."""
+    if settings.capture_method == "polling":
+        return _open_polling(settings, database, registry, None)
+    return open_source(settings, database, reader, registry)
+
+
 def restrict_functions(
     settings: Settings, database: Database, tables: Iterable[TableSettings]
 ) -> None:

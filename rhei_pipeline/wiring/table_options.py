@@ -76,6 +76,12 @@ def letter_bounds(settings: Settings, registry: Registrations) -> Callable[[str]
     return lambda name: (said.get(name) or settings.dead_letters).bounds
 
 
+def copy_ranges(settings: Settings, registry: Registrations) -> Callable[[str], int]:
+    """Return what tells of a table into how many ranges its copies are cut."""
+    said = ByTable(settings, registry, lambda table: table.copy_ranges)
+    return lambda name: said.get(name, 1)
+
+
 def options_of(table: TableSettings) -> TableOptions:
     """Return what is said of a table in the form that sources use."""
     return TableOptions(

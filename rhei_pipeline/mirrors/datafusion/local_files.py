@@ -61,6 +61,8 @@ class LocalFiles:
             if writing:
                 path.mkdir(parents=True, exist_ok=True)
                 self._lock = WriterLock(lock_of_directory(path), str(path), lock_timeout_seconds)
+                for left in (path / "manifests").glob(f"*{_PARTIAL}"):
+                    left.unlink(missing_ok=True)
 
     def put(self, name: str, content: pa.Buffer) -> Mark:
         """Write a file; `flush` brings it to the disk."""
@@ -144,7 +146,8 @@ class LocalFiles:
     def create(self, name: str, content: bytes) -> None:
         """Write a temporary file, sync it, then link it: the name appears with its full content."""
         file = self._path / name
-        partial = file.with_name(file.name + _PARTIAL)
+        # Of its own: whoever creates the same name at the same time writes another one.
+        partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}{_PARTIAL}")
         with self._translated():
             file.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(content)

@@ -233,8 +233,7 @@ class Manifest:
         tables = ", ".join(texts.tables.of(self.tables))
         files = ", ".join(texts.files.of(self.files))
         parts = f'"watermarks": [{marks}], "tables": {{{tables}}}, "files": {{{files}}}}}'
-        content = f"{head[:-1]}, {parts}".encode()
-        return content[:-1] + _SEAL % zlib.crc32(content)
+        return sealed(f"{head[:-1]}, {parts}".encode())
 
     @classmethod
     def decode(cls, text: bytes, file: str, mirror: str = MEMORY) -> "Manifest":
@@ -291,10 +290,21 @@ def _entry(name: str, form: object) -> str:
     return f"{json.dumps(name)}: {json.dumps(form)}"
 
 
+def sealed(content: bytes) -> bytes:
+    """Let a JSON object end with the checksum of all that stands before."""
+    return content[:-1] + _SEAL % zlib.crc32(content)
+
+
+def unsealed(text: bytes) -> bytes | None:
+    """Return such an object without its checksum; None where that is not the right one."""
+    content = text[: -len(_SEAL % 0)] + b"}"
+    return content if text == sealed(content) else None
+
+
 def _unsealed(text: bytes) -> bytes:
     """Return the JSON without its checksum, after checking it; earlier formats have none."""
-    content = text[: -len(_SEAL % 0)] + b"}"
-    if text == content[:-1] + _SEAL % zlib.crc32(content):
+    content = unsealed(text)
+    if content is not None:
         return content
     if json.loads(text)["format"] >= _CHECKED_FROM or b'"crc32"' in text[-len(_SEAL % 0) :]:
         raise ValueError("its checksum is not the one it was written with")
@@ -335,7 +345,7 @@ def _table(table: StoredTable) -> dict[str, Any]:
         "namespace": table.namespace,
         "relation": table.relation,
         "columns": _schema(table.schema),
-        "segments": [_segment(segment) for segment in table.segments],
+        "segments": [segment_form(segment) for segment in table.segments],
         "begins_at": table.begins_at.isoformat() if table.begins_at else None,
         "left": {name: at.isoformat() for name, at in table.left.items()},
         "gaps_until": table.gaps_until.isoformat() if table.gaps_until else None,
@@ -359,7 +369,7 @@ def _read_table(form: dict[str, Any]) -> StoredTable:
         form["namespace"],
         form["relation"],
         _read_schema(form["columns"]),
-        tuple(map(_read_segment, form["segments"])),
+        tuple(map(read_segment, form["segments"])),
         begins_at=datetime.fromisoformat(begun) if (begun := form.get("begins_at")) else None,
         left=MappingProxyType({name: datetime.fromisoformat(at) for name, at in left.items()}),
         gaps_until=datetime.fromisoformat(until) if (until := form.get("gaps_until")) else None,
@@ -369,7 +379,8 @@ def _read_table(form: dict[str, Any]) -> StoredTable:
     )
 
 
-def _segment(segment: Segment) -> dict[str, Any]:
+def segment_form(segment: Segment) -> dict[str, Any]:
+    """Return the form of a segment that is stored."""
     gone = segment.gone
     return {
         "name": segment.name,
@@ -385,7 +396,8 @@ def _segment(segment: Segment) -> dict[str, Any]:
     }
 
 
-def _read_segment(form: dict[str, Any]) -> Segment:
+def read_segment(form: Mapping[str, Any]) -> Segment:
+    """Read the output of `segment_form`."""
     return Segment(
         form["name"],
         form["rows"],

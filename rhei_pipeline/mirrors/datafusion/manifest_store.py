@@ -5,7 +5,7 @@ nobody reads any more. Only orphans are deleted.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 from rhei_pipeline.errors import MirrorDamagedError
@@ -126,13 +126,17 @@ class ManifestStore:
             self._files_of.pop(version, None)
         return len(orphans)
 
-    def collect_orphans(self, store: SegmentStore) -> int:
-        """Delete files that no manifest names; only while no other process can write."""
+    def collect_orphans(self, store: SegmentStore, spared: Collection[str] = ()) -> int:
+        """Delete files that no manifest names; only while no other process can write.
+
+        Files whose names begin with one of those `spared` belong to a copy under way.
+        """
         versions = self.versions()
         if not self._files.pinned().issubset(versions):
             return 0  # somebody reads a state whose files nobody can name any more
         named = self._named(store, versions)
-        orphans = self._files.abandoned(DATA) - named
+        begun = tuple(f"{DATA}/{prefix}" for prefix in spared)
+        orphans = {n for n in self._files.abandoned(DATA) - named if not n.startswith(begun)}
         self._files.delete(orphans)
         return len(orphans)
 

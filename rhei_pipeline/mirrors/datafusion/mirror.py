@@ -25,6 +25,7 @@ from rhei_pipeline.errors import (
     RheiError,
     mirror_closed,
 )
+from rhei_pipeline.mirrors.datafusion.copy_ranges import CopyRanges
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed, without_positions
 from rhei_pipeline.mirrors.datafusion.files import aside
@@ -104,6 +105,8 @@ class DataFusionMirror:
         self._files = files
         self._store = SegmentStore(files, FORMATS[storage]())
         self._manifests = ManifestStore(files, retained_manifests)
+        #: What several processes copy of one table.
+        self.ranges = CopyRanges(files, FORMATS[storage](), lambda: self._manifest.ledger)
         self._session = ReadingSession(self._store, memory_limit_bytes)
         self._lock = threading.Lock()
         self._glance = threading.Lock()
@@ -135,7 +138,8 @@ class DataFusionMirror:
         self._store.learn(found)
         self._look_at_sizes(found)
         if self._damage is None:
-            self._manifests.collect_orphans(self._store)
+            self.ranges.take_up(found.ledger)
+            self._manifests.collect_orphans(self._store, self.ranges.prefixes)
         return found
 
     @property
@@ -270,7 +274,7 @@ class DataFusionMirror:
         """Delete the states of before, and the files that only they name; return what stays."""
         with self._lock, self._undoing():
             self._manifests.collect(self._store, self._in_use, retained=1)
-            self._manifests.collect_orphans(self._store)
+            self._manifests.collect_orphans(self._store, self.ranges.prefixes)
             held = len(self._manifests.versions()) - 1
         if not held:
             return ()
@@ -408,6 +412,7 @@ class DataFusionMirror:
             self._manifest = manifest
         self._store.keep(manifest)
         self._manifests.collect(self._store, self._in_use)
+        self.ranges.settle(manifest.ledger)
         if self._delta is not None:
             self._delta.follow(manifest, _gone(before, manifest), self._store)
 

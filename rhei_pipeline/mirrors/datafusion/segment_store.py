@@ -44,12 +44,17 @@ _HELD_ROWS = 65_536
 
 
 class SegmentStore:
-    """The segments of one mirror, in one format."""
+    """The segments of one mirror, in one format.
 
-    def __init__(self, files: Files, form: Format) -> None:
+    Args:
+        prefix: What the names of new segments begin with.
+    """
+
+    def __init__(self, files: Files, form: Format, prefix: str = "") -> None:
         self.files = files
         self.checked = CheckedFiles(files)
         self.form = form
+        self._prefix = prefix
         self._manifest: Manifest | None = None
         self._indexes: dict[str, KeyIndex] = {}
         self._bits: dict[tuple[str, int], Bits] = {}
@@ -69,7 +74,7 @@ class SegmentStore:
         constants: Mapping[str, int | str] | None = None,
     ) -> Segment:
         """Write rows as a new segment; without an index if no key will be looked up."""
-        name = uuid.uuid4().hex
+        name = self._prefix + uuid.uuid4().hex
         numbered = rows.append_column(
             pa.field(ROW, pa.uint32()), pa.array(np.arange(rows.num_rows, dtype=np.uint32))
         )

@@ -22,6 +22,7 @@ from rhei_pipeline.mirrors.datafusion.buffered_rows import (
     open_versions,
     rows_of,
 )
+from rhei_pipeline.mirrors.datafusion.copy_ranges import admitted
 from rhei_pipeline.mirrors.datafusion.diff import (
     compare,
     compare_digests,
@@ -67,6 +68,7 @@ from rhei_pipeline.model.changes import (
     Operation,
     Versions,
 )
+from rhei_pipeline.model.copy_plan import RangePart
 from rhei_pipeline.model.key_span import WHOLE, KeySpan
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import (
@@ -97,6 +99,7 @@ class FileTransaction:
     known_feeds: Mapping[str, FeedEnd] = field(default_factory=lambda: MappingProxyType({}))
     _tables: dict[str, WriteBuffer] = field(default_factory=dict)
     _dropped: set[str] = field(default_factory=set)
+    _admitted: set[str] = field(default_factory=set)
     _watermarks: dict[str, Watermark] = field(default_factory=dict)
     _copies: dict[str, CopyProgress] = field(default_factory=dict)
     _letters: pa.Table | None = None
@@ -115,6 +118,9 @@ class FileTransaction:
         now = datetime.now(UTC)
         for name, buffer in self._tables.items():
             table = self._flushed(buffer)
+            if name in self._admitted:
+                tables[name] = table
+                continue
             limit = SEGMENT_ROWS if table.relation.startswith(COPY_PREFIX) else CYCLE_ROWS
             tables[name] = fold(table, due_in_a_cycle(table.segments, now, limit), self.store)
         kept = self.base.letters
@@ -241,6 +247,17 @@ class FileTransaction:
         """Append rows to the copy and record its progress."""
         if rows.num_rows:
             append_rows(self._buffer(table, COPY_PREFIX), table, rows)
+        self._copies[table.name] = progress
+        self._ledger = None
+
+    def admit_ranges(
+        self, table: Table, parts: Iterable[RangePart], progress: CopyProgress
+    ) -> None:
+        """Make what was written of ranges the copy; none of it is read, nor written again."""
+        name = mirror_table(table.schema, COPY_PREFIX)
+        for part in parts:
+            self._buffer(table, COPY_PREFIX).admit(admitted(part, self.store))
+        self._admitted.add(name)
         self._copies[table.name] = progress
         self._ledger = None
 

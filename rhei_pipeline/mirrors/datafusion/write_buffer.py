@@ -1,6 +1,6 @@
 """A table within one transaction: the committed segments, and new rows in memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -205,6 +205,10 @@ class WriteBuffer:
         self._staged_bytes += staged.rows.nbytes
         if self._staged > SPILL_ROWS or self._staged_bytes > SPILL_BYTES:
             self._spill()
+
+    def admit(self, segments: Iterable[Segment]) -> None:
+        """Add segments that stand in the files already, and are not read."""
+        self._parts += [_Part(_Written(segment, self._store)) for segment in segments]
 
     def append_tagged(self, rows: pa.Table, tag: str) -> None:
         """Add rows without a key index, replacing all rows with the same tag."""

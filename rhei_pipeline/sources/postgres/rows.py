@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -37,7 +37,10 @@ group by d.encoding
 """
 #: How a place to go on at begins if the key there is still to be read.
 _FROM = "from"
-_ROW, _BYTES = "_rhei_row", "_rhei_bytes"
+_ROW, _BYTES, _ALL = "_rhei_row", "_rhei_bytes", "_rhei_all"
+#: The keys of so many rows are all looked at to cut a table into ranges; of more, so many for each
+#: range: its size is then right to a few percent.
+_FEW_ROWS, _DRAWN_KEYS = 500_000, 10_000
 #: About how many bytes a value is as text that is neither text nor a blob.
 _NARROW = 16
 #: How much smaller than its text a long value may lie beside its table, about.
@@ -68,6 +71,41 @@ class PostgresRowReader:
         # Mapped: a loop's variable would hold the texts beside what becomes of them.
         found = list(map(self._batch, self._texts(query, None)))
         return _joined(found) if found else None
+
+    def rows_within(self, resume: str | None, until: str | None, limit: int) -> RowBatch | None:
+        """Return the next rows of a range of keys; None if there are none."""
+        if until is not None and self._may_be_large(limit):
+            here = replace(self, condition=self._range(None, until))
+            until = here.end_of(resume, limit) or until
+        return self.rows(resume, limit, until)
+
+    def range_ends(self, count: int) -> list[str]:
+        """Find the last keys of all of so many ranges but the last; of a large table, by lot."""
+        key = listed(self.schema.primary_key)
+        numbered = (
+            f"select {key}, row_number() over (order by {key}) as {_ROW},"
+            f" count(*) over () as {_ALL} from {qualified(self.schema)}{self._by_lot(count)}"
+            f" where {self.condition}"
+        )
+        ends = (
+            f"select {', '.join(f'{quote(name)}::text' for name in self.schema.primary_key)}"
+            f" from ({numbered}) numbered where {_ROW} * {count} / {_ALL} >"
+            f" ({_ROW} - 1) * {count} / {_ALL} and {_ROW} < {_ALL} order by {_ROW}"
+        )
+        found = self.connection.execute(ends.encode()).fetchall()
+        return [json.dumps(row) for row in found]
+
+    def _by_lot(self, ranges: int) -> str:
+        """Return SQL that draws some pages of a table that has far more rows than are needed."""
+        sql = (
+            "select reltuples::float8, relkind in ('r', 'p') from pg_catalog.pg_class"
+            " where oid = %s::regclass"
+        )
+        found = self.connection.execute(sql.encode(), (qualified(self.schema),)).fetchone()
+        rows, is_plain = found or (0.0, False)
+        wanted = ranges * _DRAWN_KEYS
+        is_large = is_plain and rows > _FEW_ROWS + 2 * wanted
+        return f" tablesample system ({100 * wanted / rows!r})" if is_large else ""
 
     def draw(self, share: float, limit: int) -> Iterator[RowBatch]:
         """Yield rows drawn by lot, each with the same chance."""

@@ -38,10 +38,29 @@ class SqliteRowReader:
 
     def rows(self, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order; None when there are no more."""
-        ordered, params = self.ordered(resume)
+        return self.rows_within(resume, None, limit)
+
+    def rows_within(self, resume: str | None, until: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows of a range of keys; None when there are no more."""
+        ordered, params = self.ordered(resume, until)
         columns = listed(column.name for column in key_first(self.source.schema))
         found = RowCursor(self.connection, f"select {columns}{ordered} limit ?", [*params, limit])
         return next(self._batches(found, limit), None)
+
+    def range_ends(self, count: int) -> list[str]:
+        """Find the last keys of all of so many ranges but the last, in one pass over the keys."""
+        ordered, params = self.ordered(None)
+        sized = f"select count(*) from (select 1{ordered})"
+        total = int(self.connection.execute(sized, params).fetchone()[0])
+        key, place = listed(self.source.schema.primary_key), quote("_rhei_place")
+        numbered = f"select {key}, row_number() over (order by {key}) as {place}{ordered}"
+        ends = (
+            f"select {key} from ({numbered}) where {place} * ? / ? > ({place} - 1) * ? / ?"
+            f" and {place} < ? order by {place}"
+        )
+        bound = [*params, count, total, count, total, total]
+        found = RowCursor(self.connection, ends, bound) if total else None
+        return [encode_key(row) for row in found.take(count)] if found else []
 
     def draw(self, share: float, limit: int) -> Iterator[RowBatch]:
         """Yield rows drawn by lot, each with the same chance."""
@@ -122,16 +141,18 @@ class SqliteRowReader:
         (encoding,) = self.connection.execute("pragma encoding").fetchone()
         return self.source.binary_key and encoding == "UTF-8"
 
-    def ordered(self, resume: str | None) -> tuple[str, list[Any]]:
+    def ordered(self, resume: str | None, until: str | None = None) -> tuple[str, list[Any]]:
         """Write what follows the columns in a `select` of the rows after `resume`, in key order."""
         schema = self.source.schema
         key = listed(schema.primary_key)
         conditions = [f"{quote(name)} is not null" for name in self.source.nullable_key]
         params: list[Any] = []
-        if resume is not None:
-            operator = ">=" if resume.startswith(_FROM) else ">"
-            placeholders, params = decode_key(resume.removeprefix(_FROM))
-            conditions.append(f"({key}) {operator} ({', '.join(placeholders)})")
+        begins = ">=" if resume is not None and resume.startswith(_FROM) else ">"
+        for operator, place in ((begins, resume), ("<=", until)):
+            if place is not None:
+                placeholders, values = decode_key(place.removeprefix(_FROM))
+                conditions.append(f"({key}) {operator} ({', '.join(placeholders)})")
+                params += values
         if self.condition:
             conditions.append(self.condition)
         where = f" where {' and '.join(conditions)}" if conditions else ""

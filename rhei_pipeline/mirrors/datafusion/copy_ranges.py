@@ -1,0 +1,204 @@
+"""The ranges of a table that several processes copy into one mirror of files.
+
+A plan and each record is a file of its own, created only if its name is free; nobody but the
+process that holds the mirror writes a manifest. While a plan is open, the segments written for it
+are kept: their names begin with its id.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError, SchemaError
+from rhei_pipeline.mirrors.datafusion.buffered_rows import append_rows
+from rhei_pipeline.mirrors.datafusion.checksums import Checksum
+from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.formats import Format
+from rhei_pipeline.mirrors.datafusion.manifest import (
+    COPY_PREFIX,
+    Segment,
+    StoredTable,
+    read_segment,
+    sealed,
+    segment_form,
+    unsealed,
+)
+from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
+from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
+from rhei_pipeline.model.copy_plan import CopyPlan, RangePart, RangeStanding
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.schema import Table
+
+_FOLDER = "ranges"
+_PLAN = re.compile(rf"{_FOLDER}/([0-9a-f]+)\.plan\.json")
+_PART = re.compile(rf"{_FOLDER}/([0-9a-f]+)\.(\d+)\.(\d+)\.json")
+_SEGMENTS, _SUMS = "segments", "files"
+
+
+class CopyRanges:
+    """The open plans of a mirror, and what is recorded of each.
+
+    Args:
+        files, form: Where segments are written, and how.
+        ledger: Returns what the mirror has recorded; None in a new one.
+    """
+
+    def __init__(self, files: Files, form: Format, ledger: Callable[[], Ledger | None]) -> None:
+        self._files, self._form, self._ledger = files, form, ledger
+        self._plans: dict[str, CopyPlan] = {}
+        self._parts: dict[str, RangePart] = {}
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the names of segments begin with that belong to open plans."""
+        return tuple(self._plans)
+
+    def take_up(self, ledger: Ledger) -> None:
+        """Find the plans that were left open, and delete what belongs to none."""
+        names = self._files.names(_FOLDER)
+        for name in filter(_PLAN.fullmatch, names):
+            with suppress(MirrorDamagedError):  # what nobody can read is begun again
+                plan = self._read(name, CopyPlan.from_json)
+                self._plans[plan.plan_id] = plan
+        self.settle(ledger)
+        self._files.delete([name for name in names if not self._is_open(name)])
+
+    def _is_open(self, name: str) -> bool:
+        match = _PLAN.fullmatch(name) or _PART.fullmatch(name)
+        return match is not None and match[1] in self._plans
+
+    def settle(self, ledger: Ledger) -> None:
+        """Delete the plans of copies that are admitted, given up, or begun otherwise."""
+        taken: set[str] = set()
+        for plan in sorted(self._plans.values(), key=lambda plan: plan.plan_id):
+            if plan.table in taken or not plan.is_of(ledger.copies.get(plan.table)):
+                self.drop(plan)
+            taken.add(plan.table)
+
+    def plan(self, plan: CopyPlan) -> None:
+        """Record a plan."""
+        self._plans[plan.plan_id] = plan
+        self._files.create(f"{_FOLDER}/{plan.plan_id}.plan.json", _text(plan.to_json()))
+
+    def drop(self, plan: CopyPlan) -> None:
+        """Forget a plan: first that it is there, then what was recorded of it."""
+        self._plans.pop(plan.plan_id, None)
+        own = f"{_FOLDER}/{plan.plan_id}."
+        self._files.delete([f"{own}plan.json"])
+        self._files.delete([name for name in self._files.names(_FOLDER) if name.startswith(own)])
+        self._parts = {n: part for n, part in self._parts.items() if not n.startswith(own)}
+
+    def tables(self) -> Sequence[str]:
+        """Return the tables whose copies are under way in ranges."""
+        ledger = self._ledger() or Ledger()
+        plans = self._plans.values() or self._read_plans(self._files.names(_FOLDER))
+        return [plan.table for plan in plans if plan.is_of(ledger.copies.get(plan.table))]
+
+    def standing(self, table: str) -> RangeStanding | None:
+        """Return how far the copy of a table has come."""
+        ledger = self._ledger()
+        if ledger is None or table not in ledger.copies:
+            return None
+        names = self._files.names(_FOLDER)
+        try:
+            return self._standing(table, ledger, names)
+        except MirrorDamagedError:
+            if names == self._files.names(_FOLDER):
+                raise
+            return self.standing(table)  # it was read while the plan was closed
+
+    def _standing(self, table: str, ledger: Ledger, names: Collection[str]) -> RangeStanding | None:
+        plans = [plan for plan in self._read_plans(names) if plan.is_of(ledger.copies[table])]
+        if not plans:
+            return None
+        plan = min(plans, key=lambda plan: plan.plan_id)
+        parts: dict[int, list[RangePart]] = {}
+        for name in sorted(names):
+            match = _PART.fullmatch(name)
+            if match and match[1] == plan.plan_id:
+                parts.setdefault(int(match[2]), []).append(self._part(name))
+        for found in parts.values():
+            found.sort(key=lambda part: part.place)
+        return RangeStanding(plan, parts)
+
+    def append(
+        self,
+        plan: CopyPlan,
+        part: RangePart,
+        table: Table,
+        rows: pa.Table,
+        on_written: Callable[[], None],
+    ) -> bool:
+        """Write segments of their own, then create the record."""
+        schema = table.schema
+        store = SegmentStore(self._files, self._form, plan.plan_id)
+        empty = StoredTable(schema.namespace, COPY_PREFIX + schema.mirror_relation, schema.arrow)
+        buffer = WriteBuffer(empty, store)
+        if rows.num_rows:
+            append_rows(buffer, table, rows)
+        written = buffer.prepare_commit()
+        sums = store.checked.sums_of(store.table_files(written))
+        files = {
+            _SEGMENTS: [segment_form(segment) for segment in written.segments],
+            _SUMS: {name: found.to_json() for name, found in sums.items()},
+        }
+        self._files.flush()
+        on_written()
+        name = f"{_FOLDER}/{plan.plan_id}.{part.number}.{part.place}.json"
+        try:
+            self._files.create(name, _text({**part.to_json(), "files": files}))
+        except MirrorBusyError:
+            store.discard()
+            return False
+        return True
+
+    def lost(self, standing: RangeStanding) -> list[str]:
+        """Compare the sizes of what was recorded with a listing."""
+        there = self._files.names(DATA)
+        sums = [_sums(part) for parts in standing.parts.values() for part in parts]
+        return [n for own in sums for n, found in own.items() if there.get(n) != found.size]
+
+    def _read_plans(self, names: Iterable[str]) -> list[CopyPlan]:
+        found = []
+        for name in names:
+            match = _PLAN.fullmatch(name)
+            if match:
+                known = self._plans.get(match[1])
+                found.append(known or self._read(name, CopyPlan.from_json))
+        return found
+
+    def _part(self, name: str) -> RangePart:
+        if name not in self._parts:
+            self._parts[name] = self._read(name, RangePart.from_json)
+        return self._parts[name]
+
+    def _read(self, name: str, read: Callable[[Mapping[str, Any]], Any]) -> Any:  # noqa: ANN401
+        content = unsealed(self._files.get(name).to_pybytes())
+        try:
+            if content is not None:
+                return read(json.loads(content))
+        except (ValueError, TypeError, LookupError, SchemaError):
+            pass
+        raise MirrorDamagedError(
+            f"mirror {self._files.root!r}: {name!r} is damaged, which says what was copied",
+            file=name,
+            hint="run 'rhei copy' with the table: it begins the ranges again",
+        )
+
+
+def admitted(part: RangePart, store: SegmentStore) -> list[Segment]:
+    """Return what a part has written, and have a store know the checksums of it."""
+    store.checked.learn(_sums(part))
+    return [read_segment(form) for form in part.files[_SEGMENTS]]
+
+
+def _sums(part: RangePart) -> dict[str, Checksum]:
+    return {name: Checksum.from_json(kept) for name, kept in part.files[_SUMS].items()}
+
+
+def _text(form: Mapping[str, Any]) -> bytes:
+    return sealed(json.dumps(form).encode())

@@ -1,0 +1,278 @@
+"""A copy whose ranges of keys several processes share out among themselves.
+
+Whoever works on it reads the next part of a range, writes it, and records it. Of two that have read
+the same part one records it; the other has only done work for nothing. So nobody has to be asked,
+and a process that is killed leaves nothing behind that another one must put right.
+"""
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from rhei_pipeline.capabilities import (
+    AdmitsRanges,
+    CopiesRanges,
+    PlannedRanges,
+    RangeStore,
+    reads_ranges,
+    snapshot_for_copy,
+)
+from rhei_pipeline.errors import MirrorDamagedError, SchemaError
+from rhei_pipeline.model.copy_plan import CopyPlan, RangePart, RangeStanding
+from rhei_pipeline.model.portions import PORTION_BYTES
+from rhei_pipeline.model.progress import CopyProgress
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.protocols import ChangeSource, Mirror, MirrorTransaction, OnStep, Step
+
+if TYPE_CHECKING:
+    from rhei_pipeline.model.changes import DeadLetter
+
+#: A part of a range has so many batches at most, or bytes, or what so many seconds read: it is what
+#: is lost with a process that is killed, and a segment each.
+PART_BATCHES, PART_BYTES, PART_SECONDS = 10, 4 * PORTION_BYTES, 5.0
+#: A range on which somebody else works is left to them, until nothing came of it for so long.
+PATIENCE_SECONDS = 30.0
+_LOOK_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class Ending(StrEnum):
+    """How work on ranges has ended.
+
+    COMPLETE: all of them are complete. CLOSED: the copy is in place, or was given up.
+    MIGRATED: the source gave the table another shape.
+    """
+
+    COMPLETE = "complete"
+    CLOSED = "closed"
+    MIGRATED = "migrated"
+
+
+@dataclass(slots=True)
+class RangeWork:
+    """What one process does for a copy.
+
+    Attributes:
+        rows, parts, letters: What it has read and recorded itself.
+        numbers: The ranges on which it worked.
+    """
+
+    table: Table
+    source: ChangeSource
+    store: RangeStore
+    batch_rows: int
+    on_step: OnStep
+    #: Called after each part with all rows that were read so far, and those of the table.
+    on_rows: Callable[[int, int], None]
+    rows: int = 0
+    parts: int = 0
+    letters: int = 0
+    numbers: set[int] = field(default_factory=set)
+
+    def share(self, plan_id: str, chosen: Collection[int] | None = None) -> Ending:
+        """Copy what nobody else copies, until all ranges are complete, or those that were chosen.
+
+        Raises:
+            MirrorDamagedError: What is recorded cannot be read.
+        """
+        others = _Others(PATIENCE_SECONDS)
+        own: int | None = None
+        while True:
+            standing = self.store.standing(self.table.name)
+            if standing is None or standing.plan.plan_id != plan_id:
+                return Ending.CLOSED
+            missing = [n for n in standing.missing if chosen is None or n in chosen]
+            if not missing:
+                return Ending.COMPLETE
+            idle = others.idle(standing, missing)
+            if not idle:
+                self.on_rows(standing.rows, standing.plan.rows)
+                time.sleep(_LOOK_SECONDS)
+                continue
+            number = own if own in idle else _any_of(idle, standing)
+            recorded = self._copy_part(standing, number)
+            if recorded is None:
+                return Ending.MIGRATED
+            own = number if recorded else None
+            others.note(standing, number, mine=recorded)
+
+    def _copy_part(self, standing: RangeStanding, number: int) -> bool | None:
+        """Read and record the next part of a range; None if the table has another shape by now."""
+        place, resume = standing.begin(number)
+        part, rows = self._read(standing.plan, number, place, resume)
+        if part is None:
+            return None
+
+        def written() -> None:
+            self.on_step(Step.RANGE_WRITTEN)
+
+        if not self.store.append(standing.plan, part, self.table, rows, written):
+            return False
+        self.rows, self.parts = self.rows + part.rows, self.parts + 1
+        self.letters += len(part.letters)
+        self.numbers.add(number)
+        self.on_rows(standing.rows + part.rows, standing.plan.rows)
+        self.on_step(Step.RANGE_RECORDED)
+        return True
+
+    def _read(
+        self, plan: CopyPlan, number: int, place: int, resume: str | None
+    ) -> tuple[RangePart | None, pa.Table]:
+        _, until = plan.bounds(number)
+        found, size = [self.table.schema.arrow.empty_table()], 0
+        letters: list[DeadLetter] = []
+        is_last, ends_at = False, time.monotonic() + PART_SECONDS
+        with snapshot_for_copy(self.source) as snapshot:
+            if not has_shape(self.table, self.source):
+                return None, found[0]
+            assert reads_ranges(snapshot)  # noqa: S101  (the plan is of such a source)
+            for _ in range(PART_BATCHES):
+                batch = snapshot.rows_within(self.table, resume, until, self.batch_rows)
+                if batch is None:
+                    is_last = True
+                    break
+                found.append(batch.rows)
+                letters += batch.rejected
+                resume, size = batch.resume, size + batch.rows.nbytes
+                del batch
+                if size >= PART_BYTES or time.monotonic() >= ends_at:
+                    break
+        rows = pa.concat_tables(found)
+        part = RangePart(number, place, resume, is_last, rows.num_rows, tuple(letters), {})
+        return part, rows
+
+
+class _Others:
+    """Which ranges somebody else works on, as far as it shows."""
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
+        self._parts: dict[int, int] = {}
+        self._seen_at: dict[int, float] = {}
+
+    def idle(self, standing: RangeStanding, missing: Collection[int]) -> list[int]:
+        """Return the ranges for which nobody else has recorded a part lately."""
+        now, found = time.monotonic(), []
+        for number in missing:
+            parts = len(standing.parts.get(number, ()))
+            if self._parts.setdefault(number, parts) != parts:
+                self._parts[number], self._seen_at[number] = parts, now
+            if now - self._seen_at.get(number, now - self._patience_seconds) >= (
+                self._patience_seconds
+            ):
+                found.append(number)
+        return found
+
+    def note(self, standing: RangeStanding, number: int, *, mine: bool) -> None:
+        """Note who has recorded the next part of a range."""
+        self._parts[number] = len(standing.parts.get(number, ())) + 1
+        if not mine:
+            self._seen_at[number] = time.monotonic()
+
+
+def _any_of(idle: Collection[int], standing: RangeStanding) -> int:
+    """Return one of the ranges with the fewest parts; by lot, so that two take different ones."""
+    fewest = min(len(standing.parts.get(number, ())) for number in idle)
+    chosen = [n for n in idle if len(standing.parts.get(n, ())) == fewest]
+    return random.choice(chosen)  # noqa: S311  (nothing secret)
+
+
+def has_shape(table: Table, source: ChangeSource) -> bool:
+    """Return whether a table's source still has it, in this shape."""
+    try:
+        return source.describe(table.name) == table.schema
+    except SchemaError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCopy:
+    """A copy as the process that holds the mirror brings it about.
+
+    Attributes:
+        work: What this process does for it itself.
+        count: How many ranges are declared.
+        progress: That of the copy, which was just begun, or has no part yet.
+    """
+
+    work: RangeWork
+    mirror: Mirror
+    count: int
+    progress: CopyProgress
+    bounded: Callable[[MirrorTransaction], None]
+
+    def copy(self) -> Ending | None:
+        """Plan the ranges, copy what nobody else does, and make all of it the copy.
+
+        None: the table is not to be shared: it has too few rows, or its source cannot.
+        """
+        while True:
+            plan = self._planned()
+            if plan is None:
+                return None
+            ended = self._shared(plan)
+            if ended is not Ending.CLOSED:
+                return ended
+
+    def _shared(self, plan: CopyPlan) -> Ending:
+        ranges = self._ranges
+        try:
+            ended = self.work.share(plan.plan_id)
+            standing = ranges.standing(plan.table)
+            if ended is not Ending.COMPLETE or standing is None:
+                return ended
+            lost = ranges.lost(standing)
+        except MirrorDamagedError as error:
+            _log.error("table %r: its ranges are copied again: %s", plan.table, error)
+            ranges.drop(plan)
+            return Ending.CLOSED
+        if lost:
+            _log.error("table %r: its ranges are copied again: %r is lost", plan.table, lost[0])
+            ranges.drop(plan)
+            return Ending.CLOSED
+        self._admit(standing)
+        return ended
+
+    @property
+    def _ranges(self) -> PlannedRanges:
+        assert isinstance(self.mirror, CopiesRanges)  # noqa: S101  (asked before)
+        return self.mirror.ranges
+
+    def _planned(self) -> CopyPlan | None:
+        """Return the plan that is open, or a new one."""
+        table, source = self.work.table, self.work.source
+        standing = self._ranges.standing(table.name)
+        if standing is not None:
+            return standing.plan
+        with snapshot_for_copy(source) as snapshot:
+            rows = snapshot.count(table)
+            ends = snapshot.range_ends(table, self.count) if reads_ranges(snapshot) else ()
+        if not ends:
+            return None
+        own = self.progress
+        plan_id = uuid.uuid4().hex
+        plan = CopyPlan(plan_id, table.schema, own.position, own.shape, tuple(ends), rows)
+        self._ranges.plan(plan)
+        self.work.on_step(Step.RANGES_PLANNED)
+        return plan
+
+    def _admit(self, standing: RangeStanding) -> None:
+        """Make all ranges the copy, in one commit."""
+        parts = [part for number in sorted(standing.parts) for part in standing.parts[number]]
+        with self.mirror.transaction() as transaction:
+            assert isinstance(transaction, AdmitsRanges)  # noqa: S101  (of such a mirror)
+            progress = replace(self.progress, complete=True)
+            transaction.admit_ranges(self.work.table, parts, progress)
+            transaction.quarantine([letter for part in parts for letter in part.letters])
+            self.bounded(transaction)
+        self.work.letters = sum(len(part.letters) for part in parts)
+        self.work.rows = standing.rows
+        self.work.on_step(Step.COPY_COMPLETE)
