@@ -304,8 +304,8 @@ class PlannedRanges(RangeStore, Protocol):
     def plan(self, plan: CopyPlan) -> None:
         """Record a plan durably, so that others find it."""
 
-    def drop(self, plan: CopyPlan) -> None:
-        """Forget a plan and all that was recorded of it."""
+    def drop(self, table: str) -> None:
+        """Forget what is planned for a table, and all that was recorded of it."""
 
     def lost(self, standing: RangeStanding) -> Sequence[str]:
         """Return the files of complete ranges that are missing or have another size."""
@@ -322,9 +322,7 @@ class CopiesRanges(Protocol):
 class AdmitsRanges(Protocol):
     """A transaction of such a mirror."""
 
-    def admit_ranges(
-        self, table: Table, parts: Iterable[RangePart], progress: CopyProgress
-    ) -> None:
+    def admit_ranges(self, table: Table, parts: Iterable[RangePart], done: CopyProgress) -> None:
         """Make what was written of ranges the copy, and record its progress."""
 
 

@@ -6,6 +6,12 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "run 'rhei copy' with the table: it copies all of it": "tests/behaviour/copy/test_copy_ranges.py::test_only_mirrors_of_files_take_ranges",
+    "run 'rhei copy' with the table: it begins the ranges again": "tests/behaviour/copy/test_copy_ranges.py::test_what_was_damaged_is_copied_again",
+    "declare its 'copy_ranges', and run 'rhei sync' or 'rhei copy' beside: it plans them": "tests/behaviour/copy/test_copy_ranges.py::test_a_worker_without_a_plan_says_who_makes_one",
+    "give this process the declaration of the one that has planned the copy; after a migration that one plans it again by itself": "tests/behaviour/copy/test_copy_ranges.py::test_another_declaration_begins_again_and_workers_refuse_it",
+    "give a range from 1 to {}": "tests/behaviour/copy/test_copy_ranges.py::test_a_range_that_there_is_not_is_refused",
+    "copy_ranges: table {} is copied in ranges into files alone: use 'mirror: {kind: datafusion, storage: parquet, path: ...}', or leave it out": "tests/behaviour/copy/test_copy_ranges.py::test_only_mirrors_of_files_take_ranges",
     "write 'struct(amount decimal(10,2), \"is new\" boolean)', or 'range(timestamptz)', each part with a name of its own": "tests/behaviour/postgres/test_structs.py::test_a_type_without_meaning_is_refused_with_one_that_has",
     "correct the rows in the source, run 'rhei dead-letters --table {} --drop', or raise 'dead_letters' in the declaration; then sync": "tests/behaviour/faults/test_full_dead_letters.py::test_a_table_that_is_full_of_dead_letters_is_left_out_until_there_is_room",
     "people: {} is found by {}, which is in another shard: name both in one list of 'shards', or find people by a column of its own": "tests/behaviour/mirrors/test_shards.py::test_a_person_is_forgotten_in_all_shards",

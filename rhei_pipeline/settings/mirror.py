@@ -159,6 +159,11 @@ class MirrorSettings(Section):
         return self.url or self.path.resolve().as_uri()
 
     @property
+    def is_of_files(self) -> bool:
+        """Whether it is made of files that several processes can write."""
+        return self.kind == "datafusion" and not self.in_memory
+
+    @property
     def in_memory(self) -> bool:
         """Whether the mirror is in memory only."""
         return self.storage == "memory" or str(self.path) == _MEMORY

@@ -40,8 +40,7 @@ from rhei_pipeline.settings.sections import (
     SyncSettings,
     TableSettings,
     VerifySettings,
-    refuse_history_of_none,
-    refuse_ranges,
+    refuse_unfit,
 )
 from rhei_pipeline.settings.shards import Sharding, Shards, beside, label, plain_name_in
 from rhei_pipeline.settings.source import (
@@ -177,9 +176,7 @@ class Settings(BaseSettings):
 
     def _refuse_unfit_capture(self) -> None:
         self._refuse_hash_without_key()
-        refuse_history_of_none(self.tables or (), self.mode)
-        is_files = self.mirror.kind == "datafusion" and not self.mirror.in_memory
-        refuse_ranges(self.tables or (), are_files=is_files)
+        refuse_unfit(self.tables or (), self.mode, are_files=self.mirror.is_of_files)
         fitting = METHODS[self.source.kind]
         if self.source.kind == "log" and (self.capture.method or self.capture.buffer):
             raise ValueError(

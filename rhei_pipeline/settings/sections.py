@@ -110,13 +110,14 @@ class TableSettings(Section):
         return masks
 
 
-def refuse_history_of_none(tables: Iterable[TableSettings], default: Mode) -> None:
-    """Refuse to bound the history of a table that keeps none.
+def refuse_unfit(tables: Iterable[TableSettings], default: Mode, *, are_files: bool) -> None:
+    """Refuse to bound a history that no table keeps, and ranges that no mirror takes.
 
     Raises:
         ValueError: One is declared so.
     """
     for table in tables:
+        _refuse_ranges(table, are_files=are_files)
         if table.history is not None and (table.mode or default) is not Mode.TEMPORAL:
             raise ValueError(
                 f"history: table {table.name!r} keeps none: give it 'mode: temporal', or leave its"
@@ -124,18 +125,12 @@ def refuse_history_of_none(tables: Iterable[TableSettings], default: Mode) -> No
             )
 
 
-def refuse_ranges(tables: Iterable[TableSettings], *, are_files: bool) -> None:
-    """Refuse copies in ranges where the mirror is not made of files that others can write.
-
-    Raises:
-        ValueError: One is declared so.
-    """
-    for table in tables:
-        if table.copy_ranges > 1 and not are_files:
-            raise ValueError(
-                f"copy_ranges: table {table.name!r} can only be copied in ranges into files: use"
-                " 'mirror: {kind: datafusion, storage: parquet, path: ...}', or leave it out"
-            )
+def _refuse_ranges(table: TableSettings, *, are_files: bool) -> None:
+    if table.copy_ranges > 1 and not are_files:
+        raise ValueError(
+            f"copy_ranges: table {table.name!r} is copied in ranges into files alone: use"
+            " 'mirror: {kind: datafusion, storage: parquet, path: ...}', or leave it out"
+        )
 
 
 class MaskingSettings(Section):

@@ -44,7 +44,7 @@ _LOOK_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
-class Ending(StrEnum):
+class WorkEnd(StrEnum):
     """How work on ranges has ended.
 
     COMPLETE: all of them are complete. CLOSED: the copy is in place, or was given up.
@@ -77,7 +77,7 @@ class RangeWork:
     letters: int = 0
     numbers: set[int] = field(default_factory=set)
 
-    def share(self, plan_id: str, chosen: Collection[int] | None = None) -> Ending:
+    def share(self, plan_id: str, chosen: Collection[int] | None = None) -> WorkEnd:
         """Copy what nobody else copies, until all ranges are complete, or those that were chosen.
 
         Raises:
@@ -88,10 +88,10 @@ class RangeWork:
         while True:
             standing = self.store.standing(self.table.name)
             if standing is None or standing.plan.plan_id != plan_id:
-                return Ending.CLOSED
+                return WorkEnd.CLOSED
             missing = [n for n in standing.missing if chosen is None or n in chosen]
             if not missing:
-                return Ending.COMPLETE
+                return WorkEnd.COMPLETE
             idle = others.idle(standing, missing)
             if not idle:
                 self.on_rows(standing.rows, standing.plan.rows)
@@ -100,7 +100,7 @@ class RangeWork:
             number = own if own in idle else _any_of(idle, standing)
             recorded = self._copy_part(standing, number)
             if recorded is None:
-                return Ending.MIGRATED
+                return WorkEnd.MIGRATED
             own = number if recorded else None
             others.note(standing, number, mine=recorded)
 
@@ -209,37 +209,40 @@ class SharedCopy:
     progress: CopyProgress
     bounded: Callable[[MirrorTransaction], None]
 
-    def copy(self) -> Ending | None:
+    def copy(self) -> WorkEnd | None:
         """Plan the ranges, copy what nobody else does, and make all of it the copy.
 
         None: the table is not to be shared: it has too few rows, or its source cannot.
         """
         while True:
-            plan = self._planned()
-            if plan is None:
-                return None
-            ended = self._shared(plan)
-            if ended is not Ending.CLOSED:
-                return ended
+            try:
+                found = self._shared()
+            except MirrorDamagedError as error:
+                self._begin_again(str(error))
+                continue
+            if isinstance(found, RangeStanding):
+                self._admit(found)
+                return WorkEnd.COMPLETE
+            if found is not WorkEnd.CLOSED:
+                return found
 
-    def _shared(self, plan: CopyPlan) -> Ending:
-        ranges = self._ranges
-        try:
-            ended = self.work.share(plan.plan_id)
-            standing = ranges.standing(plan.table)
-            if ended is not Ending.COMPLETE or standing is None:
-                return ended
-            lost = ranges.lost(standing)
-        except MirrorDamagedError as error:
-            _log.error("table %r: its ranges are copied again: %s", plan.table, error)
-            ranges.drop(plan)
-            return Ending.CLOSED
+    def _shared(self) -> RangeStanding | WorkEnd | None:
+        """Return what is recorded once all ranges are complete, or how the work ended before."""
+        plan = self._planned()
+        if plan is None:
+            return None
+        ended = self.work.share(plan.plan_id)
+        if ended is not WorkEnd.COMPLETE:
+            return ended
+        standing = self._ranges.standing(plan.table)
+        lost = self._ranges.lost(standing) if standing is not None else ()
         if lost:
-            _log.error("table %r: its ranges are copied again: %r is lost", plan.table, lost[0])
-            ranges.drop(plan)
-            return Ending.CLOSED
-        self._admit(standing)
-        return ended
+            self._begin_again(f"{lost[0]!r} is lost")
+        return WorkEnd.CLOSED if lost or standing is None else standing
+
+    def _begin_again(self, why: str) -> None:
+        _log.error("table %r: its ranges are copied again: %s", self.work.table.name, why)
+        self._ranges.drop(self.work.table.name)
 
     @property
     def _ranges(self) -> PlannedRanges:

@@ -37,7 +37,7 @@ from rhei_pipeline.protocols import (
     Step,
 )
 from rhei_pipeline.sql.text import mirror_table
-from rhei_pipeline.sync.copy_ranges import Ending, RangeWork, SharedCopy, has_shape
+from rhei_pipeline.sync.copy_ranges import RangeWork, SharedCopy, WorkEnd, has_shape
 from rhei_pipeline.sync.cycle import acknowledge
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.quarantine import refuse_overflow
@@ -127,7 +127,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
     ended = None if shared is None else shared.copy()
     if shared is not None and ended is not None:
         work = shared.work
-        return None if ended is Ending.MIGRATED else Copied(work.rows, work.letters, resumed)
+        return None if ended is WorkEnd.MIGRATED else Copied(work.rows, work.letters, resumed)
     seams = (table, source, mirror, options)
     read = _copy_alone(*seams, on_step, on_progress, progress=progress, bounded=bounded)
     return read and Copied(rows + read.rows, letters + read.dead_letters, resumed)

@@ -547,7 +547,8 @@ class Pipeline:
     def _heal(self, name: str) -> tuple[DamagedFile, ...]:
         """Remove a table's damaged files from the mirror, and stop leaving the table out."""
         known = {table.name.lower(): table for table in self._known_tables()}
-        table = known.get(name.removeprefix("main.").lower())
+        # A first copy that is left out is of a table that nobody knows yet.
+        table = known.get(name.removeprefix("main.").lower()) or self._watch.as_in_source(name)
         damaged = heal_files(self._mirror, table) if table else ()
         if damaged:
             self._watch.refresh_next_time()

@@ -14,7 +14,13 @@ from rhei_pipeline.capabilities import reading_together
 from rhei_pipeline.errors import MirrorDamagedError, PermanentError, SchemaError
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.reports import TableReport
-from rhei_pipeline.model.schema import Table, TableSchema, difference, refuse_reserved
+from rhei_pipeline.model.schema import (
+    Table,
+    TableSchema,
+    difference,
+    refuse_reserved,
+    spelled,
+)
 from rhei_pipeline.model.schema_log import Followed
 from rhei_pipeline.protocols import ChangeSource, Mirror
 from rhei_pipeline.sync.drain import find_pending, take_on_next_shapes
@@ -286,6 +292,16 @@ class SchemaWatch:
             _log.warning("table %r: its source %s, and its mirror follows", table.name, changes)
         self._tables[table.name] = table
         names.add(table)
+
+    def as_in_source(self, name: str) -> Table | None:
+        """Return a declared table as its source has it; None where it cannot be read."""
+        declared = self.declared.get(spelled(name, self.declared))
+        with suppress(PermanentError):
+            if declared is None:
+                return None
+            schema = self._source.describe(declared.name)
+            return Table(replace(schema, mirror_name=declared.mirror_name), declared.mode)
+        return None
 
     def _as_installed(self, table: Table) -> Table:
         """Return a table with what its source knows of its columns once capture is installed."""

@@ -13,7 +13,7 @@ from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import OnStep
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sources.masked_source import MaskedSource
-from rhei_pipeline.sync.copy_ranges import Ending, RangeWork
+from rhei_pipeline.sync.copy_ranges import RangeWork, WorkEnd
 from rhei_pipeline.sync.initial_sync import fingerprint
 from rhei_pipeline.sync.pipeline import no_step
 from rhei_pipeline.sync.schema_registry import Registry
@@ -59,7 +59,7 @@ def copy_range(
         SchemaError: There is no plan, no such range, or what is declared here of the table is not
             what is being copied.
     """
-    if settings.mirror.kind != "datafusion" or settings.mirror.in_memory:
+    if not settings.mirror.is_of_files:
         raise SettingsError(
             "only a mirror of files is copied in ranges",
             hint="run 'rhei copy' with the table: it copies all of it",
@@ -75,7 +75,7 @@ def copy_range(
             raise SchemaError(
                 f"its copy has no range {number}",
                 table=plan.table,
-                hint=f"its ranges are counted from 1 to {plan.ranges}",
+                hint=f"give a range from 1 to {plan.ranges}",
             )
         source = _open_source(settings, plan, stack)
         declared = _declared(source, plan)
@@ -83,7 +83,7 @@ def copy_range(
         batch_rows = settings.sync.batch_rows
         work = RangeWork(declared, source, site, batch_rows, on_step, on_rows)
         ended = work.share(plan.plan_id, None if number is None else {number})
-        if ended is Ending.MIGRATED:
+        if ended is WorkEnd.MIGRATED:
             _refuse_other(_declared(source, plan), plan)
         standing = site.standing(plan.table)
         is_same = standing is not None and standing.plan.plan_id == plan.plan_id
@@ -150,8 +150,8 @@ def _declared(source: MaskedSource, plan: CopyPlan) -> Table:
 def _refuse_other(declared: Table, plan: CopyPlan) -> None:
     if fingerprint(declared) != plan.shape:
         raise SchemaError(
-            "what is declared here, or stands in the source by now, is not what is being copied",
+            "its copy under way is of another declaration, or of another shape of the source",
             table=plan.table,
-            hint="give this process the declaration of the one that has planned the copy; if the"
-            " source was migrated, that one plans it again by itself",
+            hint="give this process the declaration of the one that has planned the copy; after a"
+            " migration that one plans it again by itself",
         )

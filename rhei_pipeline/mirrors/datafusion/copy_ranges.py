@@ -7,7 +7,7 @@ are kept: their names begin with its id.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -76,7 +76,7 @@ class CopyRanges:
         taken: set[str] = set()
         for plan in sorted(self._plans.values(), key=lambda plan: plan.plan_id):
             if plan.table in taken or not plan.is_of(ledger.copies.get(plan.table)):
-                self.drop(plan)
+                self._drop(plan)
             taken.add(plan.table)
 
     def plan(self, plan: CopyPlan) -> None:
@@ -84,7 +84,12 @@ class CopyRanges:
         self._plans[plan.plan_id] = plan
         self._files.create(f"{_FOLDER}/{plan.plan_id}.plan.json", _text(plan.to_json()))
 
-    def drop(self, plan: CopyPlan) -> None:
+    def drop(self, table: str) -> None:
+        """Forget what is planned for a table."""
+        for plan in [plan for plan in self._plans.values() if plan.table == table]:
+            self._drop(plan)
+
+    def _drop(self, plan: CopyPlan) -> None:
         """Forget a plan: first that it is there, then what was recorded of it."""
         self._plans.pop(plan.plan_id, None)
         own = f"{_FOLDER}/{plan.plan_id}."
@@ -190,10 +195,11 @@ class CopyRanges:
         )
 
 
-def admitted(part: RangePart, store: SegmentStore) -> list[Segment]:
-    """Return what a part has written, and have a store know the checksums of it."""
-    store.checked.learn(_sums(part))
-    return [read_segment(form) for form in part.files[_SEGMENTS]]
+def admitted(parts: Iterable[RangePart], store: SegmentStore) -> Iterator[Segment]:
+    """Yield what parts have written, and have a store know the checksums of it."""
+    for part in parts:
+        store.checked.learn(_sums(part))
+        yield from map(read_segment, part.files[_SEGMENTS])
 
 
 def _sums(part: RangePart) -> dict[str, Checksum]:

@@ -17,7 +17,7 @@ from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.constants import constant_digest
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex
-from rhei_pipeline.mirrors.datafusion.manifest import Segment, StoredTable
+from rhei_pipeline.mirrors.datafusion.manifest import COPY_PREFIX, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
 from rhei_pipeline.model.upkeep import MaintenanceReport
 
@@ -61,6 +61,12 @@ def due_in_a_cycle(
         if len(group) >= FAN and _rows_of(group) <= limit and _bytes_of(group) <= CYCLE_BYTES
     ]
     return worn + full or _aged(segments, now, limit)
+
+
+def folded(table: StoredTable, now: datetime, store: SegmentStore) -> StoredTable:
+    """Merge what is due of a table that a transaction has written."""
+    limit = SEGMENT_ROWS if table.relation.startswith(COPY_PREFIX) else CYCLE_ROWS
+    return fold(table, due_in_a_cycle(table.segments, now, limit), store)
 
 
 def _aged(segments: Sequence[Segment], now: datetime, limit: int) -> list[Group]:

@@ -48,12 +48,7 @@ from rhei_pipeline.mirrors.datafusion.schema_evolution import (
     reshape,
     widen,
 )
-from rhei_pipeline.mirrors.datafusion.segment_merge import (
-    CYCLE_ROWS,
-    SEGMENT_ROWS,
-    due_in_a_cycle,
-    fold,
-)
+from rhei_pipeline.mirrors.datafusion.segment_merge import folded
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.snapshots import DAY, add_snapshots, snapshots_of
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
@@ -99,7 +94,6 @@ class FileTransaction:
     known_feeds: Mapping[str, FeedEnd] = field(default_factory=lambda: MappingProxyType({}))
     _tables: dict[str, WriteBuffer] = field(default_factory=dict)
     _dropped: set[str] = field(default_factory=set)
-    _admitted: set[str] = field(default_factory=set)
     _watermarks: dict[str, Watermark] = field(default_factory=dict)
     _copies: dict[str, CopyProgress] = field(default_factory=dict)
     _letters: pa.Table | None = None
@@ -118,11 +112,7 @@ class FileTransaction:
         now = datetime.now(UTC)
         for name, buffer in self._tables.items():
             table = self._flushed(buffer)
-            if name in self._admitted:
-                tables[name] = table
-                continue
-            limit = SEGMENT_ROWS if table.relation.startswith(COPY_PREFIX) else CYCLE_ROWS
-            tables[name] = fold(table, due_in_a_cycle(table.segments, now, limit), self.store)
+            tables[name] = table if buffer.is_admitted else folded(table, now, self.store)
         kept = self.base.letters
         if self._letters_changed:
             kept = self.store.write_letters(self._kept()) if self._kept().num_rows else None
@@ -240,8 +230,7 @@ class FileTransaction:
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""
         self._put(table, table.schema.arrow, COPY_PREFIX)
-        self._copies[table.name] = progress
-        self._ledger = None
+        self.append_copy(table, table.schema.arrow.empty_table(), progress)
 
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record its progress."""
@@ -250,16 +239,10 @@ class FileTransaction:
         self._copies[table.name] = progress
         self._ledger = None
 
-    def admit_ranges(
-        self, table: Table, parts: Iterable[RangePart], progress: CopyProgress
-    ) -> None:
+    def admit_ranges(self, table: Table, parts: Iterable[RangePart], done: CopyProgress) -> None:
         """Make what was written of ranges the copy; none of it is read, nor written again."""
-        name = mirror_table(table.schema, COPY_PREFIX)
-        for part in parts:
-            self._buffer(table, COPY_PREFIX).admit(admitted(part, self.store))
-        self._admitted.add(name)
-        self._copies[table.name] = progress
-        self._ledger = None
+        self._buffer(table, COPY_PREFIX).admit(admitted(parts, self.store))
+        self.append_copy(table, table.schema.arrow.empty_table(), done)
 
     def drop_copy(self, table: Table) -> None:
         """Drop the running copy; the table itself is not changed."""

@@ -170,6 +170,8 @@ class WriteBuffer:
         self._store = store
         self._parts = [_Part(_Written(s, store), store.bits(s)) for s in table.segments]
         self._staged = self._staged_bytes = 0
+        #: Whether others have written what it is made of.
+        self.is_admitted = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -208,6 +210,7 @@ class WriteBuffer:
 
     def admit(self, segments: Iterable[Segment]) -> None:
         """Add segments that stand in the files already, and are not read."""
+        self.is_admitted = True
         self._parts += [_Part(_Written(segment, self._store)) for segment in segments]
 
     def append_tagged(self, rows: pa.Table, tag: str) -> None:

@@ -1,0 +1,432 @@
+"""A table's copy in ranges of keys, which several processes share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhei_pipeline.errors import RheiError, SchemaError, SettingsError
+from rhei_pipeline.model.copy_plan import RangeReport
+from rhei_pipeline.protocols import Step
+from rhei_pipeline.sync import copy_ranges as sharing
+from rhei_pipeline.testing.faults import Crash, CrashAt
+from rhei_pipeline.wiring.copy_ranges import copy_range
+from tests.support.declared_worlds import CAPTURES
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+AnyWorld = World | PostgresWorld
+Make = Callable[..., AnyWorld]
+FILES = ("ipc", "parquet", "delta")
+ROWS, RANGES, BATCH = 120, 4, 4
+POLLED = {"polling": {"updated_at": "at", "deletes": "reconcile", "reconcile_seconds": 0}}
+WRITER_STEPS = [
+    Step.COPY_BEGUN,
+    Step.RANGES_PLANNED,
+    Step.RANGE_WRITTEN,
+    Step.RANGE_RECORDED,
+    Step.COPY_COMPLETE,
+    Step.PROMOTED,
+    Step.COMMITTED,
+]
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is two batches, and nobody waits long for others."""
+    monkeypatch.setattr(sharing, "PART_BATCHES", 2)
+    monkeypatch.setattr(sharing, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(sharing, "_LOOK_SECONDS", 0.01)
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Make:
+    """Make a world with a filled table `t(a, b, v, at)` whose copies are in ranges."""
+
+    def made(
+        capture: str = "sqlite-trigger",
+        storage: str = "parquet",
+        rows: int = ROWS,
+        ranges: int = RANGES,
+        said: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> AnyWorld:
+        table = {"name": "t", "copy_ranges": ranges, **(said or {})}
+        if "polling" in capture:
+            table |= POLLED
+        given = {"storage": storage, "tables": [table], "batch_rows": BATCH, **options}
+        world: AnyWorld
+        if capture.startswith("sqlite"):
+            world = request.getfixturevalue("make_world")(**CAPTURES[capture], **given)
+            collated = "collate nocase"
+        else:
+            world = request.getfixturevalue("make_postgres")(capture=CAPTURES[capture], **given)
+            collated = ""
+        world.run(
+            f"create table t(a text {collated}, b integer, v text, at integer default 0,"
+            " primary key(a, b))",
+            "create index t_at on t(at, a, b)",
+        )
+        put(world, range(rows))
+        return world
+
+    return made
+
+
+def key(number: int) -> str:
+    return f"'{'kKß'[number % 3]}{number // 10}', {number}"
+
+
+def put(world: AnyWorld, numbers: range, v: str = "old", at: int = 0) -> None:
+    """Insert rows; one statement of many, as a capture may count statements."""
+    values = ", ".join(f"({key(n)}, '{v}{n}', {at})" for n in numbers)
+    world.run(f"insert into t(a, b, v, at) values {values}")
+
+
+class Writes:
+    """What an application writes while ranges are copied, each time otherwise."""
+
+    def __init__(self, world: AnyWorld) -> None:
+        self._world, self._times = world, 0
+
+    def __call__(self) -> None:
+        self._times += 1
+        n = self._times
+        self._world.run(
+            f"update t set v = 'new{n}', at = {n} where b % 7 = {n % 7}",
+            f"delete from t where b % 11 = {n % 11}",
+            # To another range, behind or before what was read.
+            f"update t set a = 'z' || b, at = {n} where b = {n * 13 % ROWS}",
+            f"update t set a = 'A' || b, at = {n} where b = {n * 29 % ROWS}",
+        )
+        put(self._world, range(1000 * n, 1000 * n + 3), f"added{n}", n)
+
+
+def assert_whole(world: AnyWorld) -> None:
+    world.assert_equal("t")
+    assert world.htap.verify().equal
+    assert not left(world, "ranges")
+
+
+def root(world: AnyWorld) -> Path:
+    return Path(world.settings.mirror.path)
+
+
+def left(world: AnyWorld, folder: str) -> list[str]:
+    return sorted(file.name for file in (root(world) / folder).glob("*"))
+
+
+def begin(world: AnyWorld) -> None:
+    """Plan the ranges; the process with the mirror is gone then."""
+    world.faults.arm(Step.RANGES_PLANNED)
+    assert world.surviving(world.htap.sync_now)
+
+
+def copied(world: AnyWorld, number: int | None = None, **options: Any) -> RangeReport:
+    return copy_range(world.settings, "t", number, **options)
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("storage", FILES)
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_the_mirror_equals_the_source_whoever_copied_which_range_and_whatever_was_written(
+    make: Make, capture: str, mode: str, storage: str
+) -> None:
+    world = make(capture, storage, mode=mode)
+    write = Writes(world)
+    reports = []
+
+    def help_with(number: int) -> Callable[[], None]:
+        def help_() -> None:
+            write()
+            reports.append(copied(world, number))
+            write()
+
+        return help_
+
+    world.faults.do_at(Step.RANGES_PLANNED, help_with(2))
+    world.faults.do_at(Step.RANGE_RECORDED, help_with(4))
+    world.faults.do_at(Step.RANGE_WRITTEN, write, 3)
+    world.htap.sync_now()
+    assert [(r.of, r.ranges) for r in reports] == [(RANGES, (2,)), (RANGES, (4,))]
+    assert all(r.rows > 2 * BATCH for r in reports), "its range has several parts"
+    assert_whole(world)
+    if mode == "temporal" and "polling" not in capture:
+        versions = world.versions("t")
+        assert len({v["_rhei_valid_from"] for v in versions}) == 1
+        assert {v["_rhei_operation"] for v in versions} == {"I"}
+    write()
+    world.htap.sync_now()
+    assert_whole(world)
+
+
+@pytest.mark.each
+@pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-logical"])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("storage", FILES)
+@pytest.mark.parametrize("step", WRITER_STEPS)
+def test_a_crash_of_the_writer_costs_one_part_at_most(
+    make: Make, capture: str, mode: str, storage: str, step: Step
+) -> None:
+    world = make(capture, storage, mode=mode)
+    write = Writes(world)
+    world.faults.arm(step, 3 if "range_" in step else 1)
+    assert world.surviving(world.htap.sync_now)
+    recorded = len(left(world, "ranges")) - 1
+    write()
+    world.faults.seen.clear()
+    world.htap.sync_now()
+    assert_whole(world)
+    again = world.faults.seen.count(Step.RANGE_RECORDED)
+    if step in {Step.RANGE_WRITTEN, Step.RANGE_RECORDED}:
+        assert recorded == (2 if step is Step.RANGE_WRITTEN else 3)
+        assert RANGES * 3 <= again + recorded <= RANGES * 5, "ranges of 30 rows, parts of 8"
+    elif step in {Step.COPY_COMPLETE, Step.PROMOTED}:
+        assert not again
+    world.crash()
+    assert world.htap.verify().equal
+    named = len(left(world, "data"))
+    world.crash()
+    assert world.htap.tables()
+    assert len(left(world, "data")) == named
+
+
+@pytest.mark.parametrize("step", [Step.RANGE_WRITTEN, Step.RANGE_RECORDED])
+def test_a_worker_that_dies_goes_on_behind_what_it_has_recorded(make: Make, step: Step) -> None:
+    world = make()
+    begin(world)
+    faults = CrashAt()
+    faults.arm(step, 2)
+    with pytest.raises(Crash):
+        copied(world, 3, on_step=faults)
+    recorded = 1 if step is Step.RANGE_WRITTEN else 2
+    assert len(left(world, "ranges")) == 1 + recorded
+    report = copied(world, 3)
+    assert report.rows == 30 - 8 * recorded
+    assert report.missing == (1, 2, 4)
+    assert copied(world, 3).parts == 0
+    world.htap.sync_now()
+    assert_whole(world)
+
+
+def test_the_writer_that_comes_back_keeps_what_workers_are_writing(make: Make) -> None:
+    world = make()
+    begin(world)
+
+    def reopened(step: Step) -> None:
+        if step is Step.RANGE_WRITTEN:
+            world.crash()
+            assert world.htap.sync_status().tables["t"].state == "copying"
+            world.crash()
+
+    report = copied(world, on_step=reopened)
+    assert report.missing == ()
+    world.faults.seen.clear()
+    world.htap.sync_now()
+    assert Step.RANGE_RECORDED not in world.faults.seen, "nothing was read twice"
+    assert_whole(world)
+
+
+def test_of_two_workers_on_one_range_one_records_each_part(make: Make) -> None:
+    world = make()
+    begin(world)
+    others: list[RangeReport] = []
+
+    def other(step: Step) -> None:
+        if step is Step.RANGE_WRITTEN and not others:
+            others.append(copied(world, 2))
+
+    report = copied(world, 2, on_step=other)
+    assert (report.rows, others[0].rows) == (0, 30)
+    both = [copied(world, n) for n in (1, 3, 4)]
+    assert sum(r.rows for r in (report, *others, *both)) == ROWS
+    world.htap.sync_now()
+    assert_whole(world)
+    world.crash()
+    assert world.htap.verify().equal
+
+
+def test_a_worker_takes_whatever_nobody_works_on(make: Make) -> None:
+    world = make("postgres-logical")
+    begin(world)
+    seen: list[tuple[int, int]] = []
+    report = copied(world, on_rows=lambda rows, of: seen.append((rows, of)))
+    assert report.ranges == (1, 2, 3, 4)
+    assert (report.rows, report.missing) == (ROWS, ())
+    assert seen[-1] == (ROWS, ROWS)
+    world.htap.sync_now()
+    assert_whole(world)
+    assert copied(world).of == 0, "the copy is in place"
+
+
+def test_a_range_that_does_not_go_on_is_taken_over(make: Make) -> None:
+    world = make()
+
+    def cut_off() -> None:
+        faults = CrashAt()
+        faults.arm(Step.RANGE_RECORDED)
+        with pytest.raises(Crash):
+            copied(world, 1, on_step=faults)
+
+    world.faults.do_at(Step.RANGE_RECORDED, cut_off)
+    world.htap.sync_now()
+    assert_whole(world)
+
+
+@pytest.mark.parametrize("ranges", [2, 7, ROWS, 3 * ROWS])
+@pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-logical"])
+def test_there_are_as_many_ranges_as_are_declared_and_keys_allow(
+    make: Make, capture: str, ranges: int
+) -> None:
+    world = make(capture, ranges=ranges)
+    begin(world)
+    report = copied(world, 1)
+    assert report.of == min(ranges, ROWS)
+    assert abs(report.rows - ROWS / report.of) <= 1, "they are as large as each other"
+    world.htap.sync_now()
+    assert_whole(world)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_table_without_keys_to_share_is_copied_as_ever(make: Make, rows: int) -> None:
+    world = make(rows=1)
+    if not rows:
+        world.run("delete from t")
+    world.htap.sync_now()
+    assert Step.RANGES_PLANNED not in world.faults.seen
+    assert_whole(world)
+
+
+def test_a_plan_is_given_up_where_ranges_are_declared_no_more(make: Make) -> None:
+    world = make()
+    begin(world)
+    copied(world, 2)
+    assert left(world, "data")
+    world.tables = [{"name": "t"}]
+    world.htap.sync_now()
+    assert_whole(world)
+    assert Step.RANGE_RECORDED not in world.faults.seen
+    world.crash()
+    assert world.htap.tables()
+    world.assert_equal("t")
+
+
+def test_a_worker_without_a_plan_says_who_makes_one(make: Make) -> None:
+    world = make()
+    with pytest.raises(SchemaError, match="no copy of it in ranges is under way") as caught:
+        copied(world, 1)
+    assert "run 'rhei sync' or 'rhei copy' beside" in str(caught.value)
+    begin(world)
+    assert copied(world, 1, wait_seconds=1).rows
+
+
+@pytest.mark.parametrize("declared", ["columns", "where", "mask"])
+def test_another_declaration_begins_again_and_workers_refuse_it(make: Make, declared: str) -> None:
+    others: dict[str, dict[str, Any]] = {
+        "columns": {"columns": ["a", "b", "v"]},
+        "where": {"where": "b < 50"},
+        "mask": {"mask": {"v": "redact"}},
+    }
+    said = others[declared]
+    world = make()
+    begin(world)
+    copied(world, 2)
+    world.tables = [{"name": "t", "copy_ranges": RANGES, **said}]
+    with pytest.raises(SchemaError, match="of another declaration") as caught:
+        copied(world, 1)
+    assert "give this process the declaration" in str(caught.value)
+    world.faults.do_at(Step.RANGES_PLANNED, lambda: copied(world, 3))
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+    assert world.htap.query("select count(*) n from t", hint="olap")["n"][0].as_py() == (
+        50 if declared == "where" else ROWS
+    )
+    assert not left(world, "ranges")
+
+
+@pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-logical"])
+def test_a_migration_begins_the_copy_again(make: Make, capture: str) -> None:
+    world = make(capture)
+    world.faults.do_at(Step.RANGE_RECORDED, lambda: world.run("alter table t add column w text"))
+    failed = []
+
+    def late_worker() -> None:
+        world.run("alter table t add column x integer")
+        try:
+            copied(world, 1)
+        except SchemaError as error:
+            failed.append(str(error))
+
+    world.faults.do_at(Step.RANGES_PLANNED, lambda: None)
+    world.faults.do_at(Step.RANGES_PLANNED, late_worker)
+    world.htap.sync_now()
+    assert len(failed) == 1
+    assert "of another declaration" in failed[0]
+    assert_whole(world)
+    assert world.faults.seen.count(Step.RANGES_PLANNED) == 3
+
+
+@pytest.mark.parametrize("what", ["record", "plan", "segment"])
+def test_what_was_damaged_is_copied_again(make: Make, what: str) -> None:
+    world = make(storage="ipc")
+    begin(world)
+    copied(world, 2)
+    pattern = {
+        "record": "ranges/*.2.1.json",
+        "plan": "ranges/*.plan.json",
+        "segment": "data/*.arrow",
+    }
+    file = next(iter(sorted(root(world).glob(pattern[what]))))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content) if what != "segment" else b"")
+    if what != "segment":
+        with pytest.raises(RheiError) as caught:
+            copied(world, 2)
+        assert "run 'rhei copy' with the table" in str(caught.value)
+    world.htap.initial_sync("t")
+    assert_whole(world)
+
+
+@pytest.mark.parametrize("ranges", [1, RANGES])
+def test_a_segment_that_changed_before_its_copy_was_in_place_is_not_believed(
+    make: Make, ranges: int
+) -> None:
+    world = make(storage="ipc", ranges=ranges)
+    if ranges == 1:
+        world.faults.arm(Step.COPY_BATCH, 12)
+        assert world.surviving(world.htap.sync_now)
+    else:
+        begin(world)
+        copied(world, 2)
+    for file in (root(world) / "data").glob("*.arrow"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 3] ^= 1
+        file.write_bytes(bytes(content))
+    error = world.htap.sync_now().errors["t"]
+    assert "its content is not what was written (run 'rhei repair t'" in error
+    world.htap.repair("t")
+    assert_whole(world)
+
+
+def test_only_mirrors_of_files_take_ranges(make_world: Callable[..., World]) -> None:
+    world = make_world(tables=[{"name": "t", "copy_ranges": 2}])
+    world.run("create table t(id integer primary key)", "insert into t values (1), (2), (3)")
+    with pytest.raises(SettingsError, match="table 't' is copied in ranges into files alone"):
+        _ = world.settings
+    world.storage = "parquet"
+    assert world.settings.tables
+    world.storage, world.tables = None, [{"name": "t"}]
+    with pytest.raises(SettingsError, match="only a mirror of files"):
+        copied(world, 1)
+    assert world.htap.initial_sync("t").rows == 3
+
+
+def test_a_range_that_there_is_not_is_refused(make: Make) -> None:
+    world = make()
+    begin(world)
+    with pytest.raises(SchemaError, match=f"no range 9 .give a range from 1 to {RANGES}"):
+        copied(world, 9)
+    assert copied(world, RANGES).rows
