@@ -46,6 +46,7 @@ from rhei_pipeline.model.changes import Operation as Operation
 from rhei_pipeline.model.changes import Position as Position
 from rhei_pipeline.model.changes import RowBatch as RowBatch
 from rhei_pipeline.model.changes import event_schema as event_schema
+from rhei_pipeline.model.copy_plan import RangeReport as RangeReport
 from rhei_pipeline.model.coverage import CheckedPart as CheckedPart
 from rhei_pipeline.model.coverage import Coverage as Coverage
 from rhei_pipeline.model.coverage import KeyRange as KeyRange
@@ -116,6 +117,7 @@ from rhei_pipeline.sql.text import duckdb_type as duckdb_type
 from rhei_pipeline.sync.background import BackgroundSync as BackgroundSync
 from rhei_pipeline.sync.pipeline import Pipeline as Pipeline
 from rhei_pipeline.wiring.adapters import open_with as open_with
+from rhei_pipeline.wiring.copy_ranges import copy_range as copy_range
 from rhei_pipeline.wiring.declared_schemas import DeclaredSchemas as DeclaredSchemas
 from rhei_pipeline.wiring.declared_schemas import declared_schemas as declared_schemas
 from rhei_pipeline.wiring.engine import unseen_events as unseen_events

@@ -307,6 +307,9 @@ class PlannedRanges(RangeStore, Protocol):
     def drop(self, table: str) -> None:
         """Forget what is planned for a table, and all that was recorded of it."""
 
+    def under_way(self) -> Sequence[RangeStanding]:
+        """Return how far all copies in ranges have come; nothing is asked where there are none."""
+
     def lost(self, standing: RangeStanding) -> Sequence[str]:
         """Return the files of complete ranges that are missing or have another size."""
 

@@ -4,6 +4,7 @@ import dagster as dg
 
 from rhei_pipeline.dagster.bridging import bridge_assets, bridge_jobs
 from rhei_pipeline.dagster.checks import mirror_checks
+from rhei_pipeline.dagster.copy_ranges import copy_range_jobs
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.housekeeping import housekeeping_jobs, housekeeping_schedules
 from rhei_pipeline.dagster.initial_sync import initial_sync_assets
@@ -67,6 +68,7 @@ def load_jobs(declaration: Declaration) -> list[AssetJob]:
     return [
         *asset_jobs(declaration),
         *bridge_jobs(declaration),
+        *copy_range_jobs(declaration),
         *maintenance_jobs(declaration),
         *dead_letter_jobs(declaration),
         *housekeeping_jobs(declaration),

@@ -54,7 +54,7 @@ def _initial_sync(declaration: Declaration, table: Table) -> dg.AssetsDefinition
 class Progress:
     """Logs a copy's progress now and then."""
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
+    def __init__(self, context: dg.AssetExecutionContext | dg.OpExecutionContext) -> None:
         self._context = context
         self._next = _PROGRESS_ROWS
 

@@ -4,14 +4,14 @@ A table's keys are cut into ranges. A range is copied part by part, and each par
 own, so whoever goes on with a range finds where.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from rhei_pipeline.model.changes import DeadLetter, Position
 from rhei_pipeline.model.progress import CopyProgress
-from rhei_pipeline.model.report import values
+from rhei_pipeline.model.report import Report, counted, named
 from rhei_pipeline.model.schema import TableSchema
 
 
@@ -164,28 +164,16 @@ class RangeStanding:
         return len(parts) + 1, parts[-1].resume
 
 
-def _letter(letter: DeadLetter) -> list[str]:
-    at = letter.captured_at.isoformat()
-    return [letter.table, letter.key, letter.column, letter.reason, at]
-
-
-def _read_letter(form: Sequence[str]) -> DeadLetter:
-    table, key, column, reason, at = form
-    return DeadLetter(table, key, column, reason, datetime.fromisoformat(at))
-
-
-@dataclass(frozen=True, slots=True)
-class RangeReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class RangeReport(Report):
     """What one process has done for a copy in ranges.
 
     Attributes:
-        of: How many ranges the copy has; 0 where it was in place already.
+        of: How many ranges the copy has; 0 where it was complete already.
         ranges: Those of which this process has read a part.
         rows, parts, dead_letters: What it has read and recorded.
         missing: The ranges that are not complete yet.
     """
-
-    shown: ClassVar = ("table", "ranges", "of", "rows", "parts", "dead_letters", "missing")
 
     table: str
     of: int
@@ -195,7 +183,22 @@ class RangeReport:
     dead_letters: int = 0
     missing: tuple[int, ...] = ()
     duration_seconds: float = 0.0
+    shown = ("table", "ranges", "of", "rows", "parts", "missing", "duration_seconds")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return values(self)
+    def _facts(self) -> Iterator[str]:
+        yield repr(self.table)
+        yield f"{counted(self.rows, 'row')} of {len(self.ranges)} of {counted(self.of, 'range')}"
+        if self.dead_letters:
+            yield counted(self.dead_letters, "dead letter")
+        yield from named("missing", [str(number) for number in self.missing])
+        yield f"{self.duration_seconds:.3f} s"
+
+
+def _letter(letter: DeadLetter) -> list[str]:
+    at = letter.captured_at.isoformat()
+    return [letter.table, letter.key, letter.column, letter.reason, at]
+
+
+def _read_letter(form: Sequence[str]) -> DeadLetter:
+    table, key, column, reason, at = form
+    return DeadLetter(table, key, column, reason, datetime.fromisoformat(at))

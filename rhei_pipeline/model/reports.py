@@ -252,10 +252,16 @@ class TableStatus:
 
 @dataclass(frozen=True, slots=True)
 class CopyStatus:
-    """The progress of a running copy; `of` is the source's row count when it began."""
+    """The progress of a running copy; `of` is the source's row count when it began.
+
+    `ranges`: Into how many it is cut, where several processes share it; `missing` are those that
+    are not complete.
+    """
 
     rows: int
     of: int
+    ranges: int = 1
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,8 @@ def _copies(status: SyncStatus) -> Iterator[str]:
         yield "<h2>Copies under way</h2>"
     for name, copy in status.copying.items():
         yield f"<p>{escape(name)}: {copy.rows:,} of {copy.of:,} rows"
+        if copy.missing:
+            yield f", {len(copy.missing):,} of {copy.ranges:,} ranges missing"
         yield f'<progress value="{copy.rows}" max="{max(copy.of, copy.rows, 1)}"></progress></p>'
 
 

@@ -9,7 +9,8 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -24,12 +25,20 @@ from rhei_pipeline.capabilities import (
     reads_ranges,
     snapshot_for_copy,
 )
-from rhei_pipeline.errors import MirrorDamagedError, SchemaError
+from rhei_pipeline.errors import MirrorDamagedError, RheiError, SchemaError
 from rhei_pipeline.model.copy_plan import CopyPlan, RangePart, RangeStanding
 from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.progress import CopyProgress
+from rhei_pipeline.model.reports import CopyStatus
 from rhei_pipeline.model.schema import Table
-from rhei_pipeline.protocols import ChangeSource, Mirror, MirrorTransaction, OnStep, Step
+from rhei_pipeline.protocols import (
+    ChangeSource,
+    Mirror,
+    MirrorRecords,
+    MirrorTransaction,
+    OnStep,
+    Step,
+)
 
 if TYPE_CHECKING:
     from rhei_pipeline.model.changes import DeadLetter
@@ -183,6 +192,18 @@ def _any_of(idle: Collection[int], standing: RangeStanding) -> int:
     fewest = min(len(standing.parts.get(number, ())) for number in idle)
     chosen = [n for n in idle if len(standing.parts.get(n, ())) == fewest]
     return random.choice(chosen)  # noqa: S311  (nothing secret)
+
+
+def shared_copies(mirror: MirrorRecords) -> Mapping[str, CopyStatus]:
+    """Return the copies that are under way in ranges, whoever works on them."""
+    if not isinstance(mirror, CopiesRanges):
+        return {}
+    with suppress(RheiError):  # whoever copies names what is damaged, or away
+        return {
+            each.plan.table: CopyStatus(each.rows, each.plan.rows, each.plan.ranges, each.missing)
+            for each in mirror.ranges.under_way()
+        }
+    return {}
 
 
 def has_shape(table: Table, source: ChangeSource) -> bool:

@@ -41,6 +41,7 @@ from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
 from rhei_pipeline.sync.alterations import NOTHING_ALTERED, Alteration
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies
+from rhei_pipeline.sync.copy_ranges import shared_copies
 from rhei_pipeline.sync.cycle import sync_cycle
 from rhei_pipeline.sync.forgetting import KeysToForget, forget_keys, keys_of, refuse_present
 from rhei_pipeline.sync.free_memory import FreeMemory
@@ -584,8 +585,11 @@ class Pipeline:
 
     @property
     def copying(self) -> Mapping[str, CopyStatus]:
-        """The copies under way; never waits."""
-        return self._copies.under_way()
+        """The copies under way; waits for nobody.
+
+        One in ranges is under way also while nobody works on it.
+        """
+        return {**self._copies.under_way(), **shared_copies(self._mirror)}
 
     def touch(self, name: str, keys: Collection[tuple[object, ...]]) -> None:
         """Mark the rows of these keys to be read again by the next sync."""

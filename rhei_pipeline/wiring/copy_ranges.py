@@ -20,6 +20,7 @@ from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.wiring.masking import declared_masks
 from rhei_pipeline.wiring.mirror import store_access
 from rhei_pipeline.wiring.source import open_database, open_range_source
+from rhei_pipeline.wiring.table_options import copy_ranges
 
 if TYPE_CHECKING:
     from rhei_pipeline.mirrors.datafusion.range_site import RangeSite
@@ -71,12 +72,8 @@ def copy_range(
         plan = _find_plan(site, table, wait_seconds)
         if plan is None:
             return RangeReport(table, 0)
-        if number is not None and not 1 <= number <= plan.ranges:
-            raise SchemaError(
-                f"its copy has no range {number}",
-                table=plan.table,
-                hint=f"give a range from 1 to {plan.ranges}",
-            )
+        if number is not None and _is_empty(number, settings, plan):
+            return RangeReport(plan.table, plan.ranges)
         source = _open_source(settings, plan, stack)
         declared = _declared(source, plan)
         _refuse_other(declared, plan)
@@ -129,6 +126,23 @@ def _find_plan(site: "RangeSite", table: str, wait_seconds: float) -> CopyPlan |
                 " plans them",
             )
         time.sleep(min(_LOOK_SECONDS, wait_seconds))
+
+
+def _is_empty(number: int, settings: Settings, plan: CopyPlan) -> bool:
+    """Return whether a range is declared for which there are no keys.
+
+    Raises:
+        SchemaError: It is not even declared.
+    """
+    declared = copy_ranges(settings, Registry(None, plan.plan_id))(plan.table)
+    most = max(plan.ranges, declared)
+    if not 1 <= number <= most:
+        raise SchemaError(
+            f"its copy has no range {number}",
+            table=plan.table,
+            hint=f"give a range from 1 to {most}",
+        )
+    return number > plan.ranges
 
 
 def _open_source(settings: Settings, plan: CopyPlan, stack: ExitStack) -> MaskedSource:

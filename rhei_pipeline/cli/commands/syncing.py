@@ -31,7 +31,7 @@ from rhei_pipeline.model.report import values
 
 if TYPE_CHECKING:
     from rhei_pipeline.htap import HTAP
-    from rhei_pipeline.model.reports import SyncStatus, TableStatus
+    from rhei_pipeline.model.reports import CopyStatus, SyncStatus, TableStatus
 
 #: So long a status waits for another process's sync; then it shows what was known before.
 _PATIENCE_SECONDS = 1.0
@@ -97,10 +97,28 @@ def _show_pending(config: Path, table: str | None, *, as_json: bool) -> None:
 
 
 @commands.command(epilog=example("copy --table orders"))
-def copy(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
+def copy(
+    config: Config = DEFAULT_CONFIG,
+    table: OneTable = None,
+    range_: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            help="Help with a copy that another process has begun, and open no mirror: copy this"
+            " range of the table, such as 3; any: what nobody else works on.",
+        ),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="With --range: wait so many seconds for that process.")
+    ] = 0.0,
+    json_: Json = False,
+) -> None:
     """Copy one table again, or all. An interrupted copy continues, and history is kept."""
     from rhei_pipeline.model.reports import CopyReport
 
+    if range_ is not None:
+        _copy_range(config, table, range_, wait, as_json=json_)
+        return
     with errors_at_the_end(), opened(config) as htap, progress_shown(json_) as progress:
         copied = [htap.initial_sync(table, progress)] if table else htap.initial_sync_all(progress)
         reports = [report.to_dict() for report in copied]
@@ -113,6 +131,26 @@ def copy(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = 
     )
     name_errors(left_out)
     exit_if(bool(left_out), LEFT_OUT)
+
+
+def _copy_range(
+    config: Path, table: str | None, range_: str, wait: float, *, as_json: bool
+) -> None:
+    from rhei_pipeline.model.copy_plan import RangeReport
+    from rhei_pipeline.wiring.copy_ranges import copy_range
+
+    if table is None or not (range_ == "any" or range_.isdecimal()):
+        raise typer.BadParameter("give '--table', and a range such as '--range 3' or '--range any'")
+    with progress_shown(as_json) as progress:
+        report = copy_range(
+            settings_of(config),
+            table,
+            None if range_ == "any" else int(range_),
+            wait_seconds=wait,
+            on_rows=lambda rows, of: progress(table, rows, of),
+        )
+    found = report.to_dict()
+    show(found, [found], RangeReport.shown, as_json=as_json)
 
 
 @commands.command(epilog=example("status --watch 2"))
@@ -187,9 +225,20 @@ def _show_status(found: "SyncStatus", *, as_json: bool) -> None:
     if found.unreadable:
         name_errors({"": found.unreadable})
     if not as_json:
-        say(f"copying {name}: {it.rows:,} of {it.of:,} rows" for name, it in found.copying.items())
+        say(_copying(name, copy) for name, copy in found.copying.items())
     name_not_followed(found.not_followed, errors)
     name_not_published(found.not_published)
+
+
+def _copying(name: str, copy: "CopyStatus") -> str:
+    text = f"copying {name}: {copy.rows:,} of {copy.of:,} rows"
+    if not copy.missing:
+        return text
+    missing = ", ".join(map(str, copy.missing))
+    return (
+        f"{text}; of {copy.ranges} ranges these are missing: {missing}. 'rhei copy --table {name}'"
+        f" copies them, and 'rhei copy --table {name} --range any' helps on any machine"
+    )
 
 
 @commands.command(name="bridge", epilog=example("bridge"))

@@ -7,7 +7,7 @@ are kept: their names begin with its id.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -97,11 +97,10 @@ class CopyRanges:
         self._files.delete([name for name in self._files.names(_FOLDER) if name.startswith(own)])
         self._parts = {n: part for n, part in self._parts.items() if not n.startswith(own)}
 
-    def tables(self) -> Sequence[str]:
-        """Return the tables whose copies are under way in ranges."""
-        ledger = self._ledger() or Ledger()
-        plans = self._plans.values() or self._read_plans(self._files.names(_FOLDER))
-        return [plan.table for plan in plans if plan.is_of(ledger.copies.get(plan.table))]
+    def under_way(self) -> list[RangeStanding]:
+        """Return how far the copies of all open plans have come."""
+        found = [self.standing(plan.table) for plan in list(self._plans.values())]
+        return [standing for standing in found if standing is not None]
 
     def standing(self, table: str) -> RangeStanding | None:
         """Return how far the copy of a table has come."""
