@@ -22,6 +22,12 @@ def connection_of(part: Any) -> Any:
     return part._connection
 
 
+def telling_of(mirror: Any) -> dict[str, str]:
+    """Return by table the column in which a DuckDB mirror compares rows first."""
+    telling: dict[str, str] = mirror._notes.telling
+    return telling
+
+
 def manifest_of(mirror: Any) -> Manifest:
     """Return what the committed state of a mirror of files consists of."""
     found: Manifest = mirror._manifest

@@ -51,6 +51,7 @@ from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords, read_ledger
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.retention import read_kept_since
+from rhei_pipeline.mirrors.duckdb.table_notes import TableNotes
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.locking import WriterLock, lock_of_file
@@ -113,7 +114,7 @@ class DuckDBMirror:
         self._lock = threading.Lock()
         self._guard = DuckDBGuard()
         self._ledger: Ledger | None = None
-        self._large_copies: set[str] = set()
+        self._notes = TableNotes()
         self._feeds: Mapping[str, FeedEnd] = {}
         self._may_have_letters: bool | None = None
         self._commits = 0
@@ -206,7 +207,7 @@ class DuckDBMirror:
             feeds = DuckDBFeeds(self._connection, self._feeds)
             try:
                 transaction = DuckDBTransaction(
-                    self._connection, self._lent, records, feeds, self._cache, self._large_copies
+                    self._connection, self._lent, records, feeds, self._cache, self._notes
                 )
                 transaction.may_have_letters = self._may_have_letters
                 yield transaction

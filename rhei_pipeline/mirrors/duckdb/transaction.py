@@ -26,6 +26,7 @@ from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.promotion import add_column, adopt_copy, keep_unknown, reshape
 from rhei_pipeline.mirrors.duckdb.retention import expire
 from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
+from rhei_pipeline.mirrors.duckdb.table_notes import TableNotes
 from rhei_pipeline.mirrors.duckdb.tables import (
     TableNames,
     copy_name,
@@ -65,7 +66,7 @@ class DuckDBTransaction:
         records: The recorded progress; to be written before the transaction commits.
         feeds: The order in which versions of temporal tables came.
         cache: What is cached of the file; None for a mirror in memory.
-        large_copies: The tables of which a copy under way has large rows.
+        notes: What the mirror remembers of its tables.
 
     Attributes:
         may_have_letters: Whether a dead letter may be open; None where that was not asked yet.
@@ -79,7 +80,7 @@ class DuckDBTransaction:
         records: ProgressRecords,
         feeds: DuckDBFeeds,
         cache: BlockCache | None,
-        large_copies: set[str],
+        notes: TableNotes,
     ) -> None:
         self._connection = connection
         self._records = records
@@ -87,7 +88,8 @@ class DuckDBTransaction:
         self._cache = cache
         self._names = TableNames(connection)
         self.may_have_letters: bool | None = None
-        self.large_rows = LargeRows(connection, lent, self._let_go, large_copies)
+        self.large_rows = LargeRows(connection, lent, self._let_go, notes.large_copies)
+        self._telling = notes.telling
         self._versions = VersionRows(connection, lent, self.large_rows)
 
     def ledger(self) -> Ledger:
@@ -123,7 +125,8 @@ class DuckDBTransaction:
         kept = values_kept(self._connection, table, target)
         with self.large_rows.shown(UPSERTS, shown), kept:
             rows, large = shown.num_rows, are_large(shown)
-            return Upsert(self._connection, table, target, rows, count, large).run()
+            upsert = Upsert(self._connection, table, target, rows, count, large, self._telling)
+            return upsert.run()
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the current rows of those keys."""

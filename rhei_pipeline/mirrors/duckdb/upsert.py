@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.comparison import differs_sql, digested_sql
 from rhei_pipeline.mirrors.duckdb.lent_rows import UPSERTS
-from rhei_pipeline.mirrors.duckdb.row_places import FEW_PLACES, changed, delete_at
+from rhei_pipeline.mirrors.duckdb.row_places import delete_at
 from rhei_pipeline.mirrors.duckdb.tables import registered
 from rhei_pipeline.mirrors.met_rows import Flags, Places
 from rhei_pipeline.model.changes import Counts, NetChanges
@@ -18,11 +19,15 @@ from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.model.selection import each_once
 from rhei_pipeline.sql.text import listed, matching
 
-_NUMBER, _PLACE, _DIFFERS = "_rhei_number", "_rhei_place", "_rhei_differs"
+_NUMBER, _PLACE, _TELLS = "_rhei_number", "_rhei_place", "_rhei_tells"
 _EQUAL, _UNDECIDED = "_rhei_equal", "_rhei_undecided"
 _DIGESTED = "_rhei_digested"
+#: The number of the column in which a row differs that is equal.
+_EQUALS = -1
 #: So many rows are compared by their numbers first: of a large table, reading texts takes most.
 _MANY = 5_000
+#: Of so many rows that came, one at most may not differ in a column that tells the others.
+_TOLD = 100
 #: The most nulls that keys of deleted rows may take beside them.
 _MOST_NULLS = 2**20
 
@@ -53,6 +58,7 @@ class Upsert:
         count: How many of them, at the beginning, are to be in the table. Those of the keys behind
             them are to go.
         large: Whether there are large values among them.
+        telling: By table, the column in which nearly all rows differed that came last.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -61,6 +67,7 @@ class Upsert:
     rows: int
     count: int
     large: bool
+    telling: dict[str, str]
 
     def run(self) -> Counts:
         """Write those that differ, and delete those that go.
@@ -73,21 +80,12 @@ class Upsert:
         stays = met.numbers < self.count
         replaced = int(np.count_nonzero(met.differ & stays))
         leaves = met.differ | ~stays
-        gone = self._delete(met.places[leaves], is_all=bool(leaves.all()))
+        gone = delete_at(self.connection, self.target, met.places[leaves])
         equal = met.numbers[~leaves]
         if len(equal) < self.count:
             self._insert(equal)
         inserted = self.count - len(each_once(met.numbers[stays]))
         return Counts(inserted, replaced, gone - replaced)
-
-    def _delete(self, places: Places, *, is_all: bool) -> int:
-        """Delete the rows at these places; by the keys, if these are all of them, and many."""
-        if is_all and len(places) > FEW_PLACES and not self.large:
-            same = matching("t", "u", self.table.schema.primary_key)
-            return changed(
-                self.connection, f"delete from {self.target} t using {UPSERTS} u where {same}"
-            )
-        return delete_at(self.connection, self.target, places)
 
     def _insert(self, equal: Places) -> None:
         """Insert the rows but for those that the table has as they are."""
@@ -101,50 +99,91 @@ class Upsert:
             self.connection.execute(f"{statement} anti join {_EQUAL} using ({_NUMBER}) {some}")
 
     def _met(self) -> "_Met":
-        schema = self.table.schema
-        columns = schema.value_columns
-        quick = [column for column in columns if not _is_text(column)]
-        if self.count < _MANY or not 0 < len(quick) < len(columns):
-            return self._look_up(schema.columns if self.count else ())
-        met = self._look_up([*schema.key_columns, *quick])
-        undecided = met.numbers[~met.differ]
-        if not len(undecided):
+        columns = self._compared()
+        first = self._compared_first(columns)
+        met = self._look_up(first or columns)
+        undecided = met.numbers[~met.differ & (met.numbers < self.count)]
+        self._note_telling(first or columns, met)
+        if not first or not len(undecided):
             return met
         with registered(self.connection, _UNDECIDED, pa.table({_NUMBER: undecided})):
             rows = f"(from {UPSERTS} semi join {_UNDECIDED} using ({_NUMBER}))"
-            rest = self._look_up(schema.columns, rows)
+            rest = self._look_up(columns, rows)
         decided = ~np.isin(met.numbers, undecided)
         return _Met(
             np.concatenate([met.numbers[decided], rest.numbers]),
             np.concatenate([met.places[decided], rest.places]),
-            np.concatenate([met.differ[decided], rest.differ]),
+            np.concatenate([met.tells[decided], rest.tells]),
         )
+
+    def _compared(self) -> list[Column]:
+        """Return what rows are compared by: texts behind, and keys, of which a zero has a sign."""
+        if not self.count:
+            return []
+        schema = self.table.schema
+        return [*sorted(schema.value_columns, key=_is_text), *schema.key_columns]
+
+    def _compared_first(self, columns: Sequence[Column]) -> list[Column]:
+        """Return the columns that may tell nearly all rows that differ; none: compare all."""
+        outside = self.table.schema.value_columns
+        telling = self.telling.get(self.table.name)
+        known = [column for column in columns if column.name == telling and column in outside]
+        quick = [column for column in outside if not _is_text(column)]
+        if known or self.count < _MANY or len(quick) == len(outside):
+            return known
+        return quick
+
+    def _note_telling(self, columns: Sequence[Column], met: "_Met") -> None:
+        """Note the column in which nearly all rows differ: the next ones may do so, too.
+
+        Of a large table, each column that is read takes a third of what the keys take, or more.
+        """
+        told = met.tells[met.numbers < self.count]
+        counts = np.bincount(told[told >= 0], minlength=1)
+        if len(told) and (len(told) - counts.max()) * _TOLD <= len(told):
+            self.telling[self.table.name] = columns[int(counts.argmax())].name
+        elif len(told):
+            self.telling.pop(self.table.name, None)
 
     def _met_by_digests(self) -> "_Met":
         digested = self.connection.sql(f"from {digested_sql(self.table, UPSERTS, f'{_NUMBER}, ')}")
         with registered(self.connection, _DIGESTED, digested.to_arrow_table()):
             present = digested_sql(self.table, self.target, "rowid, ")
-            return self._look_up(self.table.schema.columns, _DIGESTED, present)
+            return self._look_up(self._compared(), _DIGESTED, present)
 
     def _look_up(
         self, columns: Sequence[Column], rows: str = UPSERTS, present: str | None = None
     ) -> "_Met":
+        tests = [differs_sql(self.table, "t", "u", [column]) for column in columns]
+        cases = " ".join(f"when {test} then {number}" for number, test in enumerate(tests))
+        tells = f"case {cases} else {_EQUALS} end" if cases else f"{_EQUALS}"
         found = self.connection.execute(
-            f"select u.{_NUMBER}, t.rowid as {_PLACE},"
-            f" {differs_sql(self.table, 't', 'u', columns)} as {_DIFFERS} from {rows} u"
+            f"select u.{_NUMBER}, t.rowid as {_PLACE}, {tells} as {_TELLS} from {rows} u"
             f" join {present or self.target} t"
             f" on {matching('t', 'u', self.table.schema.primary_key)}"
         ).fetchnumpy()
-        return _Met(found[_NUMBER], found[_PLACE], found[_DIFFERS])
+        return _Met(found[_NUMBER], found[_PLACE], found[_TELLS])
 
 
 @dataclass(frozen=True, slots=True)
 class _Met:
-    """Which rows a table has: their numbers, where they are there, and if they differ."""
+    """Which rows a table has.
+
+    Attributes:
+        numbers: Theirs, among those that came.
+        places: Where they are in the table.
+        tells: The first of the compared columns in which they differ.
+    """
 
     numbers: Places
     places: Places
-    differ: Flags
+    tells: npt.NDArray[np.int32]
+
+    @property
+    def differ(self) -> Flags:
+        """Whether they differ."""
+        differ: Flags = self.tells != _EQUALS
+        return differ
 
 
 def _is_text(column: Column) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from rhei_pipeline.mirrors.duckdb import row_places, upsert
 from tests.support.fix_world import World
-from tests.support.parts import connection_of, engine_of
+from tests.support.parts import connection_of, engine_of, telling_of
 
 
 @pytest.mark.parametrize(("many", "few", "nulls"), [(1, 0, 100), (1000, 250, 100), (1, 250, 0)])
@@ -63,7 +63,7 @@ def test_rows_that_are_all_equal_or_all_new_need_no_more_than_that(
 def test_rows_that_all_go_or_differ_are_replaced_at_once(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
-    monkeypatch.setattr(upsert, "FEW_PLACES", few)
+    monkeypatch.setattr(row_places, "FEW_PLACES", few)
     world = make_world(mode="destructive", tables=[{"name": "t"}])
     world.run("create table t(id integer primary key, v text)")
     world.run("insert into t values (1, 'a'), (2, null), (3, null)")
@@ -77,4 +77,57 @@ def test_rows_that_all_go_or_differ_are_replaced_at_once(
     world.run("delete from t")
     report = world.htap.sync_now()
     assert (report.inserted, report.updated, report.deleted) == (0, 0, 2)
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize("many", [1, 1000])
+def test_a_column_that_told_all_rows_is_asked_first_and_decides_nothing_alone(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(upsert, "_MANY", many)
+    world = make_world(mode="destructive", tables=[{"name": "t"}])
+    world.run(
+        "create table t(id integer primary key, n integer, x real, v text)",
+        "with recursive r(i) as (select 1 union all select i + 1 from r where i < 40)"
+        " insert into t select i, i, 0.5, 'v' || i from r",
+    )
+    world.htap.sync_now()
+    telling = telling_of(engine_of(world.htap).mirror)
+    text = "v" if many > 40 else None  # where numbers come first, they alone may tell
+    told = ["n", "n", None, None, "x", None, text, text]
+    for column, statements, updated in zip(
+        told,
+        (
+            ["update t set n = n + 100 where id <= 20"],
+            ["update t set n = -n, v = 'both' where id > 10"],
+            ["update t set v = 'text' where id <= 20"],  # none of them differs in n
+            ["update t set n = n + 1 where id <= 20", "update t set x = 2.5 where id > 20"],
+            ["update t set x = null where id <= 20", "insert into t values (50, 1, 1.5, null)"],
+            ["update t set v = v", "delete from t where id = 50"],  # logged, and equal
+            ["update t set v = upper(v) || id"],
+            ["update t set v = null where id = 3"],
+        ),
+        (20, 30, 20, 40, 20, 0, 40, 1),
+        strict=True,
+    ):
+        world.run(*statements)
+        assert world.htap.sync_now().updated == updated
+        assert telling.get("t") == column
+        world.assert_equal("t")
+
+
+def test_a_column_that_told_rows_may_be_gone_or_renamed(make_world: Callable[..., World]) -> None:
+    world = make_world(mode="destructive", tables=[{"name": "t"}])
+    world.run(
+        "create table t(id integer primary key, n integer, m integer)",
+        "insert into t values (1, 1, 1), (2, 2, 2)",
+    )
+    world.htap.sync_now()
+    world.run("update t set n = n + 1")
+    assert world.htap.sync_now().updated == 2
+    world.run("alter table t drop column n", "update t set m = m + 1 where id = 1")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.run("update t set m = m + 1")
+    assert world.htap.sync_now().updated == 2
     world.assert_equal("t")
