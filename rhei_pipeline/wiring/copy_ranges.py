@@ -17,6 +17,7 @@ from rhei_pipeline.sync.copy_ranges import RangeWork, WorkEnd
 from rhei_pipeline.sync.initial_sync import fingerprint
 from rhei_pipeline.sync.pipeline import no_step
 from rhei_pipeline.sync.schema_registry import Registry
+from rhei_pipeline.wiring.adoption import refuse_owner
 from rhei_pipeline.wiring.masking import declared_masks
 from rhei_pipeline.wiring.mirror import store_access
 from rhei_pipeline.wiring.source import open_database, open_range_source
@@ -57,6 +58,7 @@ def copy_range(
 
     Raises:
         SettingsError: The mirror is none that can be copied in ranges.
+        MirrorOwnerError: It is of another source than the declared one, or of another pipeline.
         SchemaError: There is no plan, no such range, or what is declared here of the table is not
             what is being copied.
     """
@@ -74,6 +76,8 @@ def copy_range(
             return RangeReport(table, 0)
         if number is not None and _is_empty(number, settings, plan):
             return RangeReport(plan.table, plan.ranges)
+        if site.owner is not None:
+            refuse_owner(settings, site.owner)
         source = _open_source(settings, plan, stack)
         declared = _declared(source, plan)
         _refuse_other(declared, plan)

@@ -25,6 +25,12 @@ class RangeSite(CopyRanges):
         self._manifest: Manifest | None = None
         super().__init__(self._site, FORMATS[storage](), self._newest)
 
+    @property
+    def owner(self) -> str | None:
+        """Whose mirror it is, as `ownership.Owner` writes it; None where that is not recorded."""
+        self._newest()
+        return None if self._manifest is None else self._manifest.owner
+
     def spelled(self, name: str) -> str | None:
         """Return a table's name as the mirror has recorded it; None if it has not."""
         ledger = self._newest() or Ledger()

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from rhei_pipeline.errors import RheiError, SchemaError, SettingsError
+from rhei_pipeline import Settings
+from rhei_pipeline.errors import MirrorOwnerError, RheiError, SchemaError, SettingsError
 from rhei_pipeline.model.copy_plan import RangeReport
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import copy_ranges as sharing
@@ -344,6 +346,23 @@ def test_another_declaration_begins_again_and_workers_refuse_it(make: Make, decl
         50 if declared == "where" else ROWS
     )
     assert not left(world, "ranges")
+
+
+@pytest.mark.parametrize("capture", ["sqlite-trigger", "sqlite-polling", "postgres-logical"])
+def test_a_worker_refuses_to_read_another_source(make: Make, capture: str) -> None:
+    """What it read would be in the mirror as if it were this source's, and nothing would tell."""
+    world = make(capture)
+    begin(world)
+    if isinstance(world, PostgresWorld):
+        source = {"kind": "postgres", "dsn": make_conninfo(world.dsn, dbname="postgres")}
+    else:
+        source = {"path": str(world.directory / "copied.db")}
+        world.run(f"vacuum into '{source['path']}'")
+    other = Settings(**{**world.settings.model_dump(), "source": source})
+    with pytest.raises(MirrorOwnerError, match="belongs to another source"):
+        copy_range(other, "t", 1)
+    assert len(left(world, "ranges")) == 1
+    assert copied(world, 1).rows
 
 
 @pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-logical"])
