@@ -13,7 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError, SchemaError
+from rhei_pipeline.errors import (
+    MirrorBusyError,
+    MirrorDamagedError,
+    MirrorError,
+    SchemaError,
+)
 from rhei_pipeline.mirrors.datafusion.buffered_rows import append_rows
 from rhei_pipeline.mirrors.datafusion.checksums import Checksum
 from rhei_pipeline.mirrors.datafusion.files import Files
@@ -32,6 +37,10 @@ from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.copy_plan import CopyPlan, RangePart, RangeStanding
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import Table
+from rhei_pipeline.model.stored_format import too_new
+
+#: Of plans and records; a copy whose plan is in another one is begun again.
+FORMAT = 1
 
 _FOLDER = "ranges"
 _PLAN = re.compile(rf"{_FOLDER}/([0-9a-f]+)\.plan\.json")
@@ -61,7 +70,7 @@ class CopyRanges:
         """Find the plans that were left open, and delete what belongs to none."""
         names = self._files.names(_FOLDER)
         for name in filter(_PLAN.fullmatch, names):
-            with suppress(MirrorDamagedError):  # what nobody can read is begun again
+            with suppress(MirrorError):  # what nobody can read is begun again
                 plan = self._read(name, CopyPlan.from_json)
                 self._plans[plan.plan_id] = plan
         self.settle(ledger)
@@ -183,10 +192,16 @@ class CopyRanges:
     def _read(self, name: str, read: Callable[[Mapping[str, Any]], Any]) -> Any:  # noqa: ANN401
         content = unsealed(self._files.get(name).to_pybytes())
         try:
-            if content is not None:
-                return read(json.loads(content))
+            form = json.loads(content or b"")
+            if form["format"] == FORMAT:
+                return read(form)
         except (ValueError, TypeError, LookupError, SchemaError):
-            pass
+            form = {}
+        if "format" in form:
+            raise MirrorError(
+                too_new(f"{name!r} of mirror {self._files.root!r}", form["format"], FORMAT),
+                hint="use the newer version of rhei-pipeline that wrote it, or give another path",
+            )
         raise MirrorDamagedError(
             f"mirror {self._files.root!r}: {name!r} is damaged, which says what was copied",
             file=name,
@@ -206,4 +221,4 @@ def _sums(part: RangePart) -> dict[str, Checksum]:
 
 
 def _text(form: Mapping[str, Any]) -> bytes:
-    return sealed(json.dumps(form).encode())
+    return sealed(json.dumps({"format": FORMAT, **form}).encode())

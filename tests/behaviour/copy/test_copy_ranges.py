@@ -1,5 +1,6 @@
 """A table's copy in ranges of keys, which several processes share."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,14 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from rhei_pipeline import Settings
-from rhei_pipeline.errors import MirrorOwnerError, RheiError, SchemaError, SettingsError
+from rhei_pipeline.errors import (
+    MirrorError,
+    MirrorOwnerError,
+    RheiError,
+    SchemaError,
+    SettingsError,
+)
+from rhei_pipeline.mirrors.datafusion.manifest import sealed
 from rhei_pipeline.model.copy_plan import RangeReport
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import copy_ranges as sharing
@@ -427,6 +435,20 @@ def test_a_segment_that_changed_before_its_copy_was_in_place_is_not_believed(
     error = world.htap.sync_now().errors["t"]
     assert "its content is not what was written (run 'rhei repair t'" in error
     world.htap.repair("t")
+    assert_whole(world)
+
+
+def test_a_plan_of_a_newer_version_is_begun_again_and_no_worker_takes_it(make: Make) -> None:
+    world = make()
+    begin(world)
+    copied(world, 2)
+    for file in (root(world) / "ranges").glob("*.json"):
+        form = json.loads(file.read_text()) | {"format": 2}
+        del form["crc32"]
+        file.write_text(sealed(json.dumps(form).encode()).decode())
+    with pytest.raises(MirrorError, match="use the newer version of rhei-pipeline"):
+        copied(world, 3)
+    world.htap.sync_now()
     assert_whole(world)
 
 
