@@ -7,6 +7,17 @@ list item of the parts that promise something has one here, or a reason why it h
 
 #: By page, the sentence and its test.
 CLAIMS = {
+    "docs/scale.md": {
+        "**Readers see the table once all ranges are in**, at one state of the source.": "test_the_mirror_equals_the_source_whoever_copied_which_range_and_whatever_was_written",
+        "**A worker that is killed costs one part**": "test_a_worker_that_is_killed_costs_its_part_alone",
+        "**Two workers on one range harm nothing.**": "test_of_two_workers_on_one_range_one_records_each_part",
+        "**Without a worker the copy completes as well.**": "test_a_range_that_does_not_go_on_is_taken_over",
+        "`rhei status` names the ranges that are missing, and what to do.": "test_ranges_are_copied_by_the_command_and_the_status_names_what_is_missing",
+        "A worker whose declaration differs refuses by name.": "test_another_declaration_begins_again_and_workers_refuse_it",
+        "the copy is then begun again, as any copy is.": "test_a_migration_begins_the_copy_again",
+        "Dead letters of all ranges are kept with the commit that names them": "test_masks_filters_and_rows_that_do_not_fit_are_as_in_any_copy",
+        "A plan is deleted when its copy is complete, begun again, or dropped, or when `copy_ranges` is declared no more.": "test_a_plan_is_given_up_where_ranges_are_declared_no_more",
+    },
     "docs/schema-changes.md": {
         "It counts as well for one that is left out of `columns`.": "test_a_column_that_is_left_out_of_the_mirror_is_kept_or_dropped_as_well",
         "each row keeps the value that the mirror had last, also when the row changes later.": "test_a_plain_mirror_keeps_a_dropped_column_with_the_last_values",

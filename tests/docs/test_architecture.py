@@ -70,7 +70,7 @@ def test_formats_are_those_of_the_code() -> None:
     written = {path: int(number) for number, path in rows}
     found = dict(_formats())
     assert written == found
-    assert len(found) == 8
+    assert len(found) == 9
 
 
 def _formats() -> Iterator[tuple[str, int]]:

@@ -309,18 +309,27 @@ def test_a_table_without_keys_to_share_is_copied_as_ever(make: Make, rows: int) 
     assert_whole(world)
 
 
-def test_a_plan_is_given_up_where_ranges_are_declared_no_more(make: Make) -> None:
-    world = make()
-    begin(world)
+@pytest.mark.parametrize("how", ["declared no more", "dropped"])
+def test_a_plan_is_given_up_where_ranges_are_declared_no_more(make: Make, how: str) -> None:
+    world = make(mode="temporal")
+    world.htap.sync_now()
+    world.faults.arm(Step.RANGES_PLANNED)
+    assert world.surviving(lambda: world.htap.initial_sync("t"))
     copied(world, 2)
-    assert left(world, "data")
-    world.tables = [{"name": "t"}]
+    plan = left(world, "ranges")[0].partition(".")[0]
+    assert [name for name in left(world, "data") if name.startswith(plan)]
+    world.faults.seen.clear()
+    if how == "dropped":
+        world.htap.drop_table("t", discard_history=True)
+        assert not left(world, "ranges")
+    else:
+        world.tables = [{"name": "t"}]
     world.htap.sync_now()
     assert_whole(world)
-    assert Step.RANGE_RECORDED not in world.faults.seen
+    assert (Step.RANGE_RECORDED in world.faults.seen) is (how == "dropped")
     world.crash()
-    assert world.htap.tables()
-    world.assert_equal("t")
+    assert world.htap.verify().equal
+    assert not [name for name in left(world, "data") if name.startswith(plan)]
 
 
 def test_a_worker_without_a_plan_says_who_makes_one(make: Make) -> None:
