@@ -370,6 +370,7 @@ def test_a_worker_refuses_to_read_another_source(make: Make, capture: str) -> No
     """What it read would be in the mirror as if it were this source's, and nothing would tell."""
     world = make(capture)
     begin(world)
+    source: dict[str, Any]
     if isinstance(world, PostgresWorld):
         source = {"kind": "postgres", "dsn": make_conninfo(world.dsn, dbname="postgres")}
     else:
