@@ -1,7 +1,7 @@
 """Copies the tables that need it; what a copy fails with leaves its own table out."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -14,6 +14,7 @@ from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePosition
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.alterations import Alteration, find_alteration
 from rhei_pipeline.sync.copy_ranges import has_shape
+from rhei_pipeline.sync.cycle import acknowledge
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_table, needs_copy
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.participants import Participants
@@ -22,6 +23,8 @@ from rhei_pipeline.sync.schema_watch import SchemaWatch
 
 #: Of so many small tables, commits are the most work: they are copied by one each.
 MANY_TABLES = 20
+#: So many of their copies are told to the source together: it looks at all tables after a commit.
+TOLD_TOGETHER = 100
 
 _log = logging.getLogger(__name__)
 
@@ -87,10 +90,13 @@ class TableCopies:
 
     def copy_due(self, tables: Sequence[Table], on_progress: OnProgress) -> dict[str, Copied]:
         """Copy those of the tables that need it; return what was read of each."""
-        copied = {}
+        copied: dict[str, Copied] = {}
         due = self._parts.without_failing(tables, self._find_due)
-        at_once = len(due) >= MANY_TABLES
+        at_once, told = len(due) >= MANY_TABLES, 0
         for table in due:
+            if at_once and len(copied) - told >= TOLD_TOGETHER:
+                self._tell(copied)
+                told = len(copied)
             try:
                 # What was pending in another shape has been drained: the history goes on.
                 found = self.copy(table, on_progress, same_shape=True, at_once=at_once)
@@ -99,7 +105,13 @@ class TableCopies:
             except PermanentError:
                 if table.name not in self._left_out.errors:
                     raise
+        if at_once:
+            self._tell(copied)
         return copied
+
+    def _tell(self, copied: Collection[str]) -> None:
+        """Keep other mirrors' syncs from letting the source forget what these copies need."""
+        acknowledge(self._source, self._mirror.ledger(), copied, prune=False)
 
     def copy(
         self, table: Table, on_progress: OnProgress, *, same_shape: bool, at_once: bool = False

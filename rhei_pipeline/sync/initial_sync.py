@@ -102,7 +102,8 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
 
     Afterwards the table is in state COPIED and the next sync cycle puts the copy in place.
     `same_shape`: the mirror's table has the columns and the key that its source has now.
-    `at_once`: the copy of a small table is begun and completed by one commit.
+    `at_once`: the copy of a small table is begun and completed by one commit, and the caller tells
+    the source of it, together with others.
 
     Returns:
         What was read; None where the source gave the table another shape meanwhile. What is copied
@@ -116,8 +117,9 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
         return start
     progress, resumed = start.progress, start.resumed
     on_step(Step.COPY_BEGUN)
-    # From now on no other mirror's sync may let the source forget what this copy needs.
-    acknowledge(source, mirror.ledger(), [table.name], prune=False)
+    if not (at_once and progress.complete):
+        # From now on no other mirror's sync may let the source forget what this copy needs.
+        acknowledge(source, mirror.ledger(), [table.name], prune=False)
     rows = sum(batch.rows.num_rows for batch in start.batches)
     letters = sum(len(batch.rejected) for batch in start.batches)
     if progress.complete and not resumed:

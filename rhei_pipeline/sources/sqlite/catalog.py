@@ -243,11 +243,14 @@ def _takes_any_number(declared: str) -> bool:
 
 
 def _ordinary_table(connection: sqlite3.Connection, name: str) -> str:
-    known = connection.execute(
-        "select name, type from pragma_table_list where schema = 'main'"
-        " and name not like 'sqlite\\_%' escape '\\'"
-    ).fetchall()
-    found = [row for row in known if row[0].lower() == name.lower()]
+    listed = (
+        "pragma_table_list({}) where schema = 'main' and name not like 'sqlite\\_%' escape '\\'"
+    )
+    # The one alone is looked up first: of many tables, each would else read the names of all.
+    found = connection.execute(f"select name, type from {listed.format('?')}", (name,)).fetchall()
+    if not found:
+        known = connection.execute(f"select name, type from {listed.format('')}").fetchall()
+        found = [row for row in known if row[0].lower() == name.lower()]
     if not found:
         tables = [
             row[0] for row in known if row[1] == "table" and not row[0].startswith(RESERVED_PREFIX)

@@ -28,7 +28,7 @@ from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 from rhei_pipeline.sources.sqlite.triggers import log_catalog, schema_watch
 from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
-from rhei_pipeline.sync import naming
+from rhei_pipeline.sync import copies, naming
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of
@@ -309,6 +309,44 @@ def test_a_first_sync_writes_the_watermarks_of_all_tables_at_once(tmp_path: Path
         with duckdb.connect(str(settings.mirror.path)) as mirror:
             assert mirror.execute("select count(*) from _rhei_watermark").fetchone() == (count,)
     assert found == [1, 1]
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger", "polling"])
+def test_a_first_sync_looks_at_all_tables_of_postgres_a_few_times_however_many_are_copied(
+    method: str, make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "MANY_TABLES", _FEW)
+    world = make_postgres(capture={"method": method}, tables=[])
+    looked, found = counting_calls(monkeypatch, identity, "shapes"), []
+    for first, end in ((0, _FEW), (_FEW, _FEW + _MANY)):
+        names = [f"t{number}" for number in range(first, end)]
+        for name in names:
+            world.run(
+                f"create table {name}(id int primary key, v int,"
+                " updated_at timestamptz not null default clock_timestamp())",
+                f"insert into {name} values (1, 0)",
+            )
+        world.tables = [{"name": name} for name in names]
+        htap = world.htap
+        looked.clear()
+        htap.sync_now()
+        found.append(len(looked))
+        world.assert_equal(*names)
+        world.crash()
+    few, many = found
+    assert many == few
+
+
+def test_describing_a_table_of_sqlite_does_not_read_the_names_of_all(world: World) -> None:
+    source: Any = engine_of(world.htap).source
+    asked: list[str] = []
+    connection_of(source).set_trace_callback(asked.append)
+    for spelling in ("orders", "ORDERS"):
+        source._catalogue.forget()
+        assert source.describe(spelling).name == "orders"
+    listed = [sql.lower() for sql in asked if "pragma_table_list" in sql]
+    assert len(listed) == 2
+    assert all("pragma_table_list('orders')" in sql for sql in listed)
 
 
 def test_a_cycle_of_one_change_sends_six_statements(world: World) -> None:

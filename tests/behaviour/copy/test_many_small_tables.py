@@ -1,10 +1,12 @@
 """Many small tables are copied by one commit each, and are as right as others."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import rhei_pipeline as rhei
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import copies, initial_sync
 from rhei_pipeline.testing.faults import Crash
@@ -56,6 +58,60 @@ def test_small_tables_are_copied_by_one_commit_each_and_after_a_crash_not_again(
     world.run("update t5 set v = 3 where id = 3")
     world.htap.sync_now()
     world.assert_equal(*names)
+    assert world.htap.verify().equal
+
+
+def noted(world: World | PostgresWorld, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Note of which tables the source is told while they are copied, and tell it."""
+    source: Any = engine_of(world.htap).source
+    told: list[list[str]] = []
+    tell = source.acknowledge
+
+    def note(needed_from: dict[str, Any], *, prune: bool) -> int:
+        if not prune:
+            told.append(sorted(needed_from))
+        return int(tell(needed_from, prune=prune))
+
+    monkeypatch.setattr(source, "acknowledge", note)
+    return told
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_small_copies_are_told_together_and_miss_nothing_that_another_mirror_lets_go(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, mode: str, tmp_path: Path
+) -> None:
+    world = make_world(mode=mode, batch_rows=6)
+    names = fill(world, monkeypatch)
+    monkeypatch.setattr(copies, "TOLD_TOGETHER", 3)
+    mirror = rhei.Settings(source={"path": world.path}, mirror={"path": tmp_path / "x"}).mirror
+    other = world.settings.model_copy(update={"mirror": mirror})
+    other = other.model_copy(update={"registry": other.registry.model_copy(update={"path": "x.r"})})
+    with rhei.open(other.anchored(tmp_path)) as second:
+        second.sync_now()
+
+        def others_go_on() -> None:
+            for number in range(TABLES):
+                world.run(f"delete from t{number} where id = 0")
+                world.run(f"insert into t{number} values (20, 20)")
+            for _ in range(2):  # what was read before is let go
+                world.run(*(f"update t{number} set v = v + 1" for number in range(TABLES)))
+                assert second.sync_now().events
+
+        # At the fifth copy, the first three were told of, and the fourth was not.
+        told = noted(world, monkeypatch)
+        world.faults.arm(Step.COPY_COMPLETE, 5)
+        with pytest.raises(Crash):
+            world.htap.sync_now()
+        assert told == [names[:3]]
+        others_go_on()
+        world.crash()
+        world.run("update t5 set v = 7 where id = 20")
+        told = noted(world, monkeypatch)
+        world.htap.sync_now()
+        assert told[-1]
+        world.assert_equal(*names)
+        second.sync_now()
+        assert second.verify().equal
     assert world.htap.verify().equal
 
 

@@ -218,7 +218,7 @@ class Registered:
 
     def has(self, identity: str) -> bool:
         """Return whether a log of this identity is kept."""
-        return any(log.identity == identity for log in self.generations)
+        return identity in {self.identity, *(log.identity for log in self.formers)}
 
 
 def prepare(connection: Connection) -> None:

@@ -449,7 +449,9 @@ class PostgresTriggerSource:
         # From here on nobody writes the table, and who did has ended.
         connection.execute(f"lock table {name} in share row exclusive mode".encode())
         connection.execute(f"lock table {SCHEMA}.capture in exclusive mode".encode())
-        self._ahead.pop(table.name, None)
+        if self._ahead.pop(table.name, None):
+            # As it is under the lock: of the block, it is described once more, behind its log.
+            self._ahead |= read_ahead(connection, [table.name])
         self._records.pop(relation, None)
         entry = self._read_entry(table.name)
         before = self._registered.get(relation)
@@ -464,6 +466,7 @@ class PostgresTriggerSource:
         connection.execute(f"delete from {SCHEMA}.broken where relation = %s".encode(), (relation,))
         connection.execute(f"insert into {log.name}(kind) values ('{BEGUN}')".encode())
         registry.enter(connection, log, self._origin, least, before, retired)
+        self._entries.pop(table.name, None)  # with the record of the log before this one
 
     def _wanted(
         self, connection: Connection, table: Table, entry: Entry, before: Registered | None
