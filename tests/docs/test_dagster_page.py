@@ -59,7 +59,7 @@ def test_each_sensor_job_and_schedule_that_a_page_names_is_there(tmp_path: Path)
         capture={"buffer": {"path": tmp_path / "cdc"}},
         mirror={"kind": "datafusion", "storage": "parquet", "path": tmp_path / "mirror"},
         registry={"path": tmp_path / "registry.json"},
-        tables=[{"name": "orders", "mode": "temporal"}],
+        tables=[{"name": "orders", "mode": "temporal", "copy_ranges": 4}],
     )
     found = build_definitions(settings)
     made = {
