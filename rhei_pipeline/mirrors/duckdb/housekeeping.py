@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 
 import duckdb
 import pyarrow as pa
@@ -61,16 +62,23 @@ def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     Raises:
         MirrorError: A newer version of this package wrote the file; nothing is changed then.
     """
-    tables = _tables(connection)
-    written = _format(connection) if "_rhei_mirror" in tables else FORMAT
-    _refuse_newer(written, path)
-    # One transaction: a file is brought up to date whole, and to the disk once.
+    # One transaction: a file is brought up to date whole, and to the disk once. To look whether the
+    # tables are there would take longer: that has DuckDB make all the views of its catalogue.
     connection.execute("begin transaction")
-    if written is None and _FORMER_COPIES in tables:
-        connection.execute(f"alter table {_FORMER_COPIES} rename to _rhei_copies")
+    connection.execute(_TABLES[0])
+    mirror_id, written = _identity(connection)
+    if written is not None and written > FORMAT:
+        connection.execute("rollback")
+        raise _too_new(path, written)
+    if written is None:
+        connection.execute(f"alter table if exists {_FORMER_COPIES} rename to _rhei_copies")
     for statement in _TABLES:
         connection.execute(statement)
-    mirror_id = _mirror_id(connection)
+    if mirror_id is None:
+        mirror_id = uuid.uuid4().hex
+        connection.execute("insert into _rhei_mirror(id) values (?)", [mirror_id])
+    if written is None:
+        connection.execute("update _rhei_mirror set format = ?", [FORMAT])
     connection.execute("commit")
     return mirror_id
 
@@ -81,42 +89,29 @@ def read_mirror_id(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     Raises:
         MirrorError: It is no mirror yet, or one of another version.
     """
-    written = _format(connection) if "_rhei_mirror" in _tables(connection) else None
-    if written is None:
+    mirror_id, written = None, None
+    with suppress(duckdb.CatalogException):
+        mirror_id, written = _identity(connection)
+    if mirror_id is None or written is None:
         raise MirrorError(f"{path!r} is no mirror yet", hint="sync once, then read")
-    _refuse_newer(written, path)
-    return _mirror_id(connection)
+    if written > FORMAT:
+        raise _too_new(path, written)
+    return mirror_id
 
 
-def _tables(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    found = connection.execute("select table_name from duckdb_tables()").fetchall()
-    return {name for (name,) in found}
+def _too_new(path: str, written: int) -> MirrorError:
+    return MirrorError(
+        too_new(f"mirror {path!r}", written, FORMAT),
+        hint="use the newer version of rhei-pipeline that wrote it, or give another path",
+    )
 
 
-def _refuse_newer(written: int | None, path: str) -> None:
-    if written is not None and written > FORMAT:
-        raise MirrorError(
-            too_new(f"mirror {path!r}", written, FORMAT),
-            hint="use the newer version of rhei-pipeline that wrote it, or give another path",
-        )
-
-
-def _format(connection: duckdb.DuckDBPyConnection) -> int | None:
-    """Return the format of a mirror; None if it is older than that record."""
-    if "format" not in connection.sql("select * from _rhei_mirror").columns:
-        return None
-    found = connection.execute("select format from _rhei_mirror").fetchone()
-    return None if found is None else found[0]
-
-
-def _mirror_id(connection: duckdb.DuckDBPyConnection) -> str:
-    found = connection.execute("select id, format from _rhei_mirror").fetchone()
-    if found is None:
-        found = (uuid.uuid4().hex, None)
-        connection.execute("insert into _rhei_mirror(id) values (?)", [found[0]])
-    if found[1] is None:
-        connection.execute("update _rhei_mirror set format = ?", [FORMAT])
-    return str(found[0])
+def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str | None, int | None]:
+    """Return the mirror's id and format, None of what is older than that record."""
+    found = connection.execute("select * from _rhei_mirror")
+    names = [name for name, *_ in found.description or ()]
+    record = dict(zip(names, found.fetchone() or (), strict=False))
+    return record.get("id"), record.get("format")
 
 
 def read_owner(connection: duckdb.DuckDBPyConnection) -> str | None:

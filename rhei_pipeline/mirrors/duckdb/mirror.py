@@ -119,6 +119,7 @@ class DuckDBMirror:
         self._may_have_letters: bool | None = None
         self._commits = 0
         self._default_namespace = (-1, False)
+        self._tables: tuple[int, dict[str, Table]] = (-1, {})
         self._closed = self._is_closing = self._is_given_up = False
         self._door = Door()
         self._under_way: set[Cancel] = set()
@@ -349,9 +350,16 @@ class DuckDBMirror:
         return found
 
     def tables(self) -> dict[str, Table]:
-        """Return the tables of the mirror with their stored schemas, by quoted name."""
-        with translated(self.path), self._cursor() as cursor:
-            return read_tables(cursor)
+        """Return the tables of the mirror with their stored schemas, by quoted name.
+
+        Read once after each commit: DuckDB looks through its whole catalogue for them.
+        """
+        commits, (read_at, found) = self._commits, self._tables
+        if read_at != commits:
+            with translated(self.path), self._cursor() as cursor:
+                found = read_tables(cursor)
+            self._tables = (commits, found)
+        return dict(found)
 
     def exists(self, table: Table) -> bool:
         """Return whether the table is in the mirror."""

@@ -135,13 +135,16 @@ def _folded(schema: TableSchema) -> tuple[str, str]:
 
 def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
     """Return the mirrored tables by their quoted names; see `Mirror.tables`."""
+    # Grouped here: in SQL that takes longer than the rest, once DuckDB has its catalogue.
     columns = connection.execute(
-        "select schema_name, table_name, list(column_name order by column_index),"
-        " list(data_type order by column_index) from duckdb_columns()"
-        " where database_name = current_database() and not internal"
+        "select schema_name, table_name, column_index, column_name, data_type"
+        " from duckdb_columns() where database_name = current_database() and not internal"
         f" and not starts_with(lower(table_name), '{RESERVED_PREFIX}')"
-        f" and schema_name <> '{SNAPSHOTS}' group by all"
+        f" and schema_name <> '{SNAPSHOTS}'"
     ).fetchall()
+    types: dict[tuple[str, str], dict[str, str]] = {}
+    for namespace, relation, _, name, kind in sorted(columns):
+        types.setdefault((namespace, relation), {})[name] = kind
     built = {
         (namespace, relation): Built(name, tuple(json.loads(key)), set_aside)
         for name, namespace, relation, key, set_aside in connection.execute(
@@ -149,12 +152,12 @@ def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
         ).fetchall()
     }
     tables = {}
-    for namespace, relation, names, kinds in columns:
+    for (namespace, relation), kinds in types.items():
         own = None if namespace == MAIN else str(namespace)
         unrecorded = Built(relation if own is None else f"{own}.{relation}", ())
         found = built.get((own, relation), unrecorded)
-        if None not in map(arrow_type, kinds):
-            table = _table(found, own, relation, dict(zip(names, kinds, strict=True)))
+        if None not in map(arrow_type, kinds.values()):
+            table = _table(found, own, relation, kinds)
             tables[mirror_table(table.schema)] = table
     return tables
 

@@ -3,9 +3,13 @@
 from contextlib import closing
 from dataclasses import replace
 
+import duckdb
 import pyarrow as pa
+import pytest
 
+from rhei_pipeline.mirrors.duckdb import mirror as duckdb_mirror
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.mirrors.duckdb.tables import read_tables
 from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.schema import Column, Table, TableSchema
@@ -98,3 +102,35 @@ def test_rows_of_a_copy_that_was_healed_in_this_transaction_are_found_together()
                     transaction.merge(of, changes)
             found = mirror.query(f"select k, a from {name} order by k").to_pylist()
             assert [tuple(row.values()) for row in found] == [(1, 0), (2, 0), (3, 3), (5, 0)]
+
+
+def test_tables_are_read_once_after_each_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def counted(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
+        asked.append(connection)
+        return read_tables(connection)
+
+    monkeypatch.setattr(duckdb_mirror, "read_tables", counted)
+    before, after = table("t", "k", "a"), table("t", "k", "a", "b")
+    with closing(DuckDBMirror(":memory:")) as mirror:
+        assert mirror.tables() == {}
+        copy(mirror, before, rows(before, (1, 1)))
+        found = mirror.tables()
+        assert found['"t"'].schema.names == ("k", "a")
+        found.clear()  # whoever asks may change what is theirs
+        assert mirror.tables()['"t"'].schema.names == ("k", "a")
+        assert len(asked) == 2
+        with mirror.transaction() as transaction:
+            transaction.add_columns(after, {"b": pa.scalar(9, pa.int32())})
+            assert mirror.tables()['"t"'].schema.names == ("k", "a")
+        assert mirror.tables()['"t"'].schema.names == ("k", "a", "b")
+        with mirror.transaction(trial=True) as transaction:
+            transaction.drop_table(after)
+        with pytest.raises(RuntimeError, match="as it dropped"), mirror.transaction() as dropping:
+            dropping.drop_table(after)
+            raise RuntimeError("as it dropped")
+        assert mirror.tables()['"t"'].schema.names == ("k", "a", "b")
+        with mirror.transaction() as transaction:
+            transaction.drop_table(after)
+        assert mirror.tables() == {}
