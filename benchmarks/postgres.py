@@ -2,18 +2,22 @@
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psycopg
 
 import rhei_pipeline as rhei
+from benchmarks.postgres_floor import PostgresFloor
 from benchmarks.timing import median, prove, timed
 from examples.postgres_server import Server
 
 ROWS, EVENTS, ROUNDS = 1_000_000, 100_000, 3
+#: Changes of a cycle that are measured against the floor, and how many such cycles.
+FLOOR_CHANGES = {10: 20, 10_000: 1}
 
 _TABLE = """
 create table orders(
@@ -75,6 +79,48 @@ def measure() -> Iterator[tuple[str, str]]:
                         _point(connection, htap),
                     )
                 prove(htap)
+        yield from against_the_floor(connection, dsn, directory)
+
+
+def against_the_floor(
+    connection: psycopg.Connection[tuple[int]], dsn: str, directory: Path, rounds: int = ROUNDS
+) -> Iterator[tuple[str, str]]:
+    """Measure our CPU against what a program written by hand takes for the same, in turns."""
+    ratios: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        own = directory / f"floor{turn}"
+        own.mkdir()
+        with (
+            rhei.open(settings(dsn, own, "destructive")) as htap,
+            closing(PostgresFloor(dsn, own / "floor.duckdb")) as floor,
+        ):
+            ours, bytes_alone = _cpu(htap.sync_now), _cpu(floor.read)
+            rows = htap.query("select * from orders", hint="olap")
+            load = _cpu(partial(floor.load, rows))
+            ratios.setdefault("first copy", []).append(ours / (bytes_alone + load))
+            for count, cycles in FLOOR_CHANGES.items():
+                ours = theirs = 0.0
+                for _ in range(cycles):
+                    connection.execute(_mixed(count))
+                    ours += _cpu(htap.sync_now)
+                    theirs += _cpu(floor.sync)
+                ratios.setdefault(f"{count:,} mixed changes", []).append(ours / theirs)
+            prove(htap)
+            floor.prove()
+    for case, found in ratios.items():
+        shown = ", ".join(f"{ratio:.2f}" for ratio in sorted(found))
+        yield f"PostgreSQL, {case}: our CPU, the floor's is 1", shown
+
+
+def _cpu(act: Callable[[], object]) -> float:
+    with timed() as timing:
+        act()
+    return timing.cpu_seconds
+
+
+def _mixed(count: int) -> bytes:
+    sizes = {"updates": count // 2, "inserts": count * 35 // 100, "deletes": count * 15 // 100}
+    return _CHANGES.format(**sizes).encode()
 
 
 def _point(connection: psycopg.Connection[tuple[int]], htap: rhei.HTAP) -> str:
@@ -86,9 +132,8 @@ def _point(connection: psycopg.Connection[tuple[int]], htap: rhei.HTAP) -> str:
 
 def _many(connection: psycopg.Connection[tuple[int]], htap: rhei.HTAP) -> str:
     rates, walls = [], []
-    sizes = {"updates": EVENTS // 2, "inserts": EVENTS * 35 // 100, "deletes": EVENTS * 15 // 100}
     for _ in range(ROUNDS):
-        connection.execute(_CHANGES.format(**sizes).encode())
+        connection.execute(_mixed(EVENTS))
         with timed() as timing:
             report = htap.sync_now()
         rates.append(report.events / timing.cpu_seconds)
