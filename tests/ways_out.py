@@ -6,6 +6,7 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "give the primary server in 'source.dsn'; the process with the mirror may read a standby alone": "tests/behaviour/copy/test_shared_copies.py::test_a_worker_does_not_read_a_standby",
     "give '--table', and a range such as '--range 3' or '--range any'": "tests/behaviour/cli/test_shared_copies.py::test_what_no_range_is_says_the_way_out",
     "run 'rhei copy' with the table: it copies all of it": "tests/behaviour/copy/test_copy_ranges.py::test_only_mirrors_of_files_take_ranges",
     "run 'rhei copy' with the table: it begins the ranges again": "tests/behaviour/copy/test_copy_ranges.py::test_what_was_damaged_is_copied_again",

@@ -59,6 +59,7 @@ def copy_range(
     Raises:
         SettingsError: The mirror is none that can be copied in ranges.
         MirrorOwnerError: It is of another source than the declared one, or of another pipeline.
+        SourceError: It is a standby, which may lag behind.
         SchemaError: There is no plan, no such range, or what is declared here of the table is not
             what is being copied.
     """

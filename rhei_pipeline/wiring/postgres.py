@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 
+from rhei_pipeline.errors import SourceError
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.model.standing import SourceStanding
@@ -27,6 +28,7 @@ __all__ = [
     "of_postgres",
     "open_database",
     "open_source",
+    "refuse_standby",
     "standing",
     "unread",
     "unread_logs",
@@ -58,6 +60,20 @@ def open_database(settings: Settings) -> PostgresDatabase:
     )
     restrict_functions(settings, database, settings.tables or ())
     return database
+
+
+def refuse_standby(database: PostgresDatabase) -> None:
+    """Refuse a server whose rows may be older than a position that was read from another one.
+
+    Raises:
+        SourceError: It is a standby.
+    """
+    if database.is_standby():
+        raise SourceError(
+            "the server is a standby, and its rows may be older than the copy under way",
+            hint="give the primary server in 'source.dsn'; the process with the mirror may read a"
+            " standby alone",
+        )
 
 
 def restrict_functions(

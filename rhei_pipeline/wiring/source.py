@@ -123,7 +123,15 @@ def open_source(
 def open_range_source(
     settings: Settings, database: SourceDatabase, reader: str, registry: Registry
 ) -> Source:
-    """Open a source for its rows alone, whoever captures its changes; notes nothing."""
+    """Open a source for its rows alone, whoever captures its changes; notes nothing.
+
+    Raises:
+        SourceError: Its rows may be older than what was read of its changes.
+    """
+    if settings.source.kind == "postgres":
+        with needs_extra("postgres", _POSTGRES):
+            from rhei_pipeline.wiring import postgres
+        postgres.refuse_standby(postgres.of_postgres(database))
     if settings.capture_method == "polling":
         return _open_polling(settings, database, registry, None)
     return open_source(settings, database, reader, registry)

@@ -373,6 +373,11 @@ class PostgresDatabase:
         """Return the same: a server needs no mark."""
         return self.identity()
 
+    def is_standby(self) -> bool:
+        """Return whether the server applies the log of another one, and may lag behind it."""
+        with self._lent() as connection:
+            return bool(connection.execute(b"select pg_is_in_recovery()").fetchall()[0][0])
+
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column with a declaration that is read back as this type."""
         declared = f"{quote(column)} {declaration(arrow_type)}"

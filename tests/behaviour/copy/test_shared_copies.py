@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.postgres_server import Server
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.errors import SchemaError, SourceError
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import copy_ranges as sharing
 from rhei_pipeline.testing.faults import Crash, CrashAt
@@ -114,6 +116,37 @@ def test_ranges_of_a_large_table_are_drawn_by_lot(
     assert sum(rows) == 20_000
     assert min(rows) > 2_000
     world.assert_equal("t")
+
+
+@pytest.mark.parametrize("method", ["logical", "polling"])
+def test_a_worker_does_not_read_a_standby(tmp_path: Path, method: str) -> None:
+    """It has rows from before the copy's position where it lags behind, and no change tells."""
+    polled = {"polling": {"updated_at": "at", "deletes": "reconcile"}}
+    tables = [{"name": "t", "copy_ranges": 4, **(polled if method == "polling" else {})}]
+    with TemporaryDirectory(prefix="rhei-postgres-") as directory:
+        server = Server(Path(directory))
+        world = PostgresWorld(
+            server.dsn(), tmp_path, tables, capture={"method": method}, storage="parquet"
+        )
+        try:
+            world.run(
+                "create table t(id int primary key, at timestamptz default now())",
+                "create index on t(at)",
+                f"insert into t select i from generate_series(1, {ROWS}) i",
+            )
+            world.faults.arm(Step.RANGES_PLANNED)
+            assert world.surviving(world.htap.sync_now)
+            (Path(directory) / "standby.signal").write_text("")
+            server.kill()
+            with pytest.raises(SourceError, match="give the primary server"):
+                copy_range(world.settings, "t", 1)
+            with psycopg.connect(server.dsn(), autocommit=True) as connection:
+                connection.execute("select pg_promote()")
+            assert copy_range(world.settings, "t", 1).rows == ROWS // 4
+        finally:
+            world.crash()
+            world.app.close()
+            server.stop()
 
 
 def assert_alike(world: World | PostgresWorld, helped: Callable[[], object]) -> None:
