@@ -15,6 +15,7 @@ CLAIMS = {
         "`rhei status` names the ranges that are missing, and what to do.": "test_ranges_are_copied_by_the_command_and_the_status_names_what_is_missing",
         "A worker whose declaration differs refuses by name.": "test_another_declaration_begins_again_and_workers_refuse_it",
         "the copy is then begun again, as any copy is.": "test_a_migration_begins_the_copy_again",
+        "Another database is refused by name.": "test_a_worker_refuses_to_read_another_source",
         "A standby of PostgreSQL is refused:": "test_a_worker_does_not_read_a_standby",
         "Dead letters of all ranges are kept with the commit that names them": "test_masks_filters_and_rows_that_do_not_fit_are_as_in_any_copy",
         "A plan is deleted when its copy is complete, begun again, or dropped, or when `copy_ranges` is declared no more.": "test_a_plan_is_given_up_where_ranges_are_declared_no_more",
