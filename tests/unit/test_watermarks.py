@@ -65,7 +65,7 @@ def test_tables_that_follow_one_head_take_one_statement_without_their_names(
     for order in (1, 2):
         marks = [Watermark(name, Position(order, name), BEGUN) for name in NAMES]
         if order == 2:  # each alone would need its proof, and nothing brings them
-            monkeypatch.setattr("rhei_pipeline.mirrors.duckdb.progress.pa", None)
+            monkeypatch.setattr("rhei_pipeline.mirrors.duckdb.progress._GIVEN", "nowhere")
         record(connection, *marks)
     found = read_ledger(connection).watermarks
     assert {name: mark.position.order for name, mark in found.items()} == dict.fromkeys(NAMES, 2)

@@ -8,24 +8,17 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 import duckdb
-import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
-from rhei_pipeline.model.type_names import INSTANT
 
-_MARK = pa.schema(
-    [
-        ("table_name", pa.string()),
-        ("position", pa.int64()),
-        ("proof", pa.string()),
-        ("recorded_at", INSTANT),
-    ]
+#: The given watermarks as rows.
+_GIVEN = (
+    "(select unnest($1::varchar[]) as table_name, unnest($2::bigint[]) as position,"
+    " unnest($3::varchar[]) as proof, unnest($4::timestamptz[]) as recorded_at)"
 )
-
-
 #: Watermarks that are written one by one.
 _FEW = 2
 
@@ -160,13 +153,20 @@ def write_watermarks(
         for mark in marks:
             _write_watermark(connection, mark)
         return
-    rows = pa.Table.from_pylist([_mark_row(mark) for mark in marks], _MARK)
-    connection.register("_rhei_marks", rows)
-    connection.execute(
-        "delete from _rhei_watermark w using _rhei_marks m where w.table_name = m.table_name"
-    )
-    connection.execute("insert into _rhei_watermark select * from _rhei_marks")
-    connection.unregister("_rhei_marks")
+    rows = [
+        list(values) for values in zip(*(_mark_row(mark).values() for mark in marks), strict=True)
+    ]
+    moved = connection.execute(
+        "update _rhei_watermark w set position = m.position, proof = m.proof,"
+        f" recorded_at = m.recorded_at from {_GIVEN} m where w.table_name = m.table_name",
+        rows,
+    ).fetchall()
+    if moved[0][0] < len(marks) or any(mark.table not in written for mark in marks):
+        connection.execute(
+            f"insert into _rhei_watermark from {_GIVEN} m"
+            " anti join _rhei_watermark w on w.table_name = m.table_name",
+            rows,
+        )
 
 
 def _move_together(
