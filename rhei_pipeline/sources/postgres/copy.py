@@ -6,7 +6,6 @@ Source: postgresql.org/docs/18/libpq-copy.html.
 import select
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from functools import partial
 
 from psycopg import errors, pq
 
@@ -62,19 +61,20 @@ def _value(message: memoryview) -> memoryview | None:
 
 
 def _messages(connection: Connection) -> Iterator[memoryview]:
-    # In no variable: it may be large, and would be held until the next one is asked for.
-    yield from iter(partial(_next_message, connection), None)
-
-
-def _next_message(connection: Connection) -> memoryview | None:
     get = connection.pgconn.get_copy_data
-    while True:
-        count, data = get(1)
-        if count > 0:
-            return data
-        if count < 0:
-            return None
-        _await(connection)
+
+    def take() -> memoryview | None:
+        while True:
+            count, data = get(1)
+            if count > 0:
+                return data
+            if count < 0:
+                return None
+            _await(connection)
+
+    # No generator, whose variable would hold a large one until the next is asked for: it is also
+    # one frame less for each row.
+    return iter(take, None)
 
 
 def _next_result(connection: Connection) -> pq.abc.PGresult | None:
