@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import dagster as dg
 import pytest
 
 import rhei_pipeline as rhei
@@ -208,3 +209,38 @@ def test_a_broker_killed_within_a_copy_costs_no_row_and_runs_begin_once_it_is_ba
             assert made.session_process("shop_shard_1_sync") == session
             start_redis(made, port)
             assert_changes_arrive(world)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_backfill_of_ranges_is_spread_over_workers(
+    dsn: str, tmp_path: Path, bucket: Store
+) -> None:
+    with shop(dsn, tmp_path, bucket) as (world, servers):
+        declared = world.location.declaration
+        text = declared.read_text().replace("{name: orders,", "{name: orders, copy_ranges: 4,")
+        declared.write_text(
+            text.replace(f"batch_rows: {ROWS // 100}", f"batch_rows: {ROWS // 600}")
+        )
+        home, job = tmp_path / "home", "shop_shard_1_copy_ranges_of_orders"
+        with running(with_workers(home, servers, Broker.of_folders(home))) as made:
+            for name in ("worker_1", "worker_2", "worker_3"):
+                start_worker(made, name)
+            workspace = str(home / "workspace.yaml")
+            asked_for = ("-w", workspace, "-l", "shard_1", "-j", job, "--all", "all", "--noprompt")
+            made.start_process("backfill", "dagster", "job", "backfill", *asked_for)
+            done = awaited(
+                "four runs",
+                lambda: (found := made.runs(job, dg.DagsterRunStatus.SUCCESS))[3:] and found,
+                GIVEN_UP_SECONDS,
+            )
+            logs = [made.instance.all_logs(run.dagster_run.run_id) for run in done]
+            rows = [
+                int(str(event.dagster_event.step_output_data.metadata["rows_copied"].value))
+                for log in logs
+                for event in log
+                if event.dagster_event and event.dagster_event.event_type_value == "STEP_OUTPUT"
+            ]
+            assert len(rows) == 4
+            assert sum(rows) > 0
+            awaited("the copy", lambda: count(world, 1, "orders") == ROWS, GIVEN_UP_SECONDS)
