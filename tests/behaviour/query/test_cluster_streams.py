@@ -7,12 +7,15 @@ from contextlib import ExitStack
 from itertools import islice
 from typing import Literal
 
+import adbc_driver_flightsql.dbapi as flight_sql
+import adbc_driver_manager
 import pyarrow as pa
 import pytest
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import ComputeUnreachableError, QueryError, QueryLimitError
+from rhei_pipeline.server.flight.server import FlightSqlServer
 from tests.support.fix_cluster import with_cluster
 from tests.support.fix_world import World
 
@@ -113,3 +116,28 @@ def test_a_server_that_dies_within_an_answer_never_leaves_it_short(
                 whole = htap.stream("select id, v from t", hint=hint)
                 assert sum(batch.num_rows for batch in whole.batches) == ROWS
                 assert whole.schema.metadata[b"rhei.engine"] == b"olap"
+
+
+def test_a_client_of_flight_sql_asks_the_cluster_by_a_header(opened: HTAP) -> None:
+    header = {"adbc.flight.sql.rpc.call_header.rhei-hint": "cluster"}
+    server = FlightSqlServer(opened)
+    address = f"grpc://127.0.0.1:{server.port}"
+    with flight_sql.connect(address, db_kwargs=header, autocommit=True) as connection:
+
+        def ask(sql: str) -> pa.Table:
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+                return cursor.fetch_arrow_table()
+
+        # `typeof` gives Spark's name of a type.
+        found = ask("select sum(id) as s, typeof(max(v)) as kind from t")
+        assert found.to_pylist() == [{"s": ROWS * (ROWS - 1) // 2, "kind": "string"}]
+        assert found.schema.metadata[b"rhei.engine"] == b"cluster"
+        for sql in ("drop table t", "select 1; select 2", "insert into t values (-1, 'x')"):
+            with pytest.raises(adbc_driver_manager.Error, match="is one SELECT|only reads"):
+                ask(sql)
+        with connection.cursor() as cursor:
+            cursor.execute(MANY)
+            assert next(cursor.fetch_record_batch()).num_rows
+    server.shutdown()
+    assert opened.query("select count(*) as n from t").to_pylist() == [{"n": ROWS}]

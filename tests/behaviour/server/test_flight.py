@@ -124,6 +124,19 @@ def test_an_answer_is_compressed_for_a_client_that_asks(
         ask(connection, sql)
 
 
+def test_a_hint_is_one_that_a_stream_takes(serve: Serve) -> None:
+    header, server = "adbc.flight.sql.rpc.call_header.rhei-hint", serve()
+    sql = "select count(*) as n from orders"
+    with connect(server, **{header: "auto"}) as connection:
+        assert ask(connection, sql).to_pylist() == [{"n": 3}]
+    for hint, said in {"olap": "use auto or cluster", "cluster": "declare 'compute'"}.items():
+        with (
+            connect(server, **{header: hint}) as connection,
+            pytest.raises(adbc_driver_manager.Error, match=said),
+        ):
+            ask(connection, sql)
+
+
 def test_prepared_statements_take_parameters(serve: Serve) -> None:
     with connect(serve()) as connection:
         sql = "select count(*) as n from orders where status = ? and id < ?"
