@@ -77,8 +77,8 @@ class CopyRanges:
         self._files.delete([name for name in names if not self._is_open(name)])
 
     def _is_open(self, name: str) -> bool:
-        match = _PLAN.fullmatch(name) or _PART.fullmatch(name)
-        return match is not None and match[1] in self._plans
+        # Also what a worker is about to create: that has a name of its own until it is whole.
+        return name.removeprefix(f"{_FOLDER}/").partition(".")[0] in self._plans
 
     def settle(self, ledger: Ledger) -> None:
         """Delete the plans of copies that are admitted, given up, or begun otherwise."""

@@ -31,6 +31,8 @@ _NEWEST = "newest"
 _REMEMBERED = b"%012d %010d\n"
 _PINS = "pins"
 _PARTIAL = ".partial"
+#: Where the writer creates files, and may have died while it did.
+_CREATING = (f"manifests/*{_PARTIAL}", f"delta/*/*/_delta_log/*{_PARTIAL}")
 
 
 class LocalFiles:
@@ -61,7 +63,7 @@ class LocalFiles:
             if writing:
                 path.mkdir(parents=True, exist_ok=True)
                 self._lock = WriterLock(lock_of_directory(path), str(path), lock_timeout_seconds)
-                for left in (path / "manifests").glob(f"*{_PARTIAL}"):
+                for left in (left for place in _CREATING for left in path.glob(place)):
                     left.unlink(missing_ok=True)
 
     def put(self, name: str, content: pa.Buffer) -> Mark:
@@ -157,7 +159,7 @@ class LocalFiles:
             except FileExistsError:
                 raise committed_meanwhile(self.root) from None
             finally:
-                partial.unlink()
+                partial.unlink(missing_ok=True)
             make_durable(file.parent)
 
     def get(self, name: str) -> pa.Buffer:

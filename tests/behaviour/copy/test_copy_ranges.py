@@ -225,11 +225,16 @@ def test_the_writer_that_comes_back_keeps_what_workers_are_writing(make: Make) -
     world = make()
     begin(world)
 
+    plan = left(world, "ranges")[0].partition(".")[0]
+    about_to_be_created = root(world) / "ranges" / f"{plan}.1.1.json.of_a_worker.partial"
+
     def reopened(step: Step) -> None:
         if step is Step.RANGE_WRITTEN:
+            about_to_be_created.write_text("half a rec")
             world.crash()
             assert world.htap.sync_status().tables["t"].state == "copying"
             world.crash()
+            assert about_to_be_created.exists()
 
     report = copied(world, on_step=reopened)
     assert report.missing == ()

@@ -145,6 +145,21 @@ def test_tables_that_were_deleted_are_published_anew(world: World) -> None:
     assert present(world, "t") == source_rows(world.app, "t")
 
 
+def test_what_a_writer_was_creating_when_it_died_is_deleted(world: World) -> None:
+    with HTAP(settings(filled(world))) as htap:
+        htap.sync_now()
+    root = world.directory / "delta"
+    left = [
+        root / folder / "00000000000000000009.json.of_it.partial"
+        for folder in ("manifests", "delta/main/t/_delta_log")
+    ]
+    for file in left:
+        file.write_text("half an ent")
+    with HTAP(settings(world)):
+        assert not [file for file in left if file.exists()]
+    assert present(world, "t") == source_rows(world.app, "t")
+
+
 _SYNC_AND_DIE = """
 import json, os, signal, sys
 from rhei_pipeline import HTAP, Settings
