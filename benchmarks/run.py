@@ -21,6 +21,7 @@ from benchmarks import (
     postgres,
     sysbench,
     verifying,
+    visible,
     wide,
 )
 from benchmarks.orders import Orders, orders
@@ -192,6 +193,7 @@ _MODULES = (
     door,
     holder,
     verifying,
+    visible,
     wide,
     contenders,
 )
