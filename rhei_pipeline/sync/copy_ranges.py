@@ -174,9 +174,8 @@ class _Others:
             parts = len(standing.parts.get(number, ()))
             if self._parts.setdefault(number, parts) != parts:
                 self._parts[number], self._seen_at[number] = parts, now
-            if now - self._seen_at.get(number, now - self._patience_seconds) >= (
-                self._patience_seconds
-            ):
+            seen_at = self._seen_at.get(number)
+            if seen_at is None or now - seen_at >= self._patience_seconds:
                 found.append(number)
         return found
 

@@ -1,9 +1,10 @@
 """A table's copy in ranges of keys, which several processes share."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -17,7 +18,7 @@ from rhei_pipeline.errors import (
     SettingsError,
 )
 from rhei_pipeline.mirrors.datafusion.manifest import sealed
-from rhei_pipeline.model.copy_plan import RangeReport
+from rhei_pipeline.model.copy_plan import CopyPlan, RangeReport, RangeStanding
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import copy_ranges as sharing
 from rhei_pipeline.testing.faults import Crash, CrashAt
@@ -408,6 +409,17 @@ def test_a_migration_begins_the_copy_again(make: Make, capture: str) -> None:
     assert "of another declaration" in failed[0]
     assert_whole(world)
     assert world.faults.seen.count(Step.RANGES_PLANNED) == 3
+
+
+def test_a_range_of_which_nobody_has_copied_anything_is_taken_whatever_the_clock_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a clock in seconds since the start, what is added and taken away again is not the same."""
+    standing = RangeStanding(cast("CopyPlan", None), {})
+    for seconds in (0.0, 1.3, 700.1, 9983.739165648, 1e6 / 3, 1e8 / 7):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: seconds)
+        assert sharing._Others(0.05).idle(standing, [1]) == [1]
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("what", ["record", "plan", "segment"])
