@@ -27,7 +27,7 @@ def seal(batch: ChangeBatch) -> pa.Table:
     form = {
         "count": batch.count,
         "net": batch.net,
-        "rejected": [_letter_form(letter) for letter in batch.rejected],
+        "rejected": [letter.to_json() for letter in batch.rejected],
         "truncated_at": batch.truncated_at.isoformat() if batch.truncated_at else None,
         "resolved": batch.resolved,
         "whole_transactions": batch.whole_transactions,
@@ -44,7 +44,7 @@ def unseal(table: pa.Table) -> ChangeBatch:
         table.select(own).replace_schema_metadata(None),
         form["count"],
         form["net"],
-        tuple(map(_letter, form["rejected"])),
+        tuple(map(DeadLetter.from_json, form["rejected"])),
         {name: masks[name].combine_chunks() for name in masks.column_names},
         former if former.num_columns else None,
         datetime.fromisoformat(form["truncated_at"]) if form["truncated_at"] else None,
@@ -112,13 +112,3 @@ def _with_prefix(table: pa.Table, prefix: str) -> pa.Table:
 def _resolved(form: str | Sequence[Any]) -> tuple[str, str | None]:
     # Buffers of before hold keys alone.
     return (form, None) if isinstance(form, str) else (form[0], form[1])
-
-
-def _letter_form(letter: DeadLetter) -> list[str]:
-    at = letter.captured_at.isoformat()
-    return [letter.table, letter.key, letter.column, letter.reason, at]
-
-
-def _letter(form: Sequence[Any]) -> DeadLetter:
-    table, key, column, reason, at = form
-    return DeadLetter(table, key, column, reason, datetime.fromisoformat(at))

@@ -1,7 +1,7 @@
 """The values that capture returns: change events in Arrow, positions, dead letters."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -84,6 +84,16 @@ class DeadLetter:
     def name(self) -> LetterName:
         """Identifies it among those of its table."""
         return self.key, self.column
+
+    def to_json(self) -> list[str]:
+        """Return the form that is stored beside rows."""
+        return [self.table, self.key, self.column, self.reason, self.captured_at.isoformat()]
+
+    @classmethod
+    def from_json(cls, form: Sequence[str]) -> "DeadLetter":
+        """Read that form."""
+        table, key, column, reason, at = form
+        return cls(table, key, column, reason, datetime.fromisoformat(at))
 
 
 def key_text(key: Mapping[str, object]) -> str:

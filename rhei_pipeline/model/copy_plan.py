@@ -6,7 +6,6 @@ own, so whoever goes on with a range finds where.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from rhei_pipeline.model.changes import DeadLetter, Position
@@ -110,7 +109,7 @@ class RangePart:
             "resume": self.resume,
             "is_last": self.is_last,
             "rows": self.rows,
-            "letters": [_letter(each) for each in self.letters],
+            "letters": [each.to_json() for each in self.letters],
             "files": dict(self.files),
         }
 
@@ -123,7 +122,7 @@ class RangePart:
             form["resume"],
             form["is_last"],
             form["rows"],
-            tuple(_read_letter(each) for each in form["letters"]),
+            tuple(map(DeadLetter.from_json, form["letters"])),
             form["files"],
         )
 
@@ -192,13 +191,3 @@ class RangeReport(Report):
             yield counted(self.dead_letters, "dead letter")
         yield from named("missing", [str(number) for number in self.missing])
         yield f"{self.duration_seconds:.3f} s"
-
-
-def _letter(letter: DeadLetter) -> list[str]:
-    at = letter.captured_at.isoformat()
-    return [letter.table, letter.key, letter.column, letter.reason, at]
-
-
-def _read_letter(form: Sequence[str]) -> DeadLetter:
-    table, key, column, reason, at = form
-    return DeadLetter(table, key, column, reason, datetime.fromisoformat(at))

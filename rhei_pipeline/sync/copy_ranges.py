@@ -49,6 +49,8 @@ PART_BATCHES, PART_BYTES, PART_SECONDS = 10, 4 * PORTION_BYTES, 5.0
 #: A range on which somebody else works is left to them, until nothing came of it for so long.
 PATIENCE_SECONDS = 30.0
 _LOOK_SECONDS = 0.5
+#: How often a copy is begun, where what was recorded or written of it does not stay as it was.
+ATTEMPTS = 3
 
 _log = logging.getLogger(__name__)
 
@@ -232,12 +234,18 @@ class SharedCopy:
     def copy(self) -> WorkEnd | None:
         """Plan the ranges, copy what nobody else does, and make all of it the copy.
 
-        None: the table is not to be shared: it has too few rows, or its source cannot.
+        None: the table is not to be shared: it has too few rows, its source cannot, or what was
+        written was lost each time.
+
+        Raises:
+            MirrorDamagedError: What is recorded was damaged each time.
         """
-        while True:
+        for left in reversed(range(ATTEMPTS)):
             try:
                 found = self._shared()
             except MirrorDamagedError as error:
+                if not left:
+                    raise
                 self._begin_again(str(error))
                 continue
             if isinstance(found, RangeStanding):
@@ -245,6 +253,7 @@ class SharedCopy:
                 return WorkEnd.COMPLETE
             if found is not WorkEnd.CLOSED:
                 return found
+        return None
 
     def _shared(self) -> RangeStanding | WorkEnd | None:
         """Return what is recorded once all ranges are complete, or how the work ended before."""

@@ -17,6 +17,7 @@ from rhei_pipeline.errors import (
     SchemaError,
     SettingsError,
 )
+from rhei_pipeline.mirrors.datafusion.copy_ranges import CopyRanges
 from rhei_pipeline.mirrors.datafusion.manifest import sealed
 from rhei_pipeline.model.copy_plan import CopyPlan, RangeReport, RangeStanding
 from rhei_pipeline.protocols import Step
@@ -420,6 +421,16 @@ def test_a_range_of_which_nobody_has_copied_anything_is_taken_whatever_the_clock
         monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: seconds)
         assert sharing._Others(0.05).idle(standing, [1]) == [1]
     monkeypatch.undo()
+
+
+def test_what_is_lost_each_time_is_copied_without_ranges(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CopyRanges, "lost", lambda *_: ["data/gone.parquet"])
+    world = make()
+    world.htap.sync_now()
+    assert world.faults.seen.count(Step.RANGES_PLANNED) == sharing.ATTEMPTS
+    assert_whole(world)
 
 
 @pytest.mark.parametrize("what", ["record", "plan", "segment"])
