@@ -30,7 +30,7 @@ def posted() -> Iterator[tuple[str, list[str]]]:
             """Print nothing."""
 
     server = HTTPServer(("127.0.0.1", 0), Webhook)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/", texts
     server.shutdown()

@@ -92,7 +92,10 @@ class Store:
 def s3_server() -> Iterator[int]:
     """Run the server; its port."""
     from moto.server import ThreadedMotoServer  # noqa: PLC0415  (imports for seconds)
+    from werkzeug.serving import WSGIRequestHandler  # noqa: PLC0415  (moto's)
 
+    # An answer in two packets would wait 40 ms for the acknowledgement of the first.
+    WSGIRequestHandler.disable_nagle_algorithm = True
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     yield server.get_host_and_port()[1]
@@ -111,7 +114,7 @@ def bucket(request: pytest.FixtureRequest, s3_server: int, tmp_path: Path) -> It
     unused = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
     account = {"gcs_base_url": store.endpoint, "disable_oauth": True, **unused}
     store.key_file.write_text(json.dumps(account))
-    thread = threading.Thread(target=proxy.serve_forever)
+    thread = threading.Thread(target=proxy.serve_forever, args=[0.01])
     thread.start()
     yield store
     store.released.set()
@@ -123,6 +126,7 @@ def bucket(request: pytest.FixtureRequest, s3_server: int, tmp_path: Path) -> It
 def _handler(store: Store, upstream: int) -> type[BaseHTTPRequestHandler]:  # noqa: C901
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # as above
 
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))

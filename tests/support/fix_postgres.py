@@ -30,6 +30,9 @@ INSTALLED = CHOSEN or "15"
 
 AnyServer = Server | InstalledServer
 
+#: A copy waits until the log is on disk; a quiet server writes it there only that often.
+_QUICK_LOG = {"wal_writer_delay": "10ms"}
+
 
 @contextmanager
 def started(
@@ -37,6 +40,7 @@ def started(
 ) -> Iterator[AnyServer]:
     """Start a server of an installed version; without one, of the wheel's."""
     # Not in pytest's own directory: another session starting there shuts other users out of it.
+    settings = {**_QUICK_LOG, **(settings or {})}
     with TemporaryDirectory(prefix="rhei-postgres-") as directory:
         if version is None:
             made: AnyServer = Server(Path(directory), settings=settings)

@@ -49,7 +49,7 @@ class Pods:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.kubeconfig = self.home / "kubeconfig"
         self.kubeconfig.write_text(_KUBECONFIG.format(port=self._server.server_address[1]))
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.01])
         self._thread.start()
 
     def names(self) -> list[str]:
