@@ -230,7 +230,8 @@ def _with_uniqueness(
     others = tuple(index for index in uniques if not (binary and index is own))
     if not rowid_key:
         others += _rowid_alias(connection, schema.name)
-    unmirrored = tuple(name for name in everything if name not in schema.names)
+    mirrored = set(schema.names)
+    unmirrored = tuple(name for name in everything if name not in mirrored)
     free_key = any(_takes_any_number(info.declared) for info in infos if info.name in key)
     return SqliteTable(schema, others, collations, unmirrored, free_key)
 
