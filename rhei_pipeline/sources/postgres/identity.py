@@ -56,10 +56,14 @@ def refuse_other_server(connection: Connection, known: str) -> None:
     """
     if connection.is_pooled and origin(connection) != known:
         connection.close()
-        raise SourceBusyError(
-            "another server answers behind the pooler, or one that was promoted",
-            hint="it is tried again",
-        )
+        raise another_server(" behind the pooler")
+
+
+def another_server(where_from: str = "") -> SourceBusyError:
+    """Return the error for a server that is not the one that was asked before."""
+    return SourceBusyError(
+        f"another server answers{where_from}, or one that was promoted", hint="it is tried again"
+    )
 
 
 def identity(connection: Connection) -> SourceIdentity:

@@ -13,6 +13,7 @@ from rhei_pipeline.model.portions import portions
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.copy import copy_out_values
 from rhei_pipeline.sources.postgres.logical.moment import LogPortion, Slot, lsn_text
+from rhei_pipeline.sources.postgres.logical.sessions import LogSessions
 from rhei_pipeline.sources.postgres.logical.stream import LogicalStream, Replicating
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.sql.text import quote
@@ -34,20 +35,21 @@ from pg_logical_slot_peek_binary_changes(
     {slot}, {end}::pg_lsn, null, 'proto_version', '1', 'publication_names', {publication})
 """
 
-#: One statement: whether the slot is there, and to be moved, is not asked before.
-_ADVANCE = """
-select pg_replication_slot_advance(slot_name, %(place)s::pg_lsn) from pg_replication_slots
+#: A row if the slot is there, and to be moved.
+_IS_BEHIND = """
+select from pg_replication_slots
 where slot_name = %(slot)s and plugin = 'pgoutput' and database = current_database()
     and not coalesce({lost}, false) and coalesce(confirmed_flush_lsn, '0/0') < %(place)s::pg_lsn
 """
+_ADVANCE = "select pg_replication_slot_advance(%(slot)s, %(place)s::pg_lsn)"
 
 
 class LogReader:
     """Reads the pending messages of a slot, and advances the slot.
 
     Args:
-        connection: Returns an open connection.
-        connect_apart: Opens another.
+        sessions: Where the server is asked, and decodes.
+        connect_apart: Opens another connection.
         connect: Opens one for replication.
         streaming: Keep a stream open while few changes are pending.
         publication: Its name, if that is not the slot's.
@@ -57,14 +59,14 @@ class LogReader:
 
     def __init__(
         self,
-        connection: Callable[[], Connection],
+        sessions: LogSessions,
         connect_apart: Callable[[], Connection],
         connect: Callable[[], Replicating],
         *,
         streaming: bool = False,
         publication: str | None = None,
     ) -> None:
-        self._connection = connection
+        self._sessions = sessions
         self._connect_apart = connect_apart
         self._connect = connect
         self._streaming = streaming
@@ -104,11 +106,13 @@ class LogReader:
             return self._advance(slot, position, lost)
 
     def _advance(self, slot: str, position: int, lost: str) -> bool:
-        place = lsn_text(position)
-        moved = self._connection().execute(
-            _ADVANCE.format(lost=lost).encode(), {"slot": slot, "place": place}
-        )
-        return moved.fetchone() is not None
+        where = {"slot": slot, "place": lsn_text(position)}
+        # Not one statement: where the log is decoded, it would be planned each time.
+        asked = self._sessions.asked.execute(_IS_BEHIND.format(lost=lost).encode(), where)
+        if asked.fetchone() is None:
+            return False
+        self._sessions.decoding.execute(_ADVANCE.encode(), where)
+        return True
 
     def end_stream(self) -> None:
         """Release the slot; messages that were not confirmed are read again."""
@@ -146,7 +150,7 @@ class LogReader:
 
     def _peeked(self, slot: Slot, head: int) -> Iterator[LogPortion]:
         if head - slot.confirmed <= STREAM_BYTES:
-            yield from self._peeked_by(self._connection(), slot, head)
+            yield from self._peeked_by(self._sessions.decoding, slot, head)
             return
         # A connection keeps room for the largest message that it was ever sent, until it ends.
         with closing(self._connect_apart()) as connection:
@@ -172,11 +176,9 @@ class LogReader:
         """Wait until the server notices that the slot is no longer used."""
 
         def released() -> bool:
-            found = (
-                self._connection()
-                .execute("select active from pg_replication_slots where slot_name = %s", (slot,))
-                .fetchone()
-            )
+            found = self._sessions.asked.execute(
+                "select active from pg_replication_slots where slot_name = %s", (slot,)
+            ).fetchone()
             return found is None or not found[0]
 
         if not wait_until(released, _RELEASE_SECONDS):

@@ -52,6 +52,7 @@ from rhei_pipeline.sources.postgres.logical.moment import (
 )
 from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.sources.postgres.logical.reader import LogReader
+from rhei_pipeline.sources.postgres.logical.sessions import LogSessions
 from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
 from rhei_pipeline.sources.postgres.marks import STATE
 from rhei_pipeline.sources.postgres.table_facts import TableFacts, read_ahead
@@ -133,8 +134,9 @@ class LogicalSource:
     ) -> None:
         self._database = database
         self._name = slot_name(mirror_id)
+        self._sessions = LogSessions(database, self._forget_server)
         self._log = LogReader(
-            lambda: self._connection,
+            self._sessions,
             database.connect,
             database.connect_replicating,
             streaming=streaming,
@@ -156,7 +158,6 @@ class LogicalSource:
         self._may_note = True
         self._silent_until: int | None = None
         self._reader: Connection | None = None
-        self._kept: Connection | None = None
         self._system = ""
         with database.translated():
             self._refuse_unready(streaming=streaming)
@@ -176,14 +177,15 @@ class LogicalSource:
 
     @property
     def _connection(self) -> Connection:
-        """The connection for everything but rows; a new one if the server closed the last."""
-        if self._kept is None or self._kept.closed:
-            self._kept = self._database.connect()
-            self._catalogue.forget()
-            self._known.clear()
-            self._ahead = None
-            self._system = _value(self._kept, _SYSTEM)
-        return self._kept
+        """The connection for everything but rows, and the log itself."""
+        return self._sessions.asked
+
+    def _forget_server(self, connection: Connection) -> None:
+        """Forget what was known of the server on an earlier connection."""
+        self._catalogue.forget()
+        self._known.clear()
+        self._ahead = None
+        self._system = _value(connection, _SYSTEM)
 
     def _look(self) -> dict[int, str]:
         """Return what is published; cached while the catalogue's version is the same."""
@@ -484,9 +486,9 @@ class LogicalSource:
     def close(self) -> None:
         """Close the connections; safe to repeat."""
         self._log.close()
-        for connection in (self._kept, self._reader):
-            if connection is not None:
-                connection.close()
+        self._sessions.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def _table(self, name: str) -> PostgresTable:
         options = self._options.get(_plain(name), TableOptions())
