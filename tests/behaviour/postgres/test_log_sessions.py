@@ -7,7 +7,8 @@ import pytest
 
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.sources.postgres.connection import Connection
-from rhei_pipeline.sources.postgres.logical import reader, sessions
+from rhei_pipeline.sources.postgres.logical import reader, sessions, source
+from rhei_pipeline.sources.waiting import wait_until
 from tests.support.fix_postgres import PostgresWorld
 
 OURS = "from pg_stat_activity where application_name = 'rhei' and datname = current_database()"
@@ -89,3 +90,21 @@ def test_another_server_s_log_is_not_read_for_this_one(
         assert world.mirror_rows("t") == before
     assert world.htap.sync_now().updated == 1
     world.assert_equal("t")
+
+
+def test_a_copy_waits_for_no_log_that_the_server_writes_when_it_likes(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = list[bool]()
+
+    def noted(condition: Callable[[], bool], seconds: float) -> bool:
+        waited.append(not condition())
+        return wait_until(condition, seconds)
+
+    world.run("alter system set wal_writer_delay = '10s'", "select pg_reload_conf()")
+    try:
+        monkeypatch.setattr(source, "wait_until", noted)
+        assert world.htap.repair("t").updated == 0
+    finally:
+        world.run("alter system reset wal_writer_delay", "select pg_reload_conf()")
+    assert waited == [False]

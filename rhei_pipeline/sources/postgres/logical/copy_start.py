@@ -8,8 +8,12 @@ from rhei_pipeline.sources.postgres.logical.moment import lsn_number
 from rhei_pipeline.sources.waiting import wait_until
 
 _HEAD = "select pg_current_wal_flush_lsn()::text"
+#: For a standby it waits no more than for a transaction that has written nothing.
+_AT_ONCE = {"synchronous_commit": "local"}
 #: A transaction of its own: a snapshot's end would leave out one that runs and is the newest.
-_NEWEST = "select pg_current_xact_id()::text::bigint"
+#: With a message, which no reader asks for, its commit is flushed at once: a state of rows is read
+#: next, and would wait until the server flushes the log by itself, for a fifth of a second.
+_NEWEST = "select pg_current_xact_id()::text::bigint from pg_logical_emit_message(true, 'rhei', '')"
 _OLDEST_RUNNING = "select pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
 
@@ -38,7 +42,9 @@ class CopyStart:
             TableBusyError: One of the transactions has not ended.
         """
         if self._place is None:
-            (head,), (newest,) = one(connection, _HEAD), one(connection, _NEWEST)
+            (head,) = one(connection, _HEAD)
+            with connection.atomic(settings={**connection.settings, **_AT_ONCE}):
+                (newest,) = one(connection, _NEWEST)
             self._place = lsn_number(head), newest
         else:
             seconds = 0.0
