@@ -101,10 +101,11 @@ def test_a_copy_waits_for_no_log_that_the_server_writes_when_it_likes(
         waited.append(not condition())
         return wait_until(condition, seconds)
 
+    (before,) = world.app.execute("show wal_writer_delay").fetchone() or ("",)
     world.run("alter system set wal_writer_delay = '10s'", "select pg_reload_conf()")
     try:
         monkeypatch.setattr(source, "wait_until", noted)
         assert world.htap.repair("t").updated == 0
     finally:
-        world.run("alter system reset wal_writer_delay", "select pg_reload_conf()")
+        world.run(f"alter system set wal_writer_delay = '{before}'", "select pg_reload_conf()")
     assert waited == [False]
