@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.support.fix_object_store",
     "tests.support.fix_world",
     "tests.support.fix_postgres",
+    "tests.support.fix_ranges",
     "tests.support.fix_cluster",  # imports those before
 ]
 

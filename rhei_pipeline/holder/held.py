@@ -195,7 +195,7 @@ class Held:
         settings, engine = self.settings, self.engine
         said = joined(settings, engine.registry, asked)
         before = table_options(settings, engine.registry).get(said.name, TableOptions())
-        redeclare(engine.masked, said.name, options_of(said), said.polling.options)
+        redeclare(engine.masked, said.name, options_of(said, settings), said.polling.options)
         self._restrict_functions(said)
         try:
             engine.pipeline.register(self._declared(said, asked))

@@ -84,8 +84,10 @@ class RangePart:
     """What one process has copied of a range, and recorded at once.
 
     Attributes:
+        plan_id: The plan's.
         number: The range.
         place: Which part of the range it is, from 1 on; of each there is one at most.
+        after: After which key it begins; None at the table's beginning.
         resume: The last key that was read; None where the range has no row.
         is_last: The range ends here.
         rows: How many rows were read.
@@ -93,8 +95,10 @@ class RangePart:
         files: What was written, as the mirror describes it.
     """
 
+    plan_id: str
     number: int
     place: int
+    after: str | None
     resume: str | None
     is_last: bool
     rows: int
@@ -104,8 +108,10 @@ class RangePart:
     def to_json(self) -> dict[str, Any]:
         """Return the form that is stored."""
         return {
+            "plan": self.plan_id,
             "range": self.number,
             "place": self.place,
+            "after": self.after,
             "resume": self.resume,
             "is_last": self.is_last,
             "rows": self.rows,
@@ -117,8 +123,10 @@ class RangePart:
     def from_json(cls, form: Mapping[str, Any]) -> "RangePart":
         """Read the form that is stored."""
         return cls(
+            form["plan"],
             form["range"],
             form["place"],
+            form["after"],
             form["resume"],
             form["is_last"],
             form["rows"],
@@ -157,7 +165,23 @@ class RangeStanding:
 
     def begin(self, number: int) -> tuple[int, str | None]:
         """Return which part of a range comes next, and after which key it begins."""
-        parts = self.parts.get(number)
+        return self._end_of(number, self.parts.get(number, ()))
+
+    def gap(self) -> tuple[int, int] | None:
+        """Return a range and the place of its first part that is not as it must be.
+
+        It is lost, or another one has its name. What is recorded behind it then does not go on
+        from what is recorded before it. None: each part begins where the one before it ends.
+        """
+        for number, parts in self.parts.items():
+            for done, part in enumerate(parts):
+                place, after = self._end_of(number, parts[:done])
+                own = (part.plan_id, part.number, part.place, part.after)
+                if own != (self.plan.plan_id, number, place, after):
+                    return number, place
+        return None
+
+    def _end_of(self, number: int, parts: Sequence[RangePart]) -> tuple[int, str | None]:
         if not parts:
             return 1, self.plan.bounds(number)[0]
         return len(parts) + 1, parts[-1].resume

@@ -30,6 +30,8 @@ HISTORY_FIELDS = (
     pa.field(OPERATION, pa.string(), nullable=False),
 )
 HISTORY_NAMES = frozenset(field.name for field in HISTORY_FIELDS)
+#: What is stored of a schema where it is not empty.
+_SAID = ("mark", "mirror_name", "where", "deleted_at")
 
 
 class Mode(StrEnum):
@@ -150,6 +152,7 @@ class TableSchema:
             partitions changed. Empty if the source's catalogue does not show that.
         mirror_name: Its name in the mirror, if that differs from the one in the source.
         where: The condition on the rows that the mirror has; empty for all.
+        deleted_at: The column that marks rows as deleted, by polling; empty if none does.
         storage: Tells the source later which columns the table lacked, and whether its rows were
             written again since. Empty where that is not known.
     """
@@ -162,6 +165,7 @@ class TableSchema:
     mirror_name: str = field(default="", compare=False)
     where: str = ""
     storage: str = field(default="", compare=False)
+    deleted_at: str = ""
 
     @property
     def full_name(self) -> str:
@@ -238,19 +242,15 @@ class TableSchema:
             "namespace": self.namespace,
             "primary_key": list(self.primary_key),
             "columns": [column.to_json() for column in self.columns],
-            **({"mark": self.mark} if self.mark else {}),
-            **({"mirror_name": self.mirror_name} if self.mirror_name else {}),
-            **({"where": self.where} if self.where else {}),
+            **{name: said for name in _SAID if (said := getattr(self, name))},
         }
 
     @classmethod
     def from_json(cls, form: dict[str, Any]) -> "TableSchema":
         """Read the form that the registry stores."""
         columns = tuple(Column.from_json(column) for column in form["columns"])
-        key, namespace = tuple(form["primary_key"]), form.get("namespace")
-        mark, mirror_name = form.get("mark", ""), form.get("mirror_name", "")
-        where = form.get("where", "")
-        return cls(form["name"], columns, key, namespace, mark, mirror_name, where)
+        said = {name: form[name] for name in _SAID if name in form}
+        return cls(form["name"], columns, tuple(form["primary_key"]), form.get("namespace"), **said)
 
 
 def renamed(schema: TableSchema, relation: str) -> TableSchema:
@@ -304,6 +304,7 @@ class TableOptions:
         as_text: Text that is more than text, such as JSON, is mirrored as text alone.
         masks: How columns are masked, by column.
         where: Mirror the rows of which this is true; empty for all.
+        deleted_at: Mirror no row that this column marks as deleted, by polling; empty for none.
     """
 
     columns: tuple[str, ...] | None = None
@@ -312,6 +313,7 @@ class TableOptions:
     as_text: bool = False
     masks: Mapping[str, str] = field(default_factory=dict)
     where: str = ""
+    deleted_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +391,7 @@ def difference(
         ),
         replaced=old.mark != new.mark,
         key_changed=old.primary_key != tuple(former.get(key, key) for key in new.primary_key),
-        refiltered=old.where != new.where,
+        refiltered=(old.where, old.deleted_at) != (new.where, new.deleted_at),
         renamed=tuple(column for column in new.columns if column.name in former),
         former=former,
     )

@@ -25,7 +25,7 @@ from rhei_pipeline.capabilities import (
     reads_ranges,
     snapshot_for_copy,
 )
-from rhei_pipeline.errors import MirrorDamagedError, RheiError, SchemaError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, SchemaError
 from rhei_pipeline.model.copy_plan import CopyPlan, RangePart, RangeStanding
 from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.progress import CopyProgress
@@ -97,8 +97,8 @@ class RangeWork:
         others = _Others(PATIENCE_SECONDS)
         own: int | None = None
         while True:
-            standing = self.store.standing(self.table.name)
-            if standing is None or standing.plan.plan_id != plan_id:
+            standing = self._standing(plan_id)
+            if standing is None:
                 return WorkEnd.CLOSED
             missing = [n for n in standing.missing if chosen is None or n in chosen]
             if not missing:
@@ -109,16 +109,26 @@ class RangeWork:
                 time.sleep(_LOOK_SECONDS)
                 continue
             number = own if own in idle else _any_of(idle, standing)
-            recorded = self._copy_part(standing, number)
+            try:
+                recorded = self._copy_part(standing, number)
+            except MirrorError:
+                if self._standing(plan_id) is None:  # and what was written for it is deleted
+                    return WorkEnd.CLOSED
+                raise
             if recorded is None:
                 return WorkEnd.MIGRATED
             own = number if recorded else None
             others.note(standing, number, mine=recorded)
 
+    def _standing(self, plan_id: str) -> RangeStanding | None:
+        """Return how far a plan has come; None if it is open no more."""
+        standing = self.store.standing(self.table.name)
+        return standing if standing and standing.plan.plan_id == plan_id else None
+
     def _copy_part(self, standing: RangeStanding, number: int) -> bool | None:
         """Read and record the next part of a range; None if the table has another shape by now."""
-        place, resume = standing.begin(number)
-        part, rows = self._read(standing.plan, number, place, resume)
+        place, after = standing.begin(number)
+        part, rows = self._read(standing.plan, number, place, after)
         if part is None:
             return None
 
@@ -135,9 +145,9 @@ class RangeWork:
         return True
 
     def _read(
-        self, plan: CopyPlan, number: int, place: int, resume: str | None
+        self, plan: CopyPlan, number: int, place: int, after: str | None
     ) -> tuple[RangePart | None, pa.Table]:
-        _, until = plan.bounds(number)
+        resume, (_, until) = after, plan.bounds(number)
         found, size = [self.table.schema.arrow.empty_table()], 0
         letters: list[DeadLetter] = []
         is_last, ends_at = False, time.monotonic() + PART_SECONDS
@@ -157,7 +167,8 @@ class RangeWork:
                 if size >= PART_BYTES or time.monotonic() >= ends_at:
                     break
         rows = pa.concat_tables(found)
-        part = RangePart(number, place, resume, is_last, rows.num_rows, tuple(letters), {})
+        own = (plan.plan_id, number, place, after, resume)
+        part = RangePart(*own, is_last, rows.num_rows, tuple(letters), {})
         return part, rows
 
 

@@ -1,8 +1,8 @@
 """Copies ranges of a table for a mirror that another process holds."""
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -69,36 +69,52 @@ def copy_range(
             hint="run 'rhei copy' with the table: it copies all of it",
         )
     started = time.monotonic()
+    with closing(_open_site(settings)) as site:
+        while True:  # a copy that is begun again has another plan
+            plan = _find_plan(site, table, wait_seconds)
+            if plan is None:
+                return RangeReport(table, 0)
+            if number is not None and _is_empty(number, settings, plan):
+                return RangeReport(plan.table, plan.ranges)
+            chosen = None if number is None else {number}
+            found = _worked(settings, site, plan, chosen, on_rows, on_step)
+            if found is not None:
+                return replace(found, duration_seconds=time.monotonic() - started)
+
+
+def _worked(
+    settings: Settings,
+    site: "RangeSite",
+    plan: CopyPlan,
+    chosen: Collection[int] | None,
+    on_rows: Callable[[int, int], None],
+    on_step: OnStep,
+) -> RangeReport | None:
+    """Copy what a plan has of the chosen ranges; None where another plan took its place."""
+    if site.owner is not None:
+        refuse_owner(settings, site.owner)
     with ExitStack() as stack:
-        site = _open_site(settings)
-        stack.callback(site.close)
-        plan = _find_plan(site, table, wait_seconds)
-        if plan is None:
-            return RangeReport(table, 0)
-        if number is not None and _is_empty(number, settings, plan):
-            return RangeReport(plan.table, plan.ranges)
-        if site.owner is not None:
-            refuse_owner(settings, site.owner)
         source = _open_source(settings, plan, stack)
         declared = _declared(source, plan)
         _refuse_other(declared, plan)
         batch_rows = settings.sync.batch_rows
         work = RangeWork(declared, source, site, batch_rows, on_step, on_rows)
-        ended = work.share(plan.plan_id, None if number is None else {number})
+        ended = work.share(plan.plan_id, chosen)
         if ended is WorkEnd.MIGRATED:
             _refuse_other(_declared(source, plan), plan)
-        standing = site.standing(plan.table)
-        is_same = standing is not None and standing.plan.plan_id == plan.plan_id
-        return RangeReport(
-            plan.table,
-            plan.ranges,
-            tuple(sorted(work.numbers)),
-            work.rows,
-            work.parts,
-            work.letters,
-            standing.missing if standing is not None and is_same else (),
-            time.monotonic() - started,
-        )
+    standing = site.standing(plan.table)
+    is_same = standing is not None and standing.plan.plan_id == plan.plan_id
+    if ended is WorkEnd.CLOSED and not _is_complete(site, plan.table):
+        return None
+    return RangeReport(
+        plan.table,
+        plan.ranges,
+        tuple(sorted(work.numbers)),
+        work.rows,
+        work.parts,
+        work.letters,
+        standing.missing if standing is not None and is_same else (),
+    )
 
 
 def _open_site(settings: Settings) -> "RangeSite":
@@ -121,7 +137,7 @@ def _find_plan(site: "RangeSite", table: str, wait_seconds: float) -> CopyPlan |
         standing = None if name is None else site.standing(name)
         if standing is not None:
             return standing.plan
-        if name is not None and site.state(name) in {TableState.COPIED, TableState.READY}:
+        if name is not None and _is_complete(site, name):
             return None
         if time.monotonic() >= until:
             raise SchemaError(
@@ -131,6 +147,10 @@ def _find_plan(site: "RangeSite", table: str, wait_seconds: float) -> CopyPlan |
                 " plans them",
             )
         time.sleep(min(_LOOK_SECONDS, wait_seconds))
+
+
+def _is_complete(site: "RangeSite", name: str) -> bool:
+    return site.state(name) in {TableState.COPIED, TableState.READY}
 
 
 def _is_empty(number: int, settings: Settings, plan: CopyPlan) -> bool:

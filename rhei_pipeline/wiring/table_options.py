@@ -56,7 +56,7 @@ class ByTable(Mapping[str, _Value], Generic[_Value]):
 
 def table_options(settings: Settings, registry: Registrations) -> Mapping[str, TableOptions]:
     """Return what is said of single tables."""
-    return ByTable(settings, registry, options_of)
+    return ByTable(settings, registry, lambda table: options_of(table, settings))
 
 
 def poll_options(settings: Settings, registry: Registrations) -> Mapping[str, PollOptions]:
@@ -82,8 +82,9 @@ def copy_ranges(settings: Settings, registry: Registrations) -> Callable[[str], 
     return lambda name: said.get(name, 1)
 
 
-def options_of(table: TableSettings) -> TableOptions:
+def options_of(table: TableSettings, settings: Settings) -> TableOptions:
     """Return what is said of a table in the form that sources use."""
+    is_polled = settings.capture_method == "polling"
     return TableOptions(
         columns=None if table.columns is None else tuple(table.columns),
         primary_key=None if table.primary_key is None else tuple(table.primary_key),
@@ -91,4 +92,5 @@ def options_of(table: TableSettings) -> TableOptions:
         as_text=table.as_text,
         masks=dict(table.mask or {}),
         where=table.where or "",
+        deleted_at=(table.polling.options.deleted_at or "") if is_polled else "",
     )

@@ -68,6 +68,7 @@ ALLOWED = {
     "tests/behaviour/capture/test_buffer.py:left_by_a_process_that_died": AFTER,
     "tests/behaviour/capture/test_buffer.py:test_damaged_files_are_named_or_made_good": AFTER,
     "tests/behaviour/copy/test_copy_ranges.py": FILES,
+    "tests/behaviour/copy/test_range_faults.py": FILES,
     "tests/behaviour/mirrors/test_damage.py": AFTER,
     "tests/behaviour/mirrors/test_damaged_files.py": AFTER,
     "tests/behaviour/mirrors/test_delta.py": FILES,

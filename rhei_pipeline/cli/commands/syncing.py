@@ -151,6 +151,8 @@ def _copy_range(
         )
     found = report.to_dict()
     show(found, [found], RangeReport.shown, as_json=as_json)
+    if not report.of:
+        print_note(f"table {table!r}: its copy is in place, and nothing is left to copy")
 
 
 @commands.command(epilog=example("status --watch 2"))

@@ -17,6 +17,7 @@ from rhei_pipeline.errors import (
     MirrorBusyError,
     MirrorDamagedError,
     MirrorError,
+    RheiError,
     SchemaError,
 )
 from rhei_pipeline.mirrors.datafusion.buffered_rows import append_rows
@@ -35,7 +36,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.copy_plan import CopyPlan, RangePart, RangeStanding
-from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.progress import CopyProgress, Ledger
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.model.stored_format import too_new
 
@@ -54,12 +55,16 @@ class CopyRanges:
     Args:
         files, form: Where segments are written, and how.
         ledger: Returns what the mirror has recorded; None in a new one.
+
+    Attributes:
+        left: Whether a plan was closed, so that segments of it may be nobody's.
     """
 
     def __init__(self, files: Files, form: Format, ledger: Callable[[], Ledger | None]) -> None:
         self._files, self._form, self._ledger = files, form, ledger
         self._plans: dict[str, CopyPlan] = {}
         self._parts: dict[str, RangePart] = {}
+        self.left = False
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -69,9 +74,9 @@ class CopyRanges:
     def take_up(self, ledger: Ledger) -> None:
         """Find the plans that were left open, and delete what belongs to none."""
         names = self._files.names(_FOLDER)
-        for name in filter(_PLAN.fullmatch, names):
+        for match in filter(None, map(_PLAN.fullmatch, names)):
             with suppress(MirrorError):  # what nobody can read is begun again
-                plan = self._read(name, CopyPlan.from_json)
+                plan = self._read_plan(match[0], match[1])
                 self._plans[plan.plan_id] = plan
         self.settle(ledger)
         self._files.delete([name for name in names if not self._is_open(name)])
@@ -101,6 +106,7 @@ class CopyRanges:
     def _drop(self, plan: CopyPlan) -> None:
         """Forget a plan: first that it is there, then what was recorded of it."""
         self._plans.pop(plan.plan_id, None)
+        self.left = True
         own = f"{_FOLDER}/{plan.plan_id}."
         self._files.delete([f"{own}plan.json"])
         self._files.delete([name for name in self._files.names(_FOLDER) if name.startswith(own)])
@@ -125,10 +131,9 @@ class CopyRanges:
             return self.standing(table)  # it was read while the plan was closed
 
     def _standing(self, table: str, ledger: Ledger, names: Collection[str]) -> RangeStanding | None:
-        plans = [plan for plan in self._read_plans(names) if plan.is_of(ledger.copies[table])]
-        if not plans:
+        plan = self._open_plan(ledger.copies[table], names)
+        if plan is None:
             return None
-        plan = min(plans, key=lambda plan: plan.plan_id)
         parts: dict[int, list[RangePart]] = {}
         for name in sorted(names):
             match = _PART.fullmatch(name)
@@ -136,7 +141,11 @@ class CopyRanges:
                 parts.setdefault(int(match[2]), []).append(self._part(name))
         for found in parts.values():
             found.sort(key=lambda part: part.place)
-        return RangeStanding(plan, parts)
+        standing = RangeStanding(plan, parts)
+        gap = standing.gap()
+        if gap is not None:
+            raise self._damaged(_record(plan.plan_id, *gap), "is missing, or is another one's")
+        return standing
 
     def append(
         self,
@@ -150,18 +159,19 @@ class CopyRanges:
         schema = table.schema
         store = SegmentStore(self._files, self._form, plan.plan_id)
         empty = StoredTable(schema.namespace, COPY_PREFIX + schema.mirror_relation, schema.arrow)
-        buffer = WriteBuffer(empty, store)
-        if rows.num_rows:
-            append_rows(buffer, table, rows)
-        written = buffer.prepare_commit()
+        try:
+            written = _written(WriteBuffer(empty, store), table, rows)
+            self._files.flush()
+        except RheiError:
+            store.discard()  # a disk that is full has no room for what nobody names
+            raise
         sums = store.checked.sums_of(store.table_files(written))
         files = {
             _SEGMENTS: [segment_form(segment) for segment in written.segments],
             _SUMS: {name: found.to_json() for name, found in sums.items()},
         }
-        self._files.flush()
         on_written()
-        name = f"{_FOLDER}/{plan.plan_id}.{part.number}.{part.place}.json"
+        name = _record(plan.plan_id, part.number, part.place)
         try:
             self._files.create(name, _text({**part.to_json(), "files": files}))
         except MirrorBusyError:
@@ -175,14 +185,30 @@ class CopyRanges:
         sums = [_sums(part) for parts in standing.parts.values() for part in parts]
         return [n for own in sums for n, found in own.items() if there.get(n) != found.size]
 
-    def _read_plans(self, names: Iterable[str]) -> list[CopyPlan]:
-        found = []
+    def _open_plan(self, progress: CopyProgress, names: Iterable[str]) -> CopyPlan | None:
+        """Return the plan of a copy. What is damaged of another table's is no matter of this one.
+
+        Raises:
+            MirrorError: There is none, and a plan cannot be read that may be it.
+        """
+        found, unread = [], None
         for name in names:
             match = _PLAN.fullmatch(name)
             if match:
-                known = self._plans.get(match[1])
-                found.append(known or self._read(name, CopyPlan.from_json))
-        return found
+                try:
+                    found.append(self._plans.get(match[1]) or self._read_plan(name, match[1]))
+                except MirrorError as error:
+                    unread = error
+        own = [plan for plan in found if plan.is_of(progress)]
+        if unread is not None and not own:
+            raise unread
+        return min(own, key=lambda plan: plan.plan_id, default=None)
+
+    def _read_plan(self, name: str, plan_id: str) -> CopyPlan:
+        plan: CopyPlan = self._read(name, CopyPlan.from_json)
+        if plan.plan_id != plan_id:
+            raise self._damaged(name, "is another one's")
+        return plan
 
     def _part(self, name: str) -> RangePart:
         if name not in self._parts:
@@ -202,11 +228,25 @@ class CopyRanges:
                 too_new(f"{name!r} of mirror {self._files.root!r}", form["format"], FORMAT),
                 hint="use the newer version of rhei-pipeline that wrote it, or give another path",
             )
-        raise MirrorDamagedError(
-            f"mirror {self._files.root!r}: {name!r} is damaged, which says what was copied",
+        raise self._damaged(name, "is damaged")
+
+    def _damaged(self, name: str, fault: str) -> MirrorDamagedError:
+        return MirrorDamagedError(
+            f"mirror {self._files.root!r}: {name!r} {fault}, which says what was copied",
             file=name,
             hint="run 'rhei copy' with the table: it begins the ranges again",
         )
+
+
+def _written(buffer: WriteBuffer, table: Table, rows: pa.Table) -> StoredTable:
+    if rows.num_rows:
+        append_rows(buffer, table, rows)
+    return buffer.prepare_commit()
+
+
+def _record(plan_id: str, number: int, place: int) -> str:
+    """Return the name of a part's record."""
+    return f"{_FOLDER}/{plan_id}.{number}.{place}.json"
 
 
 def admitted(parts: Iterable[RangePart], store: SegmentStore) -> Iterator[Segment]:

@@ -413,6 +413,10 @@ class DataFusionMirror:
         self._store.keep(manifest)
         self._manifests.collect(self._store, self._in_use)
         self.ranges.settle(manifest.ledger)
+        if self.ranges.left:
+            # Of a large table it may be as much as the mirror, and a session goes on for days.
+            self._manifests.collect_orphans(self._store, self.ranges.prefixes)
+            self.ranges.left = False
         if self._delta is not None:
             self._delta.follow(manifest, _gone(before, manifest), self._store)
 

@@ -168,6 +168,7 @@ def read_table(
     schema = TableSchema(
         *(shown, kept, key, facts.namespace, facts.marks.table),
         storage=storage_of(facts, [column.name for column in kept]),
+        deleted_at=options.deleted_at,
     )
     return PostgresTable(schema, facts.oid)
 

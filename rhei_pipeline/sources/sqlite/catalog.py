@@ -201,6 +201,7 @@ def read_table(
         name,
         tuple(_column(connection, name, info, key=info.name in key, given=given) for info in infos),
         key,
+        deleted_at=options.deleted_at,
     )
     everything = [info.name for info in _columns(connection, name, None)]
     schema = replace(schema, storage=read_state(connection, version, name, everything).text())

@@ -65,8 +65,10 @@ def test_any_range_is_taken_that_nobody_works_on(shared: World) -> None:
     assert (found["rows"], found["missing"]) == (ROWS, [])
     shared.htap.sync_now()
     shared.assert_equal("t")
-    again = json.loads(rhei(shared, "copy", "--table", "t", "--range", "2", "--json").stdout)
+    told = rhei(shared, "copy", "--table", "t", "--range", "2", "--json")
+    again = json.loads(told.stdout)
     assert (again["of"], again["rows"]) == (0, 0)
+    assert "its copy is in place, and nothing is left to copy" in told.stderr
 
 
 def test_what_no_range_is_says_the_way_out(shared: World) -> None:
