@@ -6,10 +6,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import strategies as st
 
+from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.sync import copy_ranges as sharing
+from rhei_pipeline.testing.faults import Crash, CrashAt
 from rhei_pipeline.testing.oracle import Key, by_key
+from rhei_pipeline.wiring.copy_ranges import copy_range
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.masking import partial
@@ -47,6 +52,7 @@ class Declared:
     where: str | None
     mask: str | None
     has_city: bool
+    ranges: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,20 @@ class Remarked:
 
     key: int
     value: str
+
+
+@dataclass(frozen=True)
+class Helping:
+    """A worker that comes at a step of the next copies in ranges, or at once, and may die.
+
+    `meanwhile`: What the application writes before it comes.
+    """
+
+    at: Step | None
+    number: int | None
+    meanwhile: str
+    crash_at: Step | None
+    occurrence: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,23 @@ _declared = st.builds(
     st.sampled_from([None, *_FILTERS]),
     st.sampled_from([None, *_MASKS]),
     st.booleans(),
+    st.sampled_from([1, 2, 3]),
+)
+_RANGE_STEPS = (Step.RANGES_PLANNED, Step.RANGE_WRITTEN, Step.RANGE_RECORDED)
+#: None of them brings a key that people want to be gone.
+_MEANWHILE = (
+    "select 1",
+    "update people set age = coalesce(age, 0) + 1 where id % 2 = 1",
+    "update people set name = 'cid' where id = 2",
+    "delete from people where id = 3",
+)
+_helpings = st.builds(
+    Helping,
+    st.none() | st.sampled_from(_RANGE_STEPS),
+    st.none() | st.integers(1, 3),
+    st.sampled_from(_MEANWHILE),
+    st.none() | st.sampled_from(_RANGE_STEPS),
+    st.integers(1, 2),
 )
 _forgettings = st.builds(Forgetting, _KEYS, _STEPS)
 _altered = st.builds(Altered, st.sampled_from(["add", "add", "rename", "drop"]))
@@ -127,9 +164,9 @@ _others = _syncs | _works | _declared | _forgettings | _altered
 
 def histories(fewest: int, most: int) -> st.SearchStrategy[list[Any]]:
     """Return histories of so many pieces of work, each after a few writes."""
-    pieces = st.tuples(st.lists(_writes, max_size=3), _others)
+    pieces = st.tuples(st.lists(_writes, max_size=3), st.lists(_helpings, max_size=2), _others)
     return st.lists(pieces, min_size=fewest, max_size=most).map(
-        lambda drawn: [action for writes, other in drawn for action in (*writes, other)]
+        lambda drawn: [act for writes, help_, other in drawn for act in (*writes, *help_, other)]
     )
 
 
@@ -158,7 +195,14 @@ class Play:
     half_forgotten: set[int] = field(default_factory=set)
 
     def run(self, played: list[Any]) -> None:
-        """Play all."""
+        """Play all; whoever copies in ranges waits for nobody."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sharing, "PATIENCE_SECONDS", 0.0)
+            patch.setattr(sharing, "_LOOK_SECONDS", 0.01)
+            patch.setattr(sharing, "PART_BATCHES", 1)
+            self._run(played)
+
+    def _run(self, played: list[Any]) -> None:
         self.world.run(*self.create)
         self.world.run(
             "insert into people(id, name, age, city) values (1, 'ann', 1, 'x'), (2, 'bob', 3, 'y')"
@@ -208,6 +252,37 @@ class Play:
                 f"update people set {self.beside} = {remarked.value} where id = {remarked.key}"
             )
 
+    def _help(self, helping: Helping) -> None:
+        if self._ranges == 1:
+            return
+        if helping.at is None:
+            self._work(helping)
+        else:
+            self.world.faults.do_at(helping.at, lambda: self._work(helping))
+
+    def _work(self, helping: Helping) -> None:
+        self.world.run(helping.meanwhile)
+        faults = CrashAt()
+        if helping.crash_at is not None:
+            faults.arm(helping.crash_at, helping.occurrence)
+        try:
+            report = copy_range(self.world.settings, "people", helping.number, on_step=faults)
+            self.done["ranges that workers copied"] += report.parts
+        except Crash:
+            self.done[f"worker's crash at {helping.crash_at}"] += 1
+        except SchemaError as error:
+            told = (
+                "no copy of it in ranges is under way",
+                "of another declaration",
+                "has no range",
+            )
+            assert any(text in str(error) for text in told)  # noqa: PT017
+
+    @property
+    def _ranges(self) -> int:
+        is_of_files = self.world.storage in {"ipc", "parquet", "delta"}
+        return self.declared.ranges if is_of_files else 1
+
     def _declare(self, declared: Declared) -> None:
         if self.world.mode == "temporal" and self.noted:
             declared = replace(declared, mask=self.declared.mask)
@@ -215,6 +290,8 @@ class Play:
             declared = replace(declared, has_city=True)  # what it compares is there
         self.declared = declared
         table: dict[str, Any] = {"name": "people", **self.options}
+        if self._ranges > 1:
+            table["copy_ranges"] = self._ranges
         if declared.where:
             table["where"] = declared.where
         if declared.mask:
@@ -306,4 +383,5 @@ class Play:
         Declared: lambda play, declared: play._declare(declared),
         Altered: lambda play, altered: play._alter(altered),
         Remarked: lambda play, remarked: play._remark(remarked),
+        Helping: lambda play, helping: play._help(helping),
     }

@@ -77,7 +77,7 @@ class Cell:
         self, directory: Path, actions: Sequence[Any], options: dict[str, Any], done: Counter[str]
     ) -> None:
         how = CAPTURES[self.capture]
-        world = World(directory, mode=self.mode, storage=self.storage, **how)
+        world = World(directory, mode=self.mode, batch_rows=2, storage=self.storage, **how)
         try:
             Play(world, _POLLED_SQLITE if options else CREATE, options, done).run([*actions])
         finally:
