@@ -9,6 +9,7 @@ FOLLOWED = {
     "give the primary server in 'source.dsn'; the process with the mirror may read a standby alone": "tests/behaviour/copy/test_shared_copies.py::test_a_worker_does_not_read_a_standby",
     "give '--table', and a range such as '--range 3' or '--range any'": "tests/behaviour/cli/test_shared_copies.py::test_what_no_range_is_says_the_way_out",
     "run 'rhei copy' with the table: it copies all of it": "tests/behaviour/copy/test_copy_ranges.py::test_only_mirrors_of_files_take_ranges",
+    "launch this partition again, or re-execute the run: what is recorded is not read again": "tests/dagster/test_copy_ranges.py::test_a_run_without_a_plan_fails_with_the_way_out",
     "run 'rhei copy' with the table: it begins the ranges again": "tests/behaviour/copy/test_copy_ranges.py::test_what_was_damaged_is_copied_again",
     "declare its 'copy_ranges', and run 'rhei sync' or 'rhei copy' beside: it plans them": "tests/behaviour/copy/test_copy_ranges.py::test_a_worker_without_a_plan_says_who_makes_one",
     "give this process the declaration of the one that has planned the copy; after a migration that one plans it again by itself": "tests/behaviour/copy/test_copy_ranges.py::test_another_declaration_begins_again_and_workers_refuse_it",

@@ -16,6 +16,7 @@ from rhei_pipeline.wiring.copy_ranges import copy_range
 
 #: A worker that fails is followed by another one, which goes on behind what is recorded.
 _RETRIES, _RETRY_SECONDS = 3, 10
+_AGAIN = "launch this partition again, or re-execute the run: what is recorded is not read again"
 
 
 class RangeConfig(dg.Config):
@@ -41,7 +42,7 @@ def _copy_ranges(declaration: Declaration, table: TableSettings) -> dg.JobDefini
     )
     def copy_one(context: dg.OpExecutionContext, config: RangeConfig) -> None:
         report = _copied(context, declaration.settings, table.name, config.wait_seconds)
-        context.add_output_metadata(_metadata(report))
+        context.add_output_metadata(_metadata(report, int(context.partition_key)))
 
     @dg.job(
         name=names.named(f"copy_ranges_of_{plain}"),
@@ -62,7 +63,14 @@ def _copy_ranges(declaration: Declaration, table: TableSettings) -> dg.JobDefini
 def _copied(
     context: dg.OpExecutionContext, settings: Settings, table: str, wait_seconds: float
 ) -> RangeReport:
-    number, progress = int(context.partition_key), Progress(context)
+    number, progress = int(context.partition_key), Progress(context, "of all ranges")
+    context.log.info(
+        "%s: copies range %s; a session or the initial sync of the table plans it, which is waited"
+        " for up to %g s",
+        table,
+        number,
+        wait_seconds,
+    )
 
     def noted(rows: int, of: int) -> None:
         progress(table, rows, of)
@@ -70,15 +78,28 @@ def _copied(
     try:
         return copy_range(settings, table, number, wait_seconds=wait_seconds, on_rows=noted)
     except PermanentError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+        way = {"what_to_do": error.hint or "", "then": _AGAIN}
+        raise dg.Failure(str(error), metadata=way, allow_retries=False) from error
 
 
-def _metadata(report: RangeReport) -> dict[str, Any]:
+def _metadata(report: RangeReport, number: int) -> dict[str, Any]:
     return {
-        "ranges": report.of,
+        "range": f"{number} of {report.of}" if report.of else str(number),
+        "outcome": _outcome(report, number),
         "rows_copied": report.rows,
         "parts": report.parts,
         "dead_letters": report.dead_letters,
-        "missing_ranges": list(report.missing),
+        "missing_ranges": ", ".join(map(str, report.missing)) or "none",
         "duration_seconds": round(report.duration_seconds, 3),
     }
+
+
+def _outcome(report: RangeReport, number: int) -> str:
+    """Return what became of a range, also where this run has copied nothing of it."""
+    if not report.of:
+        return "the copy was in place already"
+    if number > report.of:
+        return "there are no keys for it: the table has fewer than ranges were declared"
+    if not report.parts:
+        return "another run has copied it, or the process with the mirror"
+    return "copied"

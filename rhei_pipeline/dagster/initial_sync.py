@@ -52,17 +52,20 @@ def _initial_sync(declaration: Declaration, table: Table) -> dg.AssetsDefinition
 
 
 class Progress:
-    """Logs a copy's progress now and then."""
+    """Logs a copy's progress now and then; `where`: in what part of the table, if not in all."""
 
-    def __init__(self, context: dg.AssetExecutionContext | dg.OpExecutionContext) -> None:
-        self._context = context
+    def __init__(
+        self, context: dg.AssetExecutionContext | dg.OpExecutionContext, where: str = ""
+    ) -> None:
+        self._context, self._where = context, f" {where}" if where else ""
         self._next = _PROGRESS_ROWS
 
     def __call__(self, table: str, rows: int, total: int) -> None:
         """Log when enough rows more have been copied."""
         if rows >= self._next:
             self._next = rows + _PROGRESS_ROWS
-            self._context.log.info("%s: %s of %s rows copied", table, f"{rows:,}", f"{total:,}")
+            told = (table, f"{rows:,}", f"{total:,}", self._where)
+            self._context.log.info("%s: %s of %s rows%s copied", *told)
 
 
 def _metadata(report: CopyReport, parity: RowParity) -> dict[str, Any]:

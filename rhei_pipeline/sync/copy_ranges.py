@@ -10,10 +10,11 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 
@@ -94,6 +95,10 @@ class RangeWork:
         Raises:
             MirrorDamagedError: What is recorded cannot be read.
         """
+        with _ReadAhead(self._read) as ahead:
+            return self._shared(plan_id, chosen, ahead)
+
+    def _shared(self, plan_id: str, chosen: Collection[int] | None, ahead: "_ReadAhead") -> WorkEnd:
         others = _Others(PATIENCE_SECONDS)
         own: int | None = None
         while True:
@@ -110,7 +115,7 @@ class RangeWork:
                 continue
             number = own if own in idle else _any_of(idle, standing)
             try:
-                recorded = self._copy_part(standing, number)
+                recorded = self._copy_part(standing, number, ahead)
             except MirrorError:
                 if self._standing(plan_id) is None:  # and what was written for it is deleted
                     return WorkEnd.CLOSED
@@ -125,12 +130,13 @@ class RangeWork:
         standing = self.store.standing(self.table.name)
         return standing if standing and standing.plan.plan_id == plan_id else None
 
-    def _copy_part(self, standing: RangeStanding, number: int) -> bool | None:
+    def _copy_part(self, standing: RangeStanding, number: int, ahead: "_ReadAhead") -> bool | None:
         """Read and record the next part of a range; None if the table has another shape by now."""
-        place, after = standing.begin(number)
-        part, rows = self._read(standing.plan, number, place, after)
+        part, rows = ahead.read(standing.plan, number, *standing.begin(number))
         if part is None:
             return None
+        if not part.is_last:
+            ahead.begin(standing.plan, number, part.place + 1, part.resume)
 
         def written() -> None:
             self.on_step(Step.RANGE_WRITTEN)
@@ -170,6 +176,45 @@ class RangeWork:
         own = (plan.plan_id, number, place, after, resume)
         part = RangePart(*own, is_last, rows.num_rows, tuple(letters), {})
         return part, rows
+
+
+#: Reads a part of a plan: of this range, at this place, after this key.
+_Read = Callable[[CopyPlan, int, int, str | None], tuple[RangePart | None, pa.Table]]
+
+
+class _ReadAhead:
+    """Reads the part that comes next while the one before it is written: one, and no more.
+
+    The source is used by one thread at a time.
+    """
+
+    def __init__(self, read: _Read) -> None:
+        self._read = read
+        self._thread = ThreadPoolExecutor(1, "rhei-range")
+        self._begun: tuple[object, Future[tuple[RangePart | None, pa.Table]]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def begin(self, plan: CopyPlan, number: int, place: int, after: str | None) -> None:
+        """Begin to read a part."""
+        wanted = (plan, number, place, after)
+        self._begun = wanted, self._thread.submit(self._read, *wanted)
+
+    def read(
+        self, plan: CopyPlan, number: int, place: int, after: str | None
+    ) -> tuple[RangePart | None, pa.Table]:
+        """Return a part, which may have been begun; another one that was is of no use then."""
+        wanted, begun = (plan, number, place, after), self._begun
+        self._begun = None
+        if begun is not None and begun[0] == wanted:
+            return begun[1].result()
+        if begun is not None:
+            wait([begun[1]])
+        return self._read(*wanted)
 
 
 class _Others:

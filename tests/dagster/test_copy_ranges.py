@@ -44,17 +44,29 @@ def test_each_run_copies_its_range_and_the_initial_sync_puts_all_in_place(shared
     with dg.DagsterInstance.ephemeral() as instance:
         for number in (3, 1, 4):
             seen = told(run_range(definitions, number, instance))
-            assert (seen["ranges"], seen["rows_copied"]) == (4, 25)
-        assert seen["missing_ranges"] == [2]
-        assert told(run_range(definitions, 3, instance))["rows_copied"] == 0
+            assert (seen["range"], seen["rows_copied"]) == (f"{number} of 4", 25)
+            assert seen["outcome"] == "copied"
+        assert seen["missing_ranges"] == "2"
+        again = told(run_range(definitions, 3, instance))
+        assert again["rows_copied"] == 0
+        assert "another run has copied it" in again["outcome"]
         shared.run("update t set v = 'new' where id % 2 = 0", "delete from t where id = 60")
         copied = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             asset_selection=[dg.AssetKey(["initial_sync", "t"])], instance=instance
         )
         assert copied.success
-        assert told(run_range(definitions, 2, instance))["ranges"] == 0, "the copy is in place"
+        late = told(run_range(definitions, 2, instance))
+        assert (late["range"], late["outcome"]) == ("2", "the copy was in place already")
     shared.assert_equal("t")
     assert shared.htap.verify().equal
+
+
+def test_a_range_without_keys_says_so(shared: World) -> None:
+    shared.tables = [{"name": "t", "copy_ranges": 6}]
+    with dg.DagsterInstance.ephemeral() as instance:
+        seen = told(run_range(build_definitions(shared.settings), 6, instance))
+    assert (seen["range"], seen["rows_copied"]) == ("6 of 4", 0)
+    assert "there are no keys for it" in seen["outcome"]
 
 
 def test_the_job_has_a_partition_for_each_range_and_takes_no_slot_of_the_pool(
@@ -77,8 +89,12 @@ def test_a_run_without_a_plan_fails_with_the_way_out(make_world: Callable[..., W
     world = make_world(storage="parquet", tables=tables)
     world.run("create table t(id integer primary key)", "insert into t values (1), (2)")
     definitions = build_definitions(world.settings)
-    with (
-        dg.DagsterInstance.ephemeral() as instance,
-        pytest.raises(dg.Failure, match="run 'rhei sync' or 'rhei copy' beside"),
-    ):
-        run_range(definitions, 1, instance)
+    with dg.DagsterInstance.ephemeral() as instance:
+        with pytest.raises(dg.Failure, match="'rhei sync' or 'rhei copy' beside") as caught:
+            run_range(definitions, 1, instance)
+        way = {name: str(value.value) for name, value in caught.value.metadata.items()}
+        assert "it plans them" in way["what_to_do"]
+        assert "re-execute the run" in way["then"]
+        world.faults.arm(Step.RANGES_PLANNED)
+        assert world.surviving(world.htap.sync_now)
+        assert told(run_range(definitions, 1, instance))["rows_copied"] == 1

@@ -1,6 +1,7 @@
 """A table's copy in ranges of keys, which several processes share."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -175,6 +176,37 @@ def test_of_two_workers_on_one_range_one_records_each_part(make: Make) -> None:
     assert_whole(world)
     world.crash()
     assert world.htap.verify().equal
+
+
+def test_a_worker_reads_one_part_while_it_writes_the_one_before(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make()
+    begin(world)
+    begun = {place: threading.Event() for place in range(1, ROWS)}
+    is_last: list[bool] = []
+    read = sharing.RangeWork._read
+
+    def noted(work: sharing.RangeWork, *asked: Any) -> Any:
+        begun[asked[2]].set()
+        part, rows = read(work, *asked)
+        is_last.append(part is not None and part.is_last)
+        return part, rows
+
+    written: list[int] = []
+
+    def look(step: Step) -> None:
+        if step is Step.RANGE_WRITTEN:
+            written.append(place := len(written) + 1)
+            assert is_last[place - 1] or begun[place + 1].wait(60)
+            assert not begun[place + 2].is_set()
+
+    monkeypatch.setattr(sharing.RangeWork, "_read", noted)
+    report = copied(world, 2, on_step=look)
+    assert (report.rows, report.parts) == (ROWS // RANGES, len(written))
+    assert report.parts > 3
+    world.htap.sync_now()
+    assert_whole(world)
 
 
 def test_a_worker_takes_whatever_nobody_works_on(make: Make) -> None:
