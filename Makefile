@@ -114,7 +114,7 @@ test-cluster: $(READY) ## run the tests that need a Sail server or a launcher; i
 		tests/behaviour/mirrors/test_failing_store.py \
 		tests/behaviour/copy/test_ranges_in_a_failing_store.py tests/docs/test_several_machines.py
 
-test-workers: $(READY) ## kill a worker of Celery, and its broker, within a copy: nine minutes; installs 400 MB more
+test-workers: $(READY) ## kill a worker of Celery, and its brokers, within copies: eleven minutes; installs 400 MB more
 	@$(PIP) --no-compile -r requirements-cluster.lock
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0 tests/dagster/test_several_workers.py
 

@@ -57,12 +57,13 @@ def copy_range(
         on_step: Called at each named step.
 
     Raises:
-        SettingsError: The mirror is none that can be copied in ranges.
+        SettingsError: The mirror is none that can be copied in ranges, or no shard is chosen.
         MirrorOwnerError: It is of another source than the declared one, or of another pipeline.
         SourceError: It is a standby, which may lag behind.
         SchemaError: There is no plan, no such range, or what is declared here of the table is not
             what is being copied.
     """
+    settings.refuse_whole()
     if not settings.mirror.is_of_files:
         raise SettingsError(
             "only a mirror of files is copied in ranges",

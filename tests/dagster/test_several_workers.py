@@ -1,12 +1,13 @@
 """Runs as tasks of Celery's workers, with a code server for each shard and the mirror in a bucket.
 
-`make test-workers` runs it. Broker and results are folders, or a Redis server, where one is
-installed.
+`make test-workers` runs it. Broker and results are folders, or a Redis server, or RabbitMQ with
+results in a folder, where they are installed.
 """
 
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from tests.support.live_worlds import ServerWorld
 _Found = TypeVar("_Found")
 
 QUEUE = "rhei"
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 ROWS = 60_000
 #: A run without a sign of life is given up after 150 s.
 GIVEN_UP_SECONDS = 400.0
@@ -91,6 +93,47 @@ def start_redis(made: Deployment, port: int) -> None:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def start_rabbitmq(made: Deployment, port: int) -> None:
+    """Start RabbitMQ as this user: its name service, and files of its own, which it keeps."""
+    folder, names = made.home / "rabbitmq", "rabbitmq_names"
+    folder.mkdir(exist_ok=True)
+    service = folder / "port_of_names"
+    if names not in made.processes:
+        service.write_text(str(free_port()))
+    (folder / "plugins").write_text("[].\n")
+    environment = {
+        **os.environ,
+        "HOME": str(folder),  # where Erlang keeps its cookie
+        "ERL_EPMD_PORT": service.read_text(),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": "rhei@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,
+    }
+
+    def start(name: str, *command: str) -> None:
+        made.processes[name] = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+
+    if names not in made.processes:
+        start(names, "epmd", "-port", environment["ERL_EPMD_PORT"])
+    # That of the path wants to be root, and becomes another user.
+    start("rabbitmq", str(RABBITMQ))
+
+    def answers() -> bool:
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", port)) == 0
+
+    awaited("RabbitMQ", answers)
 
 
 def start_worker(made: Deployment, name: str) -> None:
@@ -185,29 +228,48 @@ def test_a_worker_killed_within_a_copy_costs_no_row_and_another_goes_on(
             assert_changes_arrive(world)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
-def test_a_broker_killed_within_a_copy_costs_no_row_and_runs_begin_once_it_is_back(
-    dsn: str, tmp_path: Path, bucket: Store
-) -> None:
+def _redis(home: Path, port: int) -> Broker:
     pytest.importorskip("redis")
     if shutil.which("redis-server") is None:
         pytest.skip("no Redis server is installed")
+    url = f"redis://127.0.0.1:{port}/0"
+    return Broker(url, url)
+
+
+def _rabbitmq(home: Path, port: int) -> Broker:
+    if not RABBITMQ.exists():
+        pytest.skip("no RabbitMQ is installed")
+    folders = Broker.of_folders(home)
+    return Broker(f"amqp://guest:guest@127.0.0.1:{port}//", folders.results)
+
+
+BROKERS: dict[str, tuple[Callable[[Path, int], Broker], Callable[[Deployment, int], None]]] = {
+    "redis": (_redis, start_redis),
+    "rabbitmq": (_rabbitmq, start_rabbitmq),
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+@pytest.mark.parametrize("kind", BROKERS)
+def test_a_broker_killed_within_a_copy_costs_no_row_and_runs_begin_once_it_is_back(
+    dsn: str, tmp_path: Path, bucket: Store, kind: str
+) -> None:
+    broker_at, start = BROKERS[kind]
     with shop(dsn, tmp_path, bucket) as (world, servers):
-        port = free_port()
-        url = f"redis://127.0.0.1:{port}/0"
-        made = with_workers(tmp_path / "home", servers, Broker(url, url))
-        start_redis(made, port)
+        home, port = tmp_path / "home", free_port()
+        made = with_workers(home, servers, broker_at(home, port))
+        start(made, port)
         with running(made):
             start_worker(made, "worker_1")
             awaited("a part is copied", lambda: written(bucket) > 90)
             session = made.session_process("shop_shard_1_sync")
-            made.kill("redis")
+            made.kill(kind)
             assert count(world, 1, "orders") == 0
             whole = awaited("the copy", lambda: count(world, 1, "orders"), GIVEN_UP_SECONDS)
             assert whole == ROWS
             assert made.session_process("shop_shard_1_sync") == session
-            start_redis(made, port)
+            start(made, port)
             assert_changes_arrive(world)
 
 

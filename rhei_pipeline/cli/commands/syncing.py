@@ -235,7 +235,8 @@ def _show_status(found: "SyncStatus", *, as_json: bool) -> None:
 def _copying(name: str, copy: "CopyStatus") -> str:
     text = f"copying {name}: {copy.rows:,} of {copy.of:,} rows"
     if not copy.missing:
-        return text
+        is_shared = copy.ranges > 1
+        return f"{text}; 'rhei copy --table {name}' puts its ranges in place" if is_shared else text
     missing = ", ".join(map(str, copy.missing))
     return (
         f"{text}; of {copy.ranges} ranges these are missing: {missing}. 'rhei copy --table {name}'"

@@ -63,7 +63,10 @@ def test_ranges_are_copied_by_the_command_and_the_status_names_what_is_missing(
 def test_any_range_is_taken_that_nobody_works_on(shared: World) -> None:
     found = json.loads(rhei(shared, "copy", "--table", "t", "--range", "any", "--json").stdout)
     assert (found["rows"], found["missing"]) == (ROWS, [])
-    shared.htap.sync_now()
+    status = rhei(shared, "status").output.replace("\n", " ")
+    assert "'rhei copy --table t' puts its ranges in place" in status
+    assert rhei(shared, "copy", "--table", "t").exit_code == 0
+    assert "puts its ranges in place" not in rhei(shared, "status").output.replace("\n", " ")
     shared.assert_equal("t")
     told = rhei(shared, "copy", "--table", "t", "--range", "2", "--json")
     again = json.loads(told.stdout)

@@ -10,8 +10,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from rhei_pipeline import Settings
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, SchemaError
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.errors import (
+    MirrorDamagedError,
+    MirrorError,
+    RheiError,
+    SchemaError,
+    SettingsError,
+)
 from rhei_pipeline.mirrors.datafusion.local_files import LocalFiles
 from rhei_pipeline.model.copy_plan import RangeReport
 from rhei_pipeline.protocols import Step
@@ -497,6 +503,17 @@ def test_a_mirror_put_back_in_mid_copy_goes_on_with_its_plan(make: Make, place: 
     copied(world, 1)
     world.htap.sync_now()
     assert_whole(world)
+
+
+def test_a_worker_is_told_to_take_a_shard(make: Make) -> None:
+    world = make()
+    whole = Settings(**{**world.settings.model_dump(), "name": "shop", "shards": [["t"], []]})
+    with pytest.raises(SettingsError, match=r"take one: rhei\.open"):
+        copy_range(whole, "t", 1)
+    own = whole.of_shard(1)
+    with HTAP(own) as htap:
+        assert htap.initial_sync("t").rows == ROWS
+    assert copy_range(own, "t", 1).of == 0
 
 
 @pytest.mark.parametrize("ranges", [2, 3, 40])
