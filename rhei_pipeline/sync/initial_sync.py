@@ -9,11 +9,12 @@ copy in the table's place. What readers of the mirror see is one state of the so
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from itertools import islice
+
+import pyarrow as pa
 
 from rhei_pipeline.capabilities import (
     CopiesRanges,
@@ -156,13 +157,14 @@ def _copy_alone(  # noqa: PLR0913  (those of `copy_table`)
             until = time.monotonic() + SNAPSHOT_SECONDS
             while not progress.complete and time.monotonic() < until:
                 with mirror.transaction() as transaction:
-                    batches = _batches(table, snapshot, progress.resume, options.batch_rows)
-                    for batch in batches if total >= LARGE_TABLE_ROWS else islice(batches, 1):
-                        is_last = batch is None
-                        progress = _append(table, progress, batch, transaction, is_last=is_last)
-                        rows += batch.rows.num_rows if batch else 0
-                        letters += len(batch.rejected) if batch else 0
-                        del batch
+                    most = PART_BATCHES if total >= LARGE_TABLE_ROWS else 1
+                    part, is_last = _part(
+                        table, snapshot, progress.resume, options.batch_rows, most
+                    )
+                    progress = _append(table, progress, part, transaction, is_last=is_last)
+                    rows += part.rows.num_rows if part else 0
+                    letters += len(part.rejected) if part else 0
+                    del part
                     bounded(transaction)
                 on_progress(table.name, rows, total)
                 on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
@@ -189,25 +191,27 @@ def _shared(  # noqa: PLR0913, PLR0917  (those of `copy_table`)
     return SharedCopy(work, mirror, count, progress, bounded)
 
 
-def _batches(
-    table: Table, snapshot: SourceRows, resume: str | None, batch_rows: int
-) -> Iterator[RowBatch | None]:
-    """Yield what a commit of a large table's copy holds; a last None where the rows end.
+def _part(
+    table: Table, snapshot: SourceRows, resume: str | None, batch_rows: int, most: int
+) -> tuple[RowBatch | None, bool]:
+    """Return what a commit of a copy holds, and whether the rows end behind it.
 
-    A mirror writes rows by some hundred thousands: fewer are written again by the next commit.
+    A mirror writes rows by some hundred thousands: fewer are written again by the next commit, and
+    to write them in turns takes longer than at once.
     """
     until = time.monotonic() + PART_SECONDS
+    found: list[RowBatch] = []
     size = 0
-    for _ in range(PART_BATCHES):
-        batch = snapshot.rows(table, resume, batch_rows)
-        if batch is None:
-            yield None
-            return
+    while (batch := snapshot.rows(table, resume, batch_rows)) is not None:
+        found.append(batch)
         resume, size = batch.resume, size + batch.rows.nbytes
-        yield batch
-        del batch  # it may be large, and the next one is read now
-        if size >= PORTION_BYTES or time.monotonic() >= until:
-            return
+        if len(found) == most or size >= PORTION_BYTES or time.monotonic() >= until:
+            break
+    if not found:
+        return None, True
+    rejected = tuple(letter for batch in found for letter in batch.rejected)
+    rows = pa.concat_tables(batch.rows for batch in found)
+    return RowBatch(rows, found[-1].resume, rejected), batch is None
 
 
 def _replays(table: Table, snapshot: SourcePositions, mirror: Mirror) -> bool:

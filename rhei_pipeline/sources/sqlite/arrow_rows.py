@@ -27,9 +27,10 @@ from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.sources.sqlite.admission import key_first
 from rhei_pipeline.sources.sqlite.database import FileId
+from rhei_pipeline.sources.sqlite.prefetched import PrefetchedStream
 from rhei_pipeline.sources.sqlite.rows import SqliteRowReader
 from rhei_pipeline.sources.sqlite.types import encode_key, from_raw, raw_type
-from rhei_pipeline.sql.text import conjunction, listed, quote
+from rhei_pipeline.sql.text import conjunction, quote
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class ArrowRows:
         at_once = self._rows_at_once(reader, resume, is_copy=proof is None)
         if not at_once:
             return None
-        ordered, values = reader.ordered(resume)
+        sql, values = _statement(reader, resume)
         request = {
             "path": str(self._path),
             "uri": f"{self._path.resolve().as_uri()}?mode=ro",
@@ -161,7 +162,7 @@ class ArrowRows:
             "schema_version": str(schema_version),
             "proof_sql": proof.sql if proof else "select ''",
             "proof": proof.text if proof else "",
-            "sql": _sql(key_first(table), ordered),
+            "sql": sql,
             "batch_rows": str(min(at_once, limit)),
             "portion_rows": str(limit),
             "portion_bytes": str(PORTION_BYTES),
@@ -195,7 +196,7 @@ class _Process:
         self._schema = reader.source.schema
         self._columns = key_first(self._schema)
         self._resume, self._limit = resume, limit
-        self._stream: pa.RecordBatchStreamReader | None = None
+        self._is_by_rowid = reader.source.rowid_key
         # Files, since a pipe that nobody reads or writes in time can block either process.
         self._said = TemporaryFile()  # noqa: SIM115  (closed with the process)
         with TemporaryFile() as asked:
@@ -212,6 +213,7 @@ class _Process:
                 start_new_session=True,
                 env=os.environ | _SINGLE_THREADED,
             )
+        self._found = PrefetchedStream(lambda: pa.ipc.open_stream(self._running.stdout))
 
     def is_at(self, name: str, resume: str | None, limit: int) -> bool:
         """Return whether what it reads next are these rows."""
@@ -220,16 +222,14 @@ class _Process:
     def next(self) -> RowBatch | None:
         """Return the next rows; None at their end."""
         try:
-            if self._stream is None:
-                self._stream = pa.ipc.open_stream(self._running.stdout)
-                self._refuse_other_classes(self._stream.schema)
-            raw = self._stream.read_next_batch()
-        except (StopIteration, pa.ArrowException) as error:
+            raw = self._found.next()
+        except pa.ArrowException:
+            self._refuse_failure()
+            raise
+        if raw is None:
             # A stream that was cut off between two batches looks as if it had ended.
             self._refuse_failure()
-            if isinstance(error, StopIteration):
-                return None
-            raise
+            return None
         batch = self._admitted(raw)
         self._resume = batch.resume
         return batch
@@ -238,11 +238,7 @@ class _Process:
         """End the process, and wait until it has ended; safe to repeat."""
         with self._said, self._running:
             self._running.kill()
-
-    def _refuse_other_classes(self, schema: pa.Schema) -> None:
-        expected = [*(raw_type(column) for column in self._columns), pa.int64()]
-        if schema.types != expected:
-            raise _NotReadableError("a column holds values of several classes")
+            self._found.close()
 
     def _refuse_failure(self) -> None:
         status = self._running.wait()
@@ -252,15 +248,18 @@ class _Process:
             raise _NotReadableError(said.rpartition("\n")[2] or f"it ended with status {status}")
 
     def _admitted(self, raw: pa.RecordBatch) -> RowBatch:
-        *values, are_of_one_class = raw.columns
-        if not pc.all(are_of_one_class.cast(pa.bool_())).as_py():
+        first, expected = raw.column(0), [raw_type(column) for column in self._columns]
+        if raw.schema.types != expected or first.null_count:
             raise _NotReadableError("a column holds values of several classes")
+        # A scan goes by the rowid. If it ever went by anything else, its first rows would show it.
+        if self._is_by_rowid and pc.any(pc.greater_equal(first[:-1], first[1:])).as_py():
+            raise _NotReadableError("rows are not stored in the order of their keys")
         try:
-            arrays = [_admitted(*each) for each in zip(values, self._columns, strict=True)]
+            arrays = [_admitted(*each) for each in zip(raw.columns, self._columns, strict=True)]
         except pa.ArrowInvalid:  # its text has the value
             raise _NotReadableError("a value does not fit its column") from None
         found = pa.table(arrays, [column.name for column in self._columns])
-        key = [part[-1].as_py() for part in values[: len(self._schema.primary_key)]]
+        key = [part[-1].as_py() for part in raw.columns[: len(self._schema.primary_key)]]
         return RowBatch(found.select(list(self._schema.names)), encode_key(key))
 
 
@@ -276,21 +275,28 @@ def _admitted(raw: pa.Array, column: Column) -> pa.Array:
     return from_raw(raw, column)
 
 
-def _sql(columns: Sequence[Column], ordered: str) -> str:
-    """Write the statement: a row that types the columns, then the rows; last, are they of one type.
+def _statement(reader: SqliteRowReader, resume: str | None) -> tuple[str, list[Any]]:
+    """Write the statement: a row that types the columns, then the rows.
 
-    The limit, which is none, keeps SQLite from dropping the order.
+    The first column of the key is null in rows that have a value of another class.
     """
-    kinds = [raw_type(column) for column in columns]
-    names = [column.name for column in columns]
+    columns = key_first(reader.source.schema)
+    names, kinds = [quote(c.name) for c in columns], [raw_type(c) for c in columns]
     first = ", ".join(_FIRST_VALUES[kind] for kind in kinds)
     of_one_class = conjunction(
-        f"({quote(name)} is null or typeof({quote(name)}) = '{_CLASSES[kind]}')"
+        f"(typeof({name}) = '{_CLASSES[kind]}' or {name} is null)"
         for name, kind in zip(names, kinds, strict=True)
         if kind in _CLASSES
     )
-    rows = f"select {listed(names)}, {of_one_class or 1}{ordered} limit -1"
-    return f"select {first}, 1 union all select * from ({rows})"
+    if of_one_class:
+        names[0] = f"iif({of_one_class}, {names[0]}, null)"
+    chosen = f"select {', '.join(names)}"
+    if reader.source.rowid_key:
+        rows, values = reader.stored(resume)
+        return f"select {first} union all {chosen}{rows}", values
+    # The limit, which is none, keeps SQLite from dropping the order.
+    rows, values = reader.ordered(resume)
+    return f"select {first} union all select * from ({chosen}{rows} limit -1)", values
 
 
 def _bound(values: Sequence[Any]) -> pa.RecordBatch:

@@ -101,6 +101,7 @@ class SqliteTable:
         unmirrored: Columns that the settings leave out.
         free_key: Whether a column of the key takes numbers as they come, so that 0.0 and -0.0,
             or 1 and 1.0, can be written in turn for one key.
+        rowid_key: Whether the key is the rowid, in whose order rows are stored.
     """
 
     schema: TableSchema
@@ -108,6 +109,7 @@ class SqliteTable:
     key_collations: tuple[str, ...]
     unmirrored: tuple[str, ...] = ()
     free_key: bool = False
+    rowid_key: bool = False
 
     @property
     def all_names(self) -> tuple[str, ...]:
@@ -234,7 +236,7 @@ def _with_uniqueness(
     mirrored = set(schema.names)
     unmirrored = tuple(name for name in everything if name not in mirrored)
     free_key = any(_takes_any_number(info.declared) for info in infos if info.name in key)
-    return SqliteTable(schema, others, collations, unmirrored, free_key)
+    return SqliteTable(schema, others, collations, unmirrored, free_key, rowid_key)
 
 
 def _takes_any_number(declared: str) -> bool:

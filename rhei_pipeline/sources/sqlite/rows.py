@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
@@ -29,12 +29,14 @@ class SqliteRowReader:
     Attributes:
         clock: The source's clock; dead letters are dated by it.
         condition: SQL that a row must meet to count as one; empty for all rows.
+        counts: How many rows met a condition that was asked for in this transaction.
     """
 
     connection: sqlite3.Connection
     source: SqliteTable
     clock: datetime
     condition: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
 
     def rows(self, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order; None when there are no more."""
@@ -116,12 +118,14 @@ class SqliteRowReader:
         return disjunction(f"{quote(name)} is null" for name in self.source.nullable_key)
 
     def count(self, where: str = "true") -> int:
-        """Count the rows."""
-        name, condition = quote(self.source.schema.name), self.condition or "true"
-        found = self.connection.execute(
-            f"select count(*) from {name} where {condition} and ({where})"
-        )
-        return int(found.fetchone()[0])
+        """Count the rows; once, since that looks at all of them."""
+        if where not in self.counts:
+            name, condition = quote(self.source.schema.name), self.condition or "true"
+            found = self.connection.execute(
+                f"select count(*) from {name} where {condition} and ({where})"
+            )
+            self.counts[where] = int(found.fetchone()[0])
+        return self.counts[where]
 
     def has_behind(self, resume: str | None, count: int) -> bool:
         """Return whether there are so many rows after `resume`; so many are looked at at most."""
@@ -143,8 +147,17 @@ class SqliteRowReader:
 
     def ordered(self, resume: str | None, until: str | None = None) -> tuple[str, list[Any]]:
         """Write what follows the columns in a `select` of the rows after `resume`, in key order."""
+        where, params = self._chosen(resume, until)
         schema = self.source.schema
-        key = listed(schema.primary_key)
+        return f" from {quote(schema.name)}{where} order by {listed(schema.primary_key)}", params
+
+    def stored(self, resume: str | None, until: str | None = None) -> tuple[str, list[Any]]:
+        """Write the same for the order in which the rows are stored."""
+        where, params = self._chosen(resume, until)
+        return f" from {quote(self.source.schema.name)} not indexed{where}", params
+
+    def _chosen(self, resume: str | None, until: str | None) -> tuple[str, list[Any]]:
+        key = listed(self.source.schema.primary_key)
         conditions = [f"{quote(name)} is not null" for name in self.source.nullable_key]
         params: list[Any] = []
         begins = ">=" if resume is not None and resume.startswith(_FROM) else ">"
@@ -155,8 +168,7 @@ class SqliteRowReader:
                 params += values
         if self.condition:
             conditions.append(self.condition)
-        where = f" where {' and '.join(conditions)}" if conditions else ""
-        return f" from {quote(schema.name)}{where} order by {key}", params
+        return f" where {' and '.join(conditions)}" if conditions else "", params
 
 
 #: Reads the next rows of a reader's table, as `SqliteRowReader.rows` does.

@@ -201,6 +201,31 @@ def test_another_file_or_schema_is_not_read_beside(source: Source, started: Star
     assert len(started) == 2
 
 
+def test_rows_come_in_the_order_of_the_rowid_whatever_index_covers_them(
+    source: Source, started: Started
+) -> None:
+    source.connection.execute("create table t(v int, id integer primary key)")
+    source.connection.execute("create index covering on t(v, id)")
+    source.connection.executemany(
+        "insert into t values (?, ?)", [(-n, 3 * n) for n in range(-9, 90)]
+    )
+    assert source.beside("t", 7) == source.here("t", 7)
+    resume = source.here("t", 7)[3].resume
+    assert source.beside("t", 7, resume) == source.here("t", 7, resume)
+    assert (source.ahead._unreadable, len(started)) == (set(), 2)
+
+
+def test_rows_in_another_order_are_read_here(
+    source: Source, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.connection.execute("create table t(id integer primary key)")
+    source.connection.executemany("insert into t values (?)", [(n,) for n in range(9)])
+    backwards = " from t order by id desc"
+    monkeypatch.setattr(SqliteRowReader, "stored", lambda *_: (backwards, []))
+    assert source.beside("t", 3) == source.here("t", 3)
+    assert (source.ahead._unreadable, len(started)) == ({"t"}, 1)
+
+
 def test_rows_are_read_here_without_a_driver(
     source: Source, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any
 
@@ -120,7 +121,7 @@ class SqlitePolledTable:
         self._now = now
         self._clock = instant(now)
 
-    @property
+    @cached_property
     def reader(self) -> SqliteRowReader:
         """What reads its rows whole."""
         condition = "" if self.poll.options.deleted_at is None else self.poll.live

@@ -77,6 +77,7 @@ class SqliteTriggerSnapshot(TableReads):
         self._read_rows = read_rows
         self._readings: dict[tuple[str, Position], tuple[Table, _Reading | None]] = {}
         self._ends: dict[str, Position] = {}
+        self._readers: dict[str, SqliteRowReader] = {}
         # The first read fixes the snapshot; DEFERRED transactions have none before it.
         connection.execute("select 1 from sqlite_master").fetchone()
         (now,) = connection.execute(f"select {CLOCK}").fetchone()
@@ -293,7 +294,11 @@ class SqliteTriggerSnapshot(TableReads):
         return Rescan.ALL if is_due and self._present(table) == table.schema else Rescan.NONE
 
     def _reader(self, table: Table) -> SqliteRowReader:
-        return SqliteRowReader(self._connection, self._catalogue(table.name), self.clock)
+        if table.name not in self._readers:
+            self._readers[table.name] = SqliteRowReader(
+                self._connection, self._catalogue(table.name), self.clock
+            )
+        return self._readers[table.name]
 
     def _seen_now(self, values: Values) -> list[pa.Array]:
         """Return the fields of events that tell what is there now."""
