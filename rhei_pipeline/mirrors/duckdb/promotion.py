@@ -54,6 +54,9 @@ from rhei_pipeline.sql.text import duckdb_type, listed, literal, matching, mirro
 
 #: How many values of a column are cast at once.
 _ROWS = 65_536
+#: A copy of so many rows at most gets the columns of its history. Of more it is written again, in
+#: six times the time: until the next checkpoint, DuckDB holds added columns in memory.
+_ADDED_ROWS = 2_000_000
 
 
 def adopt_copy(
@@ -114,14 +117,23 @@ def keep_unknown(connection: duckdb.DuckDBPyConnection, table: Table, names: Tab
 
 
 def _adopt_as_versions(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:
-    logical = table.schema.logical
-    create(connection, mirror_table(table.schema), table.mirror_schema, logical=logical)
-    connection.execute(
-        f"insert into {mirror_table(table.schema)} select *, ?, null, ?"
-        f" from {copy_name(table.schema)}",
-        [at, Operation.INSERT.value],
-    )
-    connection.execute(f"drop table {copy_name(table.schema)}")
+    schema, target, copy = table.schema, mirror_table(table.schema), copy_name(table.schema)
+    first = Operation.INSERT.value
+    count = connection.execute(f"select count(*) from {copy}").fetchall()[0][0]
+    # Columns of text may have a type of their own in the table, and not yet in the copy.
+    if count <= _ADDED_ROWS and not schema.logical:
+        begun = f"{literal(at.isoformat())}::timestamptz"
+        for name, value in ((VALID_FROM, begun), (VALID_TO, None), (OPERATION, literal(first))):
+            kind = duckdb_type(table.mirror_schema.field(name).type)
+            default = f" default {value}" if value else ""
+            connection.execute(f"alter table {copy} add column {name} {kind}{default}")
+            if value:
+                connection.execute(f"alter table {copy} alter column {name} drop default")
+        connection.execute(f"alter table {copy} rename to {quote(schema.mirror_relation)}")
+        return
+    create(connection, target, table.mirror_schema, logical=schema.logical)
+    connection.execute(f"insert into {target} select *, ?, null, ? from {copy}", [at, first])
+    connection.execute(f"drop table {copy}")
 
 
 def _refuse_other_table(

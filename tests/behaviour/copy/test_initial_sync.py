@@ -3,9 +3,13 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
+import duckdb
 import pytest
 
+from rhei_pipeline.mirrors.duckdb import promotion
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.model.reports import CopyReport
 from rhei_pipeline.protocols import Step
@@ -151,6 +155,60 @@ def test_what_is_pending_when_a_copy_begins_is_not_applied_twice(
     world.assert_equal("t")
     if mode == "temporal":
         assert len(world.versions("t")) == ROWS + 1
+
+
+@pytest.mark.parametrize("added_rows", [0, 10 * ROWS], ids=["written again", "columns added"])
+def test_a_first_history_is_the_same_however_its_columns_come(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, added_rows: int
+) -> None:
+    monkeypatch.setattr(promotion, "_ADDED_ROWS", added_rows)
+    world = filled(make_world, "temporal")
+
+    def write(_table: str, rows: int, _of: int) -> None:
+        world.run(
+            f"update t set v = v || '!' where b % 100 = {rows % 7}",
+            f"insert or replace into t values ('new', {ROWS + rows}, null)",
+            f"delete from t where b = {rows // 2}",
+        )
+
+    world.htap.sync_now(on_progress=write)
+    world.assert_equal("t")
+    versions = world.versions("t", "a, b, _rhei_valid_from")
+    assert {row["_rhei_operation"] for row in versions} == {"I"}
+    assert {row["_rhei_valid_to"] for row in versions} == {None}
+    assert len({row["_rhei_valid_from"] for row in versions}) == 1
+    with engine_of(world.htap).mirror.transaction() as transaction:
+        assert isinstance(transaction, DuckDBTransaction)
+        columns = connection_of(transaction).execute(
+            "select column_name, data_type, column_default, is_nullable from duckdb_columns()"
+            " where table_name = 't' order by column_index"
+        )
+        assert columns.fetchall() == [
+            ("a", "VARCHAR", None, True),
+            ("b", "BIGINT", None, True),
+            ("v", "VARCHAR", None, True),
+            ("_rhei_valid_from", "TIMESTAMP WITH TIME ZONE", None, True),
+            ("_rhei_valid_to", "TIMESTAMP WITH TIME ZONE", None, True),
+            ("_rhei_operation", "VARCHAR", None, True),
+        ]
+    # What a process leaves that is killed now: the file, and the log behind it.
+    mirror = Path(engine_of(world.htap).mirror.path)
+    for file in (mirror, mirror.with_name(f"{mirror.name}.wal")):
+        left = tmp_path / file.name.replace(mirror.name, "left.duckdb")
+        # By another process: to close the file in this one would release its locks.
+        copying = "import shutil, sys; shutil.copy(*sys.argv[1:])"
+        subprocess.run([sys.executable, "-c", copying, file, left], check=True)
+    with closing(duckdb.connect(tmp_path / "left.duckdb")) as opened:
+        found = opened.sql('select * from t order by a, b, "_rhei_valid_from"').to_arrow_table()
+        assert len(found) == len(versions)
+        assert found.select(["a", "b", "v"]).to_pylist() == [
+            {name: row[name] for name in "abv"} for row in versions
+        ]
+        assert set(found["_rhei_operation"].to_pylist()) == {"I"}
+    world.run("update t set v = 'later' where b = 900", "delete from t where b = 901")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    assert len(world.versions("t")) == len(versions) + 1
 
 
 def test_a_copy_of_another_shape_is_not_resumed(make_world: MakeWorld) -> None:
