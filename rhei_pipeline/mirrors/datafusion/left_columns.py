@@ -27,7 +27,8 @@ def kept_fields(schema: pa.Schema, table: Table) -> Sequence[pa.Field]:
     """Return the columns that a plain table keeps, of which its source tells nothing."""
     if table.mode is Mode.TEMPORAL or not table.keeps_dropped:
         return ()
-    return [field for field in schema if field.name not in table.schema.names]
+    own = set(table.schema.names)
+    return [field for field in schema if field.name not in own]
 
 
 def left_names(schema: pa.Schema, table: Table) -> set[str]:

@@ -139,7 +139,8 @@ def _rename(
     buffer: WriteBuffer, table: Table, former: FormerNames, store: SegmentStore, append: Append
 ) -> WriteBuffer:
     """Return a table whose columns have their new names; its files, which name them, are others."""
-    names = {old: new for new, old in former.items() if old in buffer.schema.names}
+    standing = set(buffer.schema.names)
+    names = {old: new for new, old in former.items() if old in standing}
     if not names:
         return buffer
     fields = [field.with_name(names.get(field.name, field.name)) for field in buffer.schema]
@@ -161,15 +162,11 @@ def _is_readable_as(standing: pa.Schema, shape: pa.Schema, table: Table) -> bool
 
 
 def _reshaped(standing: pa.Schema, table: Table) -> pa.Schema:
-    wanted = table.mirror_schema
-    added = [field for field in wanted if field.name not in standing.names]
+    wanted = {field.name: field for field in table.mirror_schema}
     gone = left_names(standing, table)
-    kept = (
-        wanted.field(f.name) if f.name in wanted.names else f
-        for f in standing
-        if f.name not in gone
-    )
-    return pa.schema([*kept, *added])
+    kept = {f.name: wanted.get(f.name, f) for f in standing if f.name not in gone}
+    there = set(standing.names)
+    return pa.schema([*kept.values(), *(f for f in wanted.values() if f.name not in there)])
 
 
 def _in_shape(rows: pa.Table, shape: pa.Schema, table: str) -> pa.Table:
@@ -197,7 +194,8 @@ def last_good_rows(standing: WriteBuffer, table: Table, keys: pa.Table) -> pa.Ta
         return wanted.empty_table()
     former = pa.schema([standing.schema.field(name) for name in key])
     found = standing.find(key_hashes(keys.select(key).cast(former)))
-    held = [name for name in wanted.names if name in standing.schema.names]
+    there = set(standing.schema.names)
+    held = [name for name in wanted.names if name in there]
     rows = standing.take(each_once(found.places), held)
     return conform(in_other_types(rows, wanted), wanted)
 

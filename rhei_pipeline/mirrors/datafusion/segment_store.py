@@ -251,7 +251,8 @@ class SegmentStore:
 
     def _ended(self, segment: Segment, schema: pa.Schema) -> tuple[pa.Table, VersionEnds]:
         version_ends = VersionEnds.merged(self.version_ends(segment.ended))
-        names = [name for name in schema.names if name in segment.schema.names]
+        there = set(segment.schema.names)
+        names = [name for name in schema.names if name in there]
         positions = version_ends.positions.astype(np.int64)
         rows = self.form.take(self.content(segment), names, positions)
         return version_ends.written_into(conform(rows, schema, segment.constants)), version_ends

@@ -110,7 +110,8 @@ class _Written:
         return self.segment.size_bytes
 
     def _own(self, columns: Sequence[str]) -> list[str]:
-        return [name for name in columns if name in self.segment.schema.names]
+        there = set(self.segment.schema.names)
+        return [name for name in columns if name in there]
 
 
 class _Part:

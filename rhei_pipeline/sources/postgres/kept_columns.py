@@ -86,9 +86,11 @@ def is_named_as(logged: Sequence[str], known: TableSchema, own: Sequence[str]) -
 
     `own`: The names of those that are there now, mirrored or not.
     """
-    there = [name for name in known.names if name in logged]
-    in_order = [name for name in logged if name in known.names]
-    return there == in_order and {*own} <= {*logged} <= {*known.names, *own}
+    names, there = set(known.names), set(logged)
+    in_order = [name for name in logged if name in names]
+    return in_order == [name for name in known.names if name in there] and (
+        {*own} <= there <= {*names, *own}
+    )
 
 
 def _identity(column: ColumnFacts) -> str:

@@ -144,7 +144,8 @@ def kept_by_count(known: TableSchema, schema: TableSchema) -> KeptColumns | None
 
 def _kept(known: TableSchema, schema: TableSchema, former: Mapping[str, str]) -> KeptColumns | None:
     """Return what is kept; None where a name is by now that of another column."""
-    own = {name: former[name] for name in schema.names if former.get(name) in known.names}
+    were = set(known.names)
+    own = {name: former[name] for name in schema.names if former.get(name) in were}
     had = {name.lower(): name for name in known.names}
     is_taken = any(had.get(name.lower(), own.get(name)) != own.get(name) for name in schema.names)
     return None if is_taken else KeptColumns(own, frozenset({*schema.names} - own.keys()))
