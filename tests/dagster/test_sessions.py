@@ -72,6 +72,11 @@ class Shop:
         return {evaluation.check_name for evaluation in found if not evaluation.passed}
 
 
+@pytest.fixture(autouse=True)
+def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rhei_pipeline.dagster.mirrors.LOOK_SECONDS", 0.05)
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
     with closing(sqlite3.connect(tmp_path / "app.db")) as connection:
