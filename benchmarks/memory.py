@@ -1,12 +1,13 @@
 """Whether a process that syncs for days grows: its memory, log files and handles, plotted as text.
 
-`python -m benchmarks.memory [CYCLES [WAY MIRROR MODE]]`, such as `3600 "SQLite, triggers" duckdb
-temporal`. Growth follows cycles and changes, not the clock, so cycles follow each other at once;
-3600 of them have as many changes as an hour of 200 updates a second.
+`python -m benchmarks.memory [CYCLES[xUPDATES] [WAY MIRROR MODE]]`, such as `2400x1000 "SQLite,
+triggers" duckdb temporal`. Growth follows cycles and changes, not the clock, so cycles follow each
+other at once; 3600 of 200 updates have as many changes as an hour of 200 updates a second.
 """
 
 import gc
 import multiprocessing
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from typing import Any
 import rhei_pipeline as rhei
 from benchmarks.capture import WAYS, PostgresApplication, SqliteApplication, new_application
 from examples.postgres_server import Server
+from rhei_pipeline.mirrors.duckdb import connecting
 
 CYCLES, UPDATES, ROWS, SAMPLES = 3_600, 200, 10_000, 90
 HOUR_OF_UPDATES = 720_000
@@ -54,7 +56,52 @@ class Sample:
     objects: int
 
 
-def measure(way: str, mirror: str, mode: str, cycles: int) -> list[Sample]:
+#: How long the log of a DuckDB mirror gets here: a sixteenth of else, for many teeth in short time.
+CHECKPOINT = "4MB"
+#: Fewer teeth do not tell a trend from what is by chance.
+LEAST_TEETH = 12
+
+
+class Teeth:
+    """The most memory between two checkpoints, each of which gives memory and log back.
+
+    Attributes:
+        peaks: The most bytes of each tooth that is whole.
+    """
+
+    def __init__(self) -> None:
+        self.peaks: list[int] = []
+        self._logged = self._peak = 0
+        self._is_whole = False
+
+    def add(self, resident: int, logged: int) -> None:
+        """Note what a process takes, and how long its mirror's log is."""
+        if logged < self._logged:
+            if self._is_whole:
+                self.peaks.append(self._peak)
+            self._is_whole, self._peak = True, 0
+        self._logged, self._peak = logged, max(self._peak, resident)
+
+    def __str__(self) -> str:
+        if len(self.peaks) < LEAST_TEETH:
+            return f"{len(self.peaks)} checkpoints are too few to say whether it is flat"
+        third = len(self.peaks) // 3
+        middle, last = self.peaks[third : 2 * third], self.peaks[-third:]
+        before, now = statistics.median(middle), statistics.median(last)
+        # Not of all of them: what grows spreads by that alone.
+        low, _, high = statistics.quantiles(middle, n=4)
+        spread = high - low
+        told = "flat" if now - before <= spread else "GROWN"
+        return (
+            f"{told}: peaks between checkpoints {before / 2**20:.0f} MB, then {now / 2**20:.0f}"
+            f" (medians of {third} each, half of which lie within"
+            f" {spread / 2**20:.1f})"
+        )
+
+
+def measure(
+    way: str, mirror: str, mode: str, cycles: int, updates: int
+) -> tuple[list[Sample], Teeth]:
     """Sync so many cycles, one pair in a process of its own; return samples in between."""
     _, kind, capture = next(known for known in WAYS if known[0] == way)
     with ExitStack() as stack:
@@ -68,9 +115,11 @@ def measure(way: str, mirror: str, mode: str, cycles: int) -> list[Sample]:
             application = new_application(kind, directory, server, "shop")
         stack.callback(application.close)
         _fill(application)
+        connecting.CONFIG["checkpoint_threshold"] = CHECKPOINT
         settings = _settings(application, capture, directory, mirror, mode)
         htap = stack.enter_context(rhei.open(settings))
-        return list(_samples(application, htap, directory, cycles))
+        teeth = Teeth()
+        return list(_samples(application, htap, directory, cycles, updates, teeth)), teeth
 
 
 def _fill(application: SqliteApplication | PostgresApplication) -> None:
@@ -108,13 +157,17 @@ def _samples(
     htap: rhei.HTAP,
     directory: Path,
     cycles: int,
+    updates: int,
+    teeth: Teeth,
 ) -> Iterator[Sample]:
     htap.sync_now()
     changes, every = 0, max(cycles // SAMPLES, 1)
     for cycle in range(cycles):
-        some = application.series(cycle * UPDATES, UPDATES)
+        some = application.series(cycle * updates, updates)
         changes += application.run(_CHANGE.replace("{series}", some), cycle, ROWS)
         htap.sync_now()
+        log = directory / "mirror.wal"
+        teeth.add(_resident(), log.stat().st_size if log.exists() else 0)
         if (cycle + 1) % every == 0:
             gc.collect()
             yield Sample(
@@ -151,15 +204,17 @@ def plot(name: str, values: Sequence[int], unit: int = 1) -> str:
     return f"  {name:<8} {low / unit:>7.0f} {bars} {high / unit:.0f}"
 
 
-def _print(pair: tuple[str, str, str], cycles: int) -> None:
+def _print(pair: tuple[str, str, str], cycles: int, updates: int) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as process:
-        samples = process.apply(measure, (*pair, cycles))
+        samples, teeth = process.apply(measure, (*pair, cycles, updates))
     megabyte = 2**20
     grown = growth_an_hour(samples) / megabyte
     print(
         f"{pair[0]} -> {pair[1]}, {pair[2]}: {samples[-1].changes:,} changes;"
         f" {grown:+.1f} MB an hour of 200 updates/s"
     )
+    if pair[1] == "duckdb":
+        print(f"  {teeth}")
     print(plot("RSS, MB", [sample.resident for sample in samples], megabyte))
     print(plot("WAL, MB", [sample.logged for sample in samples], megabyte))
     print(plot("handles", [sample.handles for sample in samples]))
@@ -167,8 +222,8 @@ def _print(pair: tuple[str, str, str], cycles: int) -> None:
 
 
 if __name__ == "__main__":
-    asked = int(sys.argv[1]) if len(sys.argv) > 1 else CYCLES
+    cycles, _, updates = (sys.argv[1] if len(sys.argv) > 1 else str(CYCLES)).partition("x")
     named = tuple(sys.argv[2:])
     for pair in PAIRS:
         if named in ((), pair):
-            _print(pair, asked)
+            _print(pair, int(cycles), int(updates or UPDATES))

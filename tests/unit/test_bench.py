@@ -13,6 +13,7 @@ from benchmarks import environments, quick, sql_logic, sysbench
 from benchmarks.charts import chart
 from benchmarks.contenders import CONTENDERS, Contender, Play, compared
 from benchmarks.floor import Floor
+from benchmarks.memory import Teeth
 from benchmarks.orders import orders
 from benchmarks.others.running import running
 from benchmarks.quick import Size
@@ -172,3 +173,19 @@ def test_where_sysbench_is_not_installed_its_chapter_says_so(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     assert [*sysbench.measure()] == [("sysbench", "left out: it is not installed")]
+
+
+@pytest.mark.parametrize(
+    ("grown", "teeth", "told"),
+    [(0, 18, "flat"), (3, 18, "flat"), (40, 18, "GROWN"), (40, 5, "too few")],
+)
+def test_memory_is_flat_where_the_peaks_between_checkpoints_are(
+    grown: int, teeth: int, told: str
+) -> None:
+    found = Teeth()
+    for tooth in range(teeth + 2):  # neither the first nor the last one is whole
+        for cycle in range(10):
+            wobble = (tooth * 7 % 5 + cycle) * 2**20
+            found.add(200 * 2**20 + wobble + tooth * grown * 2**20 // 6, cycle * 1000)
+    assert len(found.peaks) == teeth
+    assert told in str(found)
