@@ -67,7 +67,7 @@ class PrefetchedStream:
                         self._changed.wait()
                     if self._is_closed:
                         return
-        except (pa.ArrowException, OSError) as error:
+        except Exception as error:  # noqa: BLE001  (whoever asks for the next batch gets it)
             self._error = error
         finally:
             with self._changed:
