@@ -110,8 +110,7 @@ class _Written:
         return self.segment.size_bytes
 
     def _own(self, columns: Sequence[str]) -> list[str]:
-        there = set(self.segment.schema.names)
-        return [name for name in columns if name in there]
+        return [name for name in columns if self.segment.schema.get_field_index(name) >= 0]
 
 
 class _Part:
