@@ -18,7 +18,7 @@ CLAIMS = {
         "Another database is refused by name.": "test_a_worker_refuses_to_read_another_source",
         "A standby of PostgreSQL is refused:": "test_a_worker_does_not_read_a_standby",
         "Dead letters of all ranges are kept with the commit that names them": "test_masks_filters_and_rows_that_do_not_fit_are_as_in_any_copy",
-        "What was written for it and is in no copy is deleted with it;": "test_a_plan_that_is_given_up_leaves_no_segment",
+        "What was written for it and is in no copy is deleted with it.": "test_a_plan_that_is_given_up_leaves_no_segment",
         "**What is recorded is believed where each part begins at the key with which the one before it ends.**": "test_records_that_do_not_go_on_from_each_other_are_not_believed",
         "After three times the sync says so by name.": "test_what_is_damaged_each_time_is_named_and_the_way_out_leads_on",
         "A worker whose plan was given up goes on with the one that took its place.": "test_a_worker_goes_on_with_the_plan_that_took_the_place_of_its_own",

@@ -378,6 +378,9 @@ def _put_copy_in_place(
         counts, letters = counts + versions, letters + unfit
         for changes in transaction.copy_differences(table, options.batch_rows):
             counts += _apply_difference(table, changes, snapshot, transaction)
+    elif rescan_due(snapshot, table, after) is not Rescan.NONE:
+        # Read before and after a change of the table's key, a row may be there twice.
+        counts += transaction.mend_keys(table, snapshot.clock)
     on_step(Step.PROMOTED)
     counts += _rescan(table, snapshot, transaction, after, on_step)
     watermark = _record(table, snapshot, transaction, ledger.watermarks.get(table.name))

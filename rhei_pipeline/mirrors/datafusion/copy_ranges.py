@@ -71,9 +71,16 @@ class CopyRanges:
         """What the names of segments begin with that belong to open plans."""
         return tuple(self._plans)
 
-    def take_up(self, ledger: Ledger) -> None:
-        """Find the plans that were left open, and delete what belongs to none."""
-        names = self._files.names(_FOLDER)
+    def recorded(self) -> Collection[str]:
+        """Return the names of all plans and records."""
+        return self._files.names(_FOLDER)
+
+    def take_up(self, ledger: Ledger, names: Collection[str]) -> None:
+        """Find the plans that were left open, and delete what belongs to none.
+
+        `names`: What was recorded before the ledger was read. Nothing keeps another process from
+        planning in an object store, and of a later plan the ledger does not tell.
+        """
         for match in filter(None, map(_PLAN.fullmatch, names)):
             with suppress(MirrorError):  # what nobody can read is begun again
                 plan = self._read_plan(match[0], match[1])

@@ -123,6 +123,7 @@ class DataFusionMirror:
         self.mirror_id = self._manifest.mirror_id
 
     def _begin(self) -> Manifest:
+        recorded = self.ranges.recorded()
         found, self._damage = self._manifests.newest_whole()
         if found is None:
             if self._damage is not None:
@@ -138,7 +139,7 @@ class DataFusionMirror:
         self._store.learn(found)
         self._look_at_sizes(found)
         if self._damage is None:
-            self.ranges.take_up(found.ledger)
+            self.ranges.take_up(found.ledger, recorded)
             self._manifests.collect_orphans(self._store, self.ranges.prefixes)
         return found
 
@@ -413,8 +414,9 @@ class DataFusionMirror:
         self._store.keep(manifest)
         self._manifests.collect(self._store, self._in_use)
         self.ranges.settle(manifest.ledger)
-        if self.ranges.left:
-            # Of a large table it may be as much as the mirror, and a session goes on for days.
+        if self.ranges.left and not self._files.remote:
+            # Of a large table it may be as much as the mirror, and a session goes on for days. In
+            # an object store another process may have planned what is not known here.
             self._manifests.collect_orphans(self._store, self.ranges.prefixes)
             self.ranges.left = False
         if self._delta is not None:

@@ -402,6 +402,22 @@ def test_whatever_becomes_of_the_table_meanwhile(
     assert_whole(world)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_read_before_and_after_another_order_of_keys_are_there_once(
+    make: Make, mode: str, number: int
+) -> None:
+    """Ranges are no parts of a table whose keys are ordered otherwise by now."""
+    world = make(mode=mode)
+    begin(world)
+    copied(world, number)
+    world.run("drop table t", CREATE)
+    put(world, range(10, 110), "second")
+    world.htap.sync_now()
+    assert len(world.present("t")) == 100
+    assert_whole(world)
+
+
 def work_if_it_may(world: AnyWorld) -> RangeReport | None:
     try:
         return copied(world, 3)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from examples.postgres_server import Server
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import SchemaError, SourceError
+from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import copy_ranges as sharing
 from rhei_pipeline.testing.faults import Crash, CrashAt
@@ -348,6 +349,37 @@ def test_ranges_are_shared_in_an_object_store(bucket: Store, make_world: MakeWor
         assert found == source_rows(world.app, "t")
         assert htap.verify().equal
         assert copy_range(declared, "t").of == 0
+
+
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_who_opens_a_mirror_in_a_store_beside_drops_no_plan_that_it_does_not_know(
+    bucket: Store, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(batch_rows=BATCH)
+    world.run("create table t(id integer primary key, v text)")
+    world.app.executemany("insert into t values (?, 'old')", [(n,) for n in range(ROWS)])
+    place = {"path": bucket.url, "object_store": bucket.settings | bucket.keys}
+    mirror = {"kind": "datafusion", "storage": "parquet", **place}
+    own = {"mirror": mirror, "tables": [{"name": "t", "copy_ranges": 4}]}
+    declared = Settings(**{**world.settings.model_dump(), **own})
+    HTAP(declared).close()
+    faults = CrashAt()
+    faults.arm(Step.RANGES_PLANNED)
+    newest = ManifestStore.newest_whole
+
+    def planned_meanwhile(store: ManifestStore) -> object:
+        found = newest(store)
+        monkeypatch.setattr(ManifestStore, "newest_whole", newest)
+        with HTAP(declared, on_step=faults) as holder, pytest.raises(Crash):
+            holder.sync_now()
+        return found
+
+    monkeypatch.setattr(ManifestStore, "newest_whole", planned_meanwhile)
+    HTAP(declared).close()
+    assert copy_range(declared, "t", 2).rows == ROWS // 4
+    with HTAP(declared) as htap:
+        htap.sync_now()
+        assert htap.verify().equal
 
 
 @dataclass(frozen=True)
