@@ -20,7 +20,7 @@ class LogPortion:
             0: all are whole.
     """
 
-    messages: list[bytes] | list[memoryview]
+    messages: list[bytes] | list[bytes | memoryview]
     piece_bytes: int = 0
 
 

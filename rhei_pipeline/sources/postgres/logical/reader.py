@@ -187,7 +187,7 @@ class LogReader:
             )
 
 
-def _up_to_a_full_one(pieces: Iterator[memoryview]) -> Iterator[memoryview]:
+def _up_to_a_full_one(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """Yield pieces, no more than one of them large."""
     for piece in pieces:
         yield piece

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,8 @@ _SECOND = 1_000_000
 _CLOCK_PRECISION = 1_000
 #: A stamp so far ahead of the source's clock was not made by it.
 _AHEAD_SECONDS = 2
-_DIGEST_ROWS = 10_000
-#: Rows of more bytes are digested value by value.
+_DIGEST_ROWS = 1_000
+#: Rows of more bytes are digested one by one, and a row of more value by value.
 _LARGE_BYTES = 2**20
 
 #: A condition on rows, and the values it binds.
@@ -274,7 +274,15 @@ def _written(rows: list[tuple[Any, ...]]) -> Iterator[bytes]:
     if size_of(rows) < _LARGE_BYTES:
         yield repr(rows).encode()
         return
-    for value in chain.from_iterable(rows):
+    for row in rows:
+        yield from _written_row(row)
+
+
+def _written_row(row: tuple[Any, ...]) -> Iterator[bytes]:
+    if size_of([row]) < _LARGE_BYTES:
+        yield repr(row).encode()
+        return
+    for value in row:
         size = len(value) if isinstance(value, str | bytes) else 0
         yield f"{type(value).__name__} {size} ".encode()
         if isinstance(value, bytes):
