@@ -387,7 +387,7 @@ def test_whatever_becomes_of_the_table_meanwhile(
     make: Make, capture: str, mode: str, step: Step, ddl: str
 ) -> None:
     if ddl == "truncated" and capture.startswith("sqlite"):
-        pytest.skip("SQLite truncates no table")
+        ddl = "emptied"  # which is how SQLite truncates a table
     world = make(capture, mode=mode)
 
     def changed() -> None:
