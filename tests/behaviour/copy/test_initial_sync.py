@@ -132,6 +132,22 @@ def test_a_copy_of_a_large_table_commits_some_batches_together_and_goes_on_behin
     world.assert_equal("t")
 
 
+@BOTH_MODES
+def test_what_a_commit_of_a_large_copy_rejects_is_kept_of_each_of_its_batches(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(initial_sync, "LARGE_TABLE_ROWS", ROWS)
+    world = make_world(mode=mode, batch_rows=100)
+    world.run("create table t(id integer primary key, v integer)")
+    world.app.executemany("insert into t values (?, ?)", ((n, n) for n in range(ROWS)))
+    rejected = [50, 150, 350, 950]
+    world.run(f"update t set v = 'no number' where id in ({', '.join(map(str, rejected))})")
+    report = world.htap.initial_sync("t")
+    assert (report.rows, report.dead_letters) == (ROWS - len(rejected), len(rejected))
+    keys = world.htap.dead_letters()["key"].to_pylist()
+    assert sorted(keys) == sorted(f'{{"id": {key}}}' for key in rejected)
+
+
 @pytest.mark.parametrize("bound", ["PORTION_BYTES", "PART_SECONDS"])
 def test_a_commit_of_a_large_copy_holds_no_more_bytes_and_seconds_than_a_portion(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, bound: str

@@ -216,6 +216,26 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("size", [4, 400, 2**21])
+def test_a_row_that_changes_within_the_newest_timestamp_is_seen(
+    make_world: Make, size: int
+) -> None:
+    """Above a megabyte, rows are compared one by one, and a larger one value by value."""
+    table = {"name": "t", "polling": {"updated_at": "updated_at", "clock": "database"}}
+    world = make_world(method="polling", tables=[table])
+    world.run("create table t(id integer primary key, v text, w text, updated_at text)")
+    rows = 3 if size > 400 else 3_000
+    world.app.executemany(
+        "insert into t values (?, ?, 'w', '2026-01-01 00:00:00.000')",
+        ((n, str(n % 10) * size) for n in range(rows)),
+    )
+    world.htap.sync_now()
+    for column in "wv":
+        world.run(f"update t set {column} = 'x' || substr({column}, 2) where id = {rows - 1}")
+        assert world.htap.sync_now().updated == 1
+        world.assert_equal("t")
+
+
 @pytest.mark.each
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_timestamps_of_every_kind_are_kept_exactly(make: Make, kind: str) -> None:
