@@ -216,7 +216,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("size", [4, 400, 2**21])
+@pytest.mark.parametrize("size", [4, 2_000, 2**21])
 def test_a_row_that_changes_within_the_newest_timestamp_is_seen(
     make_world: Make, size: int
 ) -> None:
@@ -224,7 +224,7 @@ def test_a_row_that_changes_within_the_newest_timestamp_is_seen(
     table = {"name": "t", "polling": {"updated_at": "updated_at", "clock": "database"}}
     world = make_world(method="polling", tables=[table])
     world.run("create table t(id integer primary key, v text, w text, updated_at text)")
-    rows = 3 if size > 400 else 3_000
+    rows = 3 if size > 2_000 else 1_500
     world.app.executemany(
         "insert into t values (?, ?, 'w', '2026-01-01 00:00:00.000')",
         ((n, str(n % 10) * size) for n in range(rows)),
