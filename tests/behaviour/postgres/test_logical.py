@@ -1,7 +1,9 @@
 """PostgreSQL's own log, end to end: what applications do to tables, and what happens to slots."""
 
+import gc
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from pydantic import SecretStr
 from examples.postgres_server import Server
 from rhei_pipeline.errors import QueryError, SourceError
 from rhei_pipeline.sources.postgres.connection import Connection
+from rhei_pipeline.sources.postgres.copy import copy_out_values
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog
 from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.wiring.source import validate
@@ -564,3 +568,13 @@ def test_a_cycle_looks_at_each_row_of_the_catalogue_a_few_times_however_many_tab
         rows = "select (select count(*) from pg_class) + (select count(*) from pg_index)"
         (count,) = psycopg.Connection.execute(connection, rows).fetchone() or (0,)
         assert connection.looked_at < 20 * count
+
+
+def test_values_of_the_log_are_views_only_where_they_are_large(dsn: str) -> None:
+    """Python's collector looks at each view, and then at all objects that there are."""
+    sizes = [0, 1, 1_000, 2**16, 2**16 + 1, 2**20]
+    query = f"select decode(repeat('ab', n), 'hex') from unnest(array{sizes}) n"
+    with closing(PostgresDatabase(dsn).connect()) as connection:
+        found = list(copy_out_values(connection, query.encode()))
+        assert [bytes(value) for value in found] == [b"\xab" * size for size in sizes]
+        assert [gc.is_tracked(value) for value in found] == [size > 2**16 for size in sizes]
