@@ -164,9 +164,9 @@ def _is_readable_as(standing: pa.Schema, shape: pa.Schema, table: Table) -> bool
 def _reshaped(standing: pa.Schema, table: Table) -> pa.Schema:
     wanted = {field.name: field for field in table.mirror_schema}
     gone = left_names(standing, table)
-    kept = {f.name: wanted.get(f.name, f) for f in standing if f.name not in gone}
+    kept = [wanted.get(field.name, field) for field in standing if field.name not in gone]
     there = set(standing.names)
-    return pa.schema([*kept.values(), *(f for f in wanted.values() if f.name not in there)])
+    return pa.schema([*kept, *(field for name, field in wanted.items() if name not in there)])
 
 
 def _in_shape(rows: pa.Table, shape: pa.Schema, table: str) -> pa.Table:

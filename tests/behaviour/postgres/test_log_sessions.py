@@ -6,8 +6,9 @@ import psycopg
 import pytest
 
 from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.sources.postgres import identity
 from rhei_pipeline.sources.postgres.connection import Connection
-from rhei_pipeline.sources.postgres.logical import reader, sessions, source
+from rhei_pipeline.sources.postgres.logical import reader, source
 from rhei_pipeline.sources.waiting import wait_until
 from tests.support.fix_postgres import PostgresWorld
 
@@ -84,7 +85,7 @@ def test_another_server_s_log_is_not_read_for_this_one(
     world.run("update t set v = v + 1 where id = 1")
     world.app.execute(f"select pg_terminate_backend(pid, 5000) {OURS} and {DECODES}".encode())
     with monkeypatch.context() as patched:
-        patched.setattr(sessions, "_ORIGIN", "select random()::text")
+        patched.setattr(identity, "_ORIGIN", "select random()::text")
         with pytest.raises(SourceBusyError, match="another server answers"):
             world.htap.sync_now()
         assert world.mirror_rows("t") == before

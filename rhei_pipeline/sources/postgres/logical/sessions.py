@@ -8,15 +8,11 @@ from collections.abc import Callable
 
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
-from rhei_pipeline.sources.postgres.identity import another_server, one
+from rhei_pipeline.sources.postgres.identity import another_server, origin
 
 #: Each question is planned once. Its values are names and oids, and no value makes another plan
 #: better; but the server takes one for all for dearer than it is, and would plan again each time.
 _PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
-_ORIGIN = """
-select system_identifier::text || ':' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8)
-from pg_control_system()
-"""
 
 
 class LogSessions:
@@ -56,7 +52,7 @@ class LogSessions:
             return asked
         if self._decoding is None or self._decoding.closed:
             self._decoding = self._database.connect()
-            if _origin(self._decoding) != _origin(asked):
+            if origin(self._decoding) != origin(asked):
                 self.close()
                 raise another_server()
         return self._decoding
@@ -66,7 +62,3 @@ class LogSessions:
         for connection in (self._asked, self._decoding):
             if connection is not None:
                 connection.close()
-
-
-def _origin(connection: Connection) -> str:
-    return str(one(connection, _ORIGIN)[0])
