@@ -360,7 +360,7 @@ class SchemaDifference:
         if self.key_changed:
             clauses.append("changed the primary key")
         if self.refiltered:
-            clauses.append("has another row filter")
+            clauses.append("is read by another condition on its rows")
         return " and ".join(clauses) or "changed nothing"
 
 

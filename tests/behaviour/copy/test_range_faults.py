@@ -340,7 +340,12 @@ def test_a_worker_to_which_other_rows_count_as_deleted_is_refused(
 @pytest.mark.parametrize("first", ["disabled", "soft_delete:gone", "reconcile"])
 @pytest.mark.parametrize("when", ["in a copy", "in ranges", "afterwards"])
 def test_rows_that_count_as_deleted_by_another_declaration_leave_or_come(
-    polled: Callable[[str, str], AnyWorld], source: str, mode: str, first: str, when: str
+    polled: Callable[[str, str], AnyWorld],
+    caplog: pytest.LogCaptureFixture,
+    source: str,
+    mode: str,
+    first: str,
+    when: str,
 ) -> None:
     """Nobody writes them then, so no change tells."""
     ranges = {"copy_ranges": 4} if when == "in ranges" else {}
@@ -356,6 +361,8 @@ def test_rows_that_count_as_deleted_by_another_declaration_leave_or_come(
     second = "disabled" if first == "soft_delete:gone" else "soft_delete:gone"
     world.tables = deleted_by(second, **ranges)
     world.htap.sync_now()
+    if when == "afterwards" and "soft_delete:gone" in {first, second}:
+        assert "is read by another condition on its rows" in caplog.text
     now = " where _rhei_valid_to is null" if mode == "temporal" else ""
     found = world.htap.query(f"select count(*) as n from t{now}", hint="olap")["n"][0].as_py()
     assert found == (ROWS if second == "disabled" else ROWS * 2 // 3)
