@@ -15,6 +15,7 @@ from rhei_pipeline.dagster.initial_sync import parity_result
 from rhei_pipeline.dagster.observing import freshness
 from rhei_pipeline.dagster.pool import writer_wanted
 from rhei_pipeline.dagster.relay import (
+    COPYING,
     FREEING_SECONDS,
     LEFT_BEHIND,
     SUCCESSOR,
@@ -145,6 +146,7 @@ class _SessionRun:
     began: float = field(default_factory=time.monotonic)
     told: set[dg.AssetCheckKey] = field(default_factory=set)
     asked: bool = False
+    copying: str = ""
     wanted_at: float = 0.0
 
     def events(self) -> Iterator[dg.MaterializeResult[None]]:
@@ -223,10 +225,27 @@ class _SessionRun:
         return run is not None and run.status is dg.DagsterRunStatus.CANCELING
 
     def _sync_once_more(self) -> None:
+        if self.session.background is not None:
+            self._note_copies(self.session.status())
+        if self.copying:
+            self.context.log.info("the next session goes on with the copy of %s", self.copying)
+            return
         try:
             self.session.sync_now()
         except TransientError as error:
             self.context.log.warning("what is pending is left to the next session: %s", error)
+
+    def _note_copies(self, status: SyncStatus) -> None:
+        """Mark the run with the copies under way: should it end before them, the next one goes on.
+
+        Its process may be killed, so that is not left to its end.
+        """
+        tables = status.tables
+        found = [name for name in status.copying if name in tables and tables[name].error is None]
+        copying = ", ".join(sorted(found))
+        if copying != self.copying:
+            self.context.instance.add_run_tags(self._run_id, {COPYING: copying})
+            self.copying = copying
 
     def _results(self) -> Iterator[dg.MaterializeResult[None]]:
         """Report every table once at the end, so that each session leaves a data version behind."""
@@ -254,7 +273,8 @@ class _SessionRun:
             self.context.log_event(dg.AssetMaterialization(key, metadata=values))
 
     def _report_state(self, status: SyncStatus, windows: dict[str, ReportWindow]) -> None:
-        """Report what the checks say, where it is news."""
+        """Report what the checks say, where it is news, and what is copied."""
+        self._note_copies(status)
         now = self.session.htap.table_schemas()
         found = []
         for name, table in self.session.tables.items():

@@ -8,6 +8,8 @@ SUCCESSOR = "rhei/successor"
 WAITING = "rhei/waiting"
 #: The tag of a session that ended with tables left out: how many changes stay pending for them.
 LEFT_BEHIND = "rhei/left_behind"
+#: The tag of a session with the tables that it copies: where it ended before, the next one goes on.
+COPYING = "rhei/copying"
 #: After so long a session looks again whether tables that were left out can be followed.
 RETRY_SECONDS = 300.0
 #: About how long it takes from the last sync of a session until its slot in the pool is free.

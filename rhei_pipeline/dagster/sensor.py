@@ -11,7 +11,7 @@ from rhei_pipeline.dagster.heartbeat import end_the_dead
 from rhei_pipeline.dagster.observing import Observer
 from rhei_pipeline.dagster.own_runs import ACTIVE, LIVE, own_records
 from rhei_pipeline.dagster.pool import limit_to_one_writer
-from rhei_pipeline.dagster.relay import LEFT_BEHIND, RETRY_SECONDS, SUCCESSOR
+from rhei_pipeline.dagster.relay import COPYING, LEFT_BEHIND, RETRY_SECONDS, SUCCESSOR
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.errors import TransientError
 
@@ -71,11 +71,21 @@ def _of_source(
     except TransientError as error:
         # Any other error fails the tick: it shows red until somebody has mended it.
         return dg.SkipReason(f"the source cannot be read now: {error}")
+    copying = _left_half_copied(context, job_name)
+    if copying:
+        return dg.RunRequest(tags={"rhei/reason": f"the copy of {copying} goes on"})
     if pending == 0:
         return dg.SkipReason("up to date: the mirror has every change")
     if cdc.counts_exactly and pending == _left_behind(context, job_name):
         return dg.SkipReason(f"what is pending ({pending}) belongs to tables that are left out")
     return dg.RunRequest(tags={"rhei/reason": _reason(pending, is_exact=cdc.counts_exactly)})
+
+
+def _left_half_copied(context: dg.SensorEvaluationContext, job_name: str) -> str:
+    """Return the tables that the last session has not copied to the end, however it ended."""
+    for record in own_records(context, job_name, limit=1):
+        return record.dagster_run.tags.get(COPYING, "")
+    return ""
 
 
 def _left_behind(context: dg.SensorEvaluationContext, job_name: str) -> int:

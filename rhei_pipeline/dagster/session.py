@@ -152,10 +152,10 @@ def numbers(window: ReportWindow, rows: int, watermark: int | None) -> dict[str,
 def reports(
     session: Session, status: SyncStatus, windows: Mapping[str, ReportWindow]
 ) -> Iterator[tuple[Table, dict[str, float | int | str]]]:
-    """Yield the numbers of each table with a window; not of those that are left out."""
+    """Yield the numbers of each table with a window; not of those left out, or not copied yet."""
     for name, window in windows.items():
         found = status.tables.get(name)
-        if found is not None and found.error is None:
+        if found is not None and found.error is None and found.watermark is not None:
             rows = session.htap.row_count(name)
             yield session.tables[name], numbers(window, rows, found.watermark)
 

@@ -195,12 +195,12 @@ class Access:
             return work(self._own_database())
 
     def keep_up(self) -> list[SyncReport]:
-        """Sync; or return what the holder has reported since, where that syncs by itself.
+        """Sync for one turn; or return what the holder has reported since, where that syncs itself.
 
         A holder that does not sync steps aside for good: this process then holds the mirror.
         """
         with suppress(StoodAsideError):
-            return [self.answer_here(lambda held: held.sync_now())]
+            return [self.answer_here(lambda held: held.sync_round())]
         if self._is_closed:
             return []
         holder = self._found(None)

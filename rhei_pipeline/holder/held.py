@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import date, datetime
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -230,7 +231,8 @@ class Held:
         name = pipeline.leaving.name_of(table)
         refuse_declared(self.settings, name)
         registry = self.engine.registry
-        pipeline.leaving.leave(name, pipeline.sync, lambda: forget(self.settings, registry, name))
+        sync = partial(pipeline.sync_round, goes_on=False)
+        pipeline.leaving.leave(name, sync, lambda: forget(self.settings, registry, name))
         self._restrict_functions()
 
     def drop_table(self, table: str, keep_as: str | None, *, discard_history: bool) -> DropReport:
@@ -255,6 +257,10 @@ class Held:
     def sync_now(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Apply all pending changes."""
         return self.engine.pipeline.sync(on_progress)
+
+    def sync_round(self) -> SyncReport:
+        """Apply all pending changes, and copy for one turn at most."""
+        return self.engine.pipeline.sync_round()
 
     def sync_status(self, patience_seconds: float | None) -> SyncStatus:
         """Return every table's state."""

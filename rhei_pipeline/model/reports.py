@@ -1,6 +1,6 @@
 """The reports of sync, copy, status and verify."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -83,6 +83,7 @@ class TableReport:
             updated=earlier.updated + self.updated,
             deleted=earlier.deleted + self.deleted,
             dead_letters=earlier.dead_letters + self.dead_letters,
+            copied_rows=earlier.copied_rows + self.copied_rows,
             lag_seconds=max(earlier.lag_seconds, self.lag_seconds),
         )
 
@@ -108,7 +109,8 @@ class SyncReport(Report):
     published copy or the Delta tables are older than the mirror. `rows_pruned` counts the rows that
     were deleted from the source's own log, or from the buffer, since every mirror has them; a log
     that the database server keeps counts none. `frozen` names tables that go on with the columns
-    that they had, and what their source has changed.
+    that they had, and what their source has changed. `copying` names tables of which a sync in the
+    background copies more next time.
     """
 
     tables: Mapping[str, TableReport] = field(default_factory=lambda: MappingProxyType({}))
@@ -117,6 +119,7 @@ class SyncReport(Report):
     not_published: str | None = None
     rows_pruned: int = 0
     frozen: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    copying: Sequence[str] = ()
     derived = (
         *("events", "inserted", "updated", "deleted", "dead_letters"),
         *("watermark", "lag_seconds"),
@@ -131,7 +134,7 @@ class SyncReport(Report):
             yield counted(self.dead_letters, "dead letter")
         yield f"{self.duration_seconds:.3f} s"
         yield from named("left out", list(self.errors))
-        yield from named("frozen", list(self.frozen))
+        yield from (*named("frozen", list(self.frozen)), *named("copying", self.copying))
         if self.not_published:
             yield "not published"
 

@@ -183,7 +183,7 @@ class MirrorFreshness:
                     return True
                 time.sleep(_LOOK_SECONDS)
         try:
-            self._pipeline.sync()
+            self._pipeline.sync_round(goes_on=False)
         except TransientError:
             if not may_leave:
                 raise

@@ -17,13 +17,15 @@ _log = logging.getLogger(__name__)
 MAX_BACKOFF_SECONDS = 30.0
 #: Reports that wait for somebody to take them.
 KEPT_REPORTS = 1_000
+#: The pause between two syncs that copy.
+_TURN_SECONDS = 0.01
 
 
 class Syncing(Protocol):
     """What a background sync has sync."""
 
     def sync(self) -> SyncReport:
-        """Bring every table up to the source as it is now."""
+        """Bring every table up to the source as it is now; copy for one turn at most."""
 
 
 class BackgroundSync:
@@ -41,6 +43,7 @@ class BackgroundSync:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="rhei-sync", daemon=True)
         self._failures = 0
+        self._copies = False  # and the next sync goes on with that
         self.last_error: RheiError | None = None
         self._reports: deque[SyncReport] = deque(maxlen=KEPT_REPORTS)
         self._reports_lock = threading.Lock()
@@ -95,7 +98,9 @@ class BackgroundSync:
     def _rest(self, since: float) -> None:
         """Wait until the next sync is due, or until this is to end."""
         with self._news:
-            while not self._stopping:
+            if self._copies:  # it goes on at once, and lets in who waits for a turn
+                self._news.wait(_TURN_SECONDS)
+            while not self._stopping and not self._copies:
                 left = self._wait() - (time.monotonic() - since)
                 if left <= 0 or not self._news.wait(left):
                     return
@@ -113,6 +118,7 @@ class BackgroundSync:
                 self._failed(RheiError(f"sync failed unexpectedly: {type(error).__name__}"))
                 return
         self._failures, self.last_error = 0, None
+        self._copies = bool(report.copying)
         self.take_in(report)
 
     def take_in(self, report: SyncReport) -> None:
@@ -123,6 +129,7 @@ class BackgroundSync:
 
     def _failed(self, error: RheiError) -> None:
         self._failures += 1
+        self._copies = False
         self.last_error = error
         _log.warning("sync failed and is tried again: %s", error)
 

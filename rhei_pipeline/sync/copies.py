@@ -1,6 +1,7 @@
 """Copies the tables that need it; what a copy fails with leaves its own table out."""
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,9 +14,15 @@ from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePositions
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.alterations import Alteration, find_alteration
-from rhei_pipeline.sync.copy_ranges import has_shape
+from rhei_pipeline.sync.copy_ranges import RangeMemory, has_shape
 from rhei_pipeline.sync.cycle import acknowledge
-from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_table, needs_copy
+from rhei_pipeline.sync.initial_sync import (
+    Copied,
+    CopyTurn,
+    OnProgress,
+    copy_table,
+    needs_copy,
+)
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry
@@ -73,6 +80,11 @@ class TableCopies:
         self._watch = watch
         self._options = options
         self._under_way: dict[str, CopyStatus] = {}
+        #: What was read of copies that go on at their next turn.
+        self._read: dict[str, Copied] = {}
+        self._ranges = RangeMemory()
+        #: The tables that need a copy, as the last call of `copy_due` found and left it.
+        self.unfinished: set[str] = set()
         #: How the next cycle alters tables, which are not copied for that.
         self.altered: dict[str, Alteration] = {}
 
@@ -88,53 +100,107 @@ class TableCopies:
         """Forget what the last cycle left: the next one asks about all tables."""
         self._settled, self.altered = {}, {}
 
-    def copy_due(self, tables: Sequence[Table], on_progress: OnProgress) -> dict[str, Copied]:
-        """Copy those of the tables that need it; return what was read of each."""
+    def copy_due(
+        self, tables: Sequence[Table], on_progress: OnProgress, seconds: float
+    ) -> dict[str, Copied]:
+        """Copy those of the tables that need it, for so long; return what was read of each.
+
+        What was not read by then is left to the next call. First come the tables that had no turn
+        yet, then those of which the fewest rows are left: no small one waits for a large one.
+        """
+        self._forget_ended()
         copied: dict[str, Copied] = {}
         due = self._parts.without_failing(tables, self._find_due)
+        due.sort(key=self._rows_left)
+        self.unfinished = {table.name for table in due}
+        until = time.monotonic() + seconds
         at_once, told = len(due) >= MANY_TABLES, 0
-        for table in due:
+        for number, table in enumerate(due):
+            if number and time.monotonic() >= until:
+                break
             if at_once and len(copied) - told >= TOLD_TOGETHER:
                 self._tell(copied)
                 told = len(copied)
-            try:
-                # What was pending in another shape has been drained: the history goes on.
-                found = self.copy(table, on_progress, same_shape=True, at_once=at_once)
-                if found is not None:
-                    copied[table.name] = found
-            except PermanentError:
-                if table.name not in self._left_out.errors:
-                    raise
+            found = self._copy_or_leave_out(table, on_progress, until, at_once=at_once)
+            if found is None or found.is_complete:
+                self.unfinished.discard(table.name)
+            if found is not None and found.is_complete:
+                copied[table.name] = found
         if at_once:
             self._tell(copied)
         return copied
+
+    def _rows_left(self, table: Table) -> int:
+        known = self._under_way.get(table.name)
+        return 0 if known is None else max(known.of - known.rows, 1)
+
+    def _copy_or_leave_out(
+        self, table: Table, on_progress: OnProgress, until: float, *, at_once: bool
+    ) -> Copied | None:
+        try:
+            # What was pending in another shape has been drained: the history goes on.
+            return self.copy(table, on_progress, until, same_shape=True, at_once=at_once)
+        except PermanentError:
+            if table.name not in self._left_out.errors:
+                raise
+            return None
+
+    def count_anew(self, name: str) -> None:
+        """Let what is told of a copy begin here."""
+        self._read.pop(name, None)
+
+    def _forget_ended(self) -> None:
+        """Forget copies that are to go on no more: a migration overtook them, or a drop."""
+        if self._read:
+            standing = self._mirror.ledger().copies.keys() & self._tables.keys()
+            for name in self._read.keys() - standing:
+                del self._read[name]
+                self._under_way.pop(name, None)
 
     def _tell(self, copied: Collection[str]) -> None:
         """Keep other mirrors' syncs from letting the source forget what these copies need."""
         acknowledge(self._source, self._mirror.ledger(), copied, prune=False)
 
     def copy(
-        self, table: Table, on_progress: OnProgress, *, same_shape: bool, at_once: bool = False
+        self,
+        table: Table,
+        on_progress: OnProgress,
+        until: float,
+        *,
+        same_shape: bool,
+        at_once: bool = False,
     ) -> Copied | None:
-        """Copy one table; an error is its own, and leaves it out until the next sync.
+        """Copy one table until then; an error is its own, and leaves it out until the next sync.
 
-        None where a migration came between: the source is to be looked at again.
+        Returns:
+            What was read of it, at this turn and the ones before; None where a migration came
+            between: the source is to be looked at again.
         """
-        copied = None
+        name, copied = table.name, None
         try:
-            with self._blame.of(table.name):
-                copied = self._copy(table, on_progress, same_shape=same_shape, at_once=at_once)
+            with self._blame.of(name):
+                copied = self._copy(
+                    table, on_progress, until, same_shape=same_shape, at_once=at_once
+                )
         except Exception as error:
             # What reading or capture failed with may only say that the table is another by now.
             if not self._is_migrated(table, error):
-                self._parts.leave_out(error, [table.name])
-                fault = self._left_out.errors[table.name]
+                self._parts.leave_out(error, [name])
+                fault = self._left_out.errors[name]
                 if fault is error:
                     raise
                 raise fault from error
+        finally:
+            earlier = self._read.pop(name, None)
+            if copied is None or copied.is_complete:
+                self._under_way.pop(name, None)
         if copied is None:
-            _log.warning("table %r: it was migrated while it was copied", table.name)
+            _log.warning("table %r: it was migrated while it was copied", name)
             self._watch.refresh_next_time()
+            return None
+        copied = copied.after(earlier)
+        if not copied.is_complete:
+            self._read[name] = copied
         return copied
 
     def _is_migrated(self, table: Table, error: Exception) -> bool:
@@ -182,7 +248,13 @@ class TableCopies:
         return False
 
     def _copy(
-        self, table: Table, on_progress: OnProgress, *, same_shape: bool, at_once: bool
+        self,
+        table: Table,
+        on_progress: OnProgress,
+        until: float,
+        *,
+        same_shape: bool,
+        at_once: bool,
     ) -> Copied | None:
         def note(name: str, rows: int, of: int) -> None:
             self._under_way[name] = CopyStatus(rows, of)
@@ -190,19 +262,18 @@ class TableCopies:
             on_progress(name, rows, of)
 
         self._watch.install(table)
-        try:
-            return copy_table(
-                table,
-                self._source,
-                self._mirror,
-                self._options.sync,
-                self._options.on_step,
-                note,
-                same_shape=same_shape,
-                at_once=at_once,
-            )
-        finally:
-            self._under_way.pop(table.name, None)
+        earlier = self._read.get(table.name)
+        return copy_table(
+            table,
+            self._source,
+            self._mirror,
+            self._options.sync,
+            self._options.on_step,
+            note,
+            same_shape=same_shape,
+            at_once=at_once,
+            turn=CopyTurn(until, earlier.rows if earlier else 0, self._ranges),
+        )
 
 
 def _has_other_columns(standing: Table, table: Table) -> bool:

@@ -6,9 +6,11 @@ and a process that is killed leaves nothing behind that another one must put rig
 """
 
 import logging
+import math
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -60,12 +62,45 @@ class WorkEnd(StrEnum):
     """How work on ranges has ended.
 
     COMPLETE: all of them are complete. CLOSED: the copy is in place, or was given up.
-    MIGRATED: the source gave the table another shape.
+    MIGRATED: the source gave the table another shape. PAUSED: other tables have their turn.
     """
 
     COMPLETE = "complete"
     CLOSED = "closed"
     MIGRATED = "migrated"
+    PAUSED = "paused"
+
+
+class RangeMemory:
+    """What a process knows of copies in ranges from one turn to the next.
+
+    That is on which ranges somebody else works, as far as it shows, and in `tries`, by table, how
+    often what was recorded or written of a copy did not stay as it was.
+    """
+
+    def __init__(self) -> None:
+        self.tries: Counter[str] = Counter()
+        self._parts: dict[tuple[str, int], int] = {}
+        self._seen_at: dict[tuple[str, int], float] = {}
+
+    def idle(self, standing: RangeStanding, missing: Collection[int]) -> list[int]:
+        """Return the ranges for which nobody else has recorded a part lately."""
+        now, found = time.monotonic(), []
+        for number in missing:
+            own, parts = (standing.plan.plan_id, number), len(standing.parts.get(number, ()))
+            if self._parts.setdefault(own, parts) != parts:
+                self._parts[own], self._seen_at[own] = parts, now
+            seen_at = self._seen_at.get(own)
+            if seen_at is None or now - seen_at >= PATIENCE_SECONDS:
+                found.append(number)
+        return found
+
+    def note(self, standing: RangeStanding, number: int, *, mine: bool) -> None:
+        """Note who has recorded the next part of a range."""
+        own = (standing.plan.plan_id, number)
+        self._parts[own] = len(standing.parts.get(number, ())) + 1
+        if not mine:
+            self._seen_at[own] = time.monotonic()
 
 
 @dataclass(slots=True)
@@ -84,6 +119,9 @@ class RangeWork:
     on_step: OnStep
     #: Called after each part with all rows that were read so far, and those of the table.
     on_rows: Callable[[int, int], None]
+    #: When other tables have their turn, by `time.monotonic`.
+    until: float = math.inf
+    memory: RangeMemory = field(default_factory=RangeMemory)
     rows: int = 0
     parts: int = 0
     letters: int = 0
@@ -92,6 +130,8 @@ class RangeWork:
     def share(self, plan_id: str, chosen: Collection[int] | None = None) -> WorkEnd:
         """Copy what nobody else copies, until all ranges are complete, or those that were chosen.
 
+        Or until the turn is over; where there is only others' work to wait for, that is soon.
+
         Raises:
             MirrorDamagedError: What is recorded cannot be read.
         """
@@ -99,8 +139,8 @@ class RangeWork:
             return self._shared(plan_id, chosen, ahead)
 
     def _shared(self, plan_id: str, chosen: Collection[int] | None, ahead: "_ReadAhead") -> WorkEnd:
-        others = _Others(PATIENCE_SECONDS)
         own: int | None = None
+        is_over = False
         while True:
             standing = self._standing(plan_id)
             if standing is None:
@@ -108,34 +148,48 @@ class RangeWork:
             missing = [n for n in standing.missing if chosen is None or n in chosen]
             if not missing:
                 return WorkEnd.COMPLETE
-            idle = others.idle(standing, missing)
+            if is_over:
+                return WorkEnd.PAUSED
+            idle = self.memory.idle(standing, missing)
             if not idle:
                 self.on_rows(standing.rows, standing.plan.rows)
                 time.sleep(_LOOK_SECONDS)
+                is_over = self.until < math.inf
                 continue
             number = own if own in idle else _any_of(idle, standing)
-            try:
-                recorded = self._copy_part(standing, number, ahead)
-            except MirrorError:
-                if self._standing(plan_id) is None:  # and what was written for it is deleted
-                    return WorkEnd.CLOSED
-                raise
-            if recorded is None:
-                return WorkEnd.MIGRATED
+            recorded = self._copied_part(standing, number, ahead)
+            if isinstance(recorded, WorkEnd):
+                return recorded
             own = number if recorded else None
-            others.note(standing, number, mine=recorded)
+            self.memory.note(standing, number, mine=recorded)
+            is_over = time.monotonic() >= self.until
 
     def _standing(self, plan_id: str) -> RangeStanding | None:
         """Return how far a plan has come; None if it is open no more."""
         standing = self.store.standing(self.table.name)
         return standing if standing and standing.plan.plan_id == plan_id else None
 
+    def _copied_part(
+        self, standing: RangeStanding, number: int, ahead: "_ReadAhead"
+    ) -> bool | WorkEnd:
+        """Return whether this process recorded the next part of a range, or why there is an end."""
+        try:
+            recorded = self._copy_part(standing, number, ahead)
+        except MirrorError:
+            if self._standing(standing.plan.plan_id) is None:  # and what was written is deleted
+                return WorkEnd.CLOSED
+            raise
+        return WorkEnd.MIGRATED if recorded is None else recorded
+
     def _copy_part(self, standing: RangeStanding, number: int, ahead: "_ReadAhead") -> bool | None:
         """Read and record the next part of a range; None if the table has another shape by now."""
+        began = time.monotonic()
         part, rows = ahead.read(standing.plan, number, *standing.begin(number))
         if part is None:
             return None
-        if not part.is_last:
+        now = time.monotonic()
+        # One that would come after the turn were read for nothing.
+        if not part.is_last and now + 2 * (now - began) < self.until:
             ahead.begin(standing.plan, number, part.place + 1, part.resume)
 
         def written() -> None:
@@ -217,33 +271,6 @@ class _ReadAhead:
         return self._read(*wanted)
 
 
-class _Others:
-    """Which ranges somebody else works on, as far as it shows."""
-
-    def __init__(self, patience_seconds: float) -> None:
-        self._patience_seconds = patience_seconds
-        self._parts: dict[int, int] = {}
-        self._seen_at: dict[int, float] = {}
-
-    def idle(self, standing: RangeStanding, missing: Collection[int]) -> list[int]:
-        """Return the ranges for which nobody else has recorded a part lately."""
-        now, found = time.monotonic(), []
-        for number in missing:
-            parts = len(standing.parts.get(number, ()))
-            if self._parts.setdefault(number, parts) != parts:
-                self._parts[number], self._seen_at[number] = parts, now
-            seen_at = self._seen_at.get(number)
-            if seen_at is None or now - seen_at >= self._patience_seconds:
-                found.append(number)
-        return found
-
-    def note(self, standing: RangeStanding, number: int, *, mine: bool) -> None:
-        """Note who has recorded the next part of a range."""
-        self._parts[number] = len(standing.parts.get(number, ())) + 1
-        if not mine:
-            self._seen_at[number] = time.monotonic()
-
-
 def _any_of(idle: Collection[int], standing: RangeStanding) -> int:
     """Return one of the ranges with the fewest parts; by lot, so that two take different ones."""
     fewest = min(len(standing.parts.get(number, ())) for number in idle)
@@ -296,19 +323,28 @@ class SharedCopy:
         Raises:
             MirrorDamagedError: What is recorded was damaged each time.
         """
-        for left in reversed(range(ATTEMPTS)):
+        name, tries = self.work.table.name, self.work.memory.tries
+        while tries[name] < ATTEMPTS:
             try:
                 found = self._shared()
             except MirrorDamagedError as error:
-                if not left:
+                tries[name] += 1
+                if tries[name] == ATTEMPTS:
+                    del tries[name]
                     raise
                 self._begin_again(str(error))
                 continue
-            if isinstance(found, RangeStanding):
-                self._admit(found)
-                return WorkEnd.COMPLETE
-            if found is not WorkEnd.CLOSED:
+            if found is WorkEnd.PAUSED:
                 return found
+            if found is WorkEnd.CLOSED:
+                tries[name] += 1
+                continue
+            del tries[name]
+            if not isinstance(found, RangeStanding):
+                return found
+            self._admit(found)
+            return WorkEnd.COMPLETE
+        del tries[name]
         return None
 
     def _shared(self) -> RangeStanding | WorkEnd | None:

@@ -8,9 +8,10 @@ copy in the table's place. What readers of the mirror see is one state of the so
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 
@@ -38,7 +39,13 @@ from rhei_pipeline.protocols import (
     Step,
 )
 from rhei_pipeline.sql.text import mirror_table
-from rhei_pipeline.sync.copy_ranges import RangeWork, SharedCopy, WorkEnd, has_shape
+from rhei_pipeline.sync.copy_ranges import (
+    RangeMemory,
+    RangeWork,
+    SharedCopy,
+    WorkEnd,
+    has_shape,
+)
 from rhei_pipeline.sync.cycle import acknowledge
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.quarantine import refuse_overflow
@@ -57,19 +64,39 @@ OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class CopyTurn:
+    """How long a copy goes on before other tables have their turn.
+
+    Attributes:
+        until: When it is over, by `time.monotonic`; a copy reads one part at least.
+        rows: What the turns before it have read.
+        ranges: What is remembered of copies in ranges.
+    """
+
+    until: float = math.inf
+    rows: int = 0
+    ranges: RangeMemory = field(default_factory=RangeMemory)
+
+
+@dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy read."""
+    """What a copy read.
+
+    Attributes:
+        is_complete: All rows are there; otherwise it goes on at its next turn.
+    """
 
     rows: int
     dead_letters: int
     resumed: bool
+    is_complete: bool = True
 
     def after(self, earlier: "Copied | None") -> "Copied":
         """Return both as one, where this one went on where the earlier ended."""
         if earlier is None or not self.resumed:
             return self
         letters = earlier.dead_letters + self.dead_letters
-        return Copied(earlier.rows + self.rows, letters, earlier.resumed)
+        return Copied(earlier.rows + self.rows, letters, earlier.resumed, self.is_complete)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +125,12 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
     *,
     same_shape: bool = False,
     at_once: bool = False,
+    turn: CopyTurn | None = None,
 ) -> Copied | None:
     """Copy all rows beside the table; a copy that was cut off goes on where it ended.
 
-    Afterwards the table is in state COPIED and the next sync cycle puts the copy in place.
+    Afterwards the table is in state COPIED and the next sync cycle puts the copy in place. Where
+    the turn is over before, it is in state COPYING, and the next call goes on.
     `same_shape`: the mirror's table has the columns and the key that its source has now.
     `at_once`: the copy of a small table is begun and completed by one commit, and the caller tells
     the source of it, together with others.
@@ -110,6 +139,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
         What was read; None where the source gave the table another shape meanwhile. What is copied
         by then is of no use: the copy is to be begun again, in that shape.
     """
+    turn = turn or CopyTurn()
     is_shared = options.copy_ranges(table.name) > 1
     small_rows = min(SMALL_ROWS, options.batch_rows) if at_once and not is_shared else 0
     bounded = partial(_refuse_overflow, table, mirror, options)
@@ -126,14 +156,24 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
     if progress.complete and not resumed:
         on_progress(table.name, rows, rows)
         on_step(Step.COPY_COMPLETE)
-    shared = _shared(table, source, mirror, options, on_step, on_progress, progress, bounded)
+    shared = _shared(table, source, mirror, options, on_step, on_progress, progress, bounded, turn)
     ended = None if shared is None else shared.copy()
     if shared is not None and ended is not None:
-        work = shared.work
-        return None if ended is WorkEnd.MIGRATED else Copied(work.rows, work.letters, resumed)
+        return _copied_by_all(shared.work, ended, resumed=resumed)
     seams = (table, source, mirror, options)
-    read = _copy_alone(*seams, on_step, on_progress, progress=progress, bounded=bounded)
-    return read and Copied(rows + read.rows, letters + read.dead_letters, resumed)
+    read = _copy_alone(*seams, on_step, on_progress, progress=progress, bounded=bounded, turn=turn)
+    return read and replace(
+        read, rows=rows + read.rows, dead_letters=letters + read.dead_letters, resumed=resumed
+    )
+
+
+def _copied_by_all(work: RangeWork, ended: WorkEnd, *, resumed: bool) -> Copied | None:
+    """Return what a turn of a copy in ranges read; the last one tells of all that was read."""
+    if ended is WorkEnd.MIGRATED:
+        return None
+    if ended is WorkEnd.PAUSED:
+        return Copied(0, 0, resumed, is_complete=False)
+    return Copied(work.rows, work.letters, resumed)
 
 
 def _copy_alone(  # noqa: PLR0913  (those of `copy_table`)
@@ -146,16 +186,19 @@ def _copy_alone(  # noqa: PLR0913  (those of `copy_table`)
     *,
     progress: CopyProgress,
     bounded: Callable[[MirrorTransaction], None],
+    turn: CopyTurn,
 ) -> Copied | None:
     """Read and write what is left of a copy, in order; None if the table has another shape now."""
     rows = letters = 0
-    while not progress.complete:
+    is_first = True
+    while not progress.complete and (is_first or time.monotonic() < turn.until):
         with snapshot_for_copy(source) as snapshot:
             if not has_shape(table, source):
                 return None
             total = snapshot.count(table)
-            until = time.monotonic() + SNAPSHOT_SECONDS
-            while not progress.complete and time.monotonic() < until:
+            until = min(time.monotonic() + SNAPSHOT_SECONDS, turn.until)
+            while not progress.complete and (is_first or time.monotonic() < until):
+                is_first = False
                 with mirror.transaction() as transaction:
                     most = PART_BATCHES if total >= LARGE_TABLE_ROWS else 1
                     part, is_last = _part(
@@ -166,9 +209,9 @@ def _copy_alone(  # noqa: PLR0913  (those of `copy_table`)
                     letters += len(part.rejected) if part else 0
                     del part
                     bounded(transaction)
-                on_progress(table.name, rows, total)
+                on_progress(table.name, turn.rows + rows, total)
                 on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
-    return Copied(rows, letters, resumed=False)
+    return Copied(rows, letters, resumed=False, is_complete=progress.complete)
 
 
 def _shared(  # noqa: PLR0913, PLR0917  (those of `copy_table`)
@@ -180,6 +223,7 @@ def _shared(  # noqa: PLR0913, PLR0917  (those of `copy_table`)
     on_progress: OnProgress,
     progress: CopyProgress,
     bounded: Callable[[MirrorTransaction], None],
+    turn: CopyTurn,
 ) -> SharedCopy | None:
     """Return the copy as one that several processes share; None where it is not to be one."""
     count = options.copy_ranges(table.name)
@@ -187,7 +231,8 @@ def _shared(  # noqa: PLR0913, PLR0917  (those of `copy_table`)
     if count == 1 or is_begun or not isinstance(mirror, CopiesRanges):
         return None
     on_rows = partial(on_progress, table.name)
-    work = RangeWork(table, source, mirror.ranges, options.batch_rows, on_step, on_rows)
+    seams = (table, source, mirror.ranges, options.batch_rows, on_step, on_rows)
+    work = RangeWork(*seams, until=turn.until, memory=turn.ranges)
     return SharedCopy(work, mirror, count, progress, bounded)
 
 

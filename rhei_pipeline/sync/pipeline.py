@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -61,7 +62,7 @@ from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.people import PersonSearch
 from rhei_pipeline.sync.repair_keys import Key, Mending, RepairRange
-from rhei_pipeline.sync.reporting import table_reports
+from rhei_pipeline.sync.reporting import summed, table_reports
 from rhei_pipeline.sync.retention import BoundsOf, expire
 from rhei_pipeline.sync.schema_policy import Said, nothing_said
 from rhei_pipeline.sync.schema_registry import Registry
@@ -72,6 +73,13 @@ from rhei_pipeline.sync.verify_parts import VerifyBudget, within_budget
 _log = logging.getLogger(__name__)
 
 _Found = TypeVar("_Found")
+
+
+#: So long tables are copied before those that are in place have their turn; longer, where their
+#: cycles take long: so many times as long.
+TURN_SECONDS, COPYING_SHARE = 5.0, 4
+#: So long others may take over between two turns of a copy.
+_OTHERS_SECONDS = 0.01
 
 
 def no_step(_step: Step) -> None:
@@ -91,8 +99,9 @@ def _keeps_changing() -> SourceBusyError:
 class Pipeline:
     """Keeps a mirror equal to its source.
 
-    One piece of work at a time: a second caller waits. A table that fails for good is left out
-    and named in every report, and the others go on.
+    One piece of work at a time: a second caller waits. Copies are made in turns: in between, tables
+    that are in place are synced, and a second caller gets its answer. A table that fails for good
+    is left out and named in every report, and the others go on.
 
     Args:
         find: Returns the tables to mirror, as the declaration or the source has them now.
@@ -121,11 +130,13 @@ class Pipeline:
         self._registry = registry
         self._options, self._on_step = options, on_step
         self._lock = threading.RLock()
+        self._turns = threading.Condition(self._lock)
         self._parts = Participants()
         self._tables, self._left_out = self._parts.tables, self._parts.left_out
         self._blame = self._parts.blame
         self._watch = SchemaWatch(find, source, mirror, registry, self._parts, self._drain, said)
         self._synced_from: int | None = None
+        self._cycle_seconds = 0.0  # of the last one
         self._status = StatusCache()
         self._copies = TableCopies(
             source,
@@ -174,7 +185,7 @@ class Pipeline:
     def holds(self, name: str, ledger: Ledger) -> bool:
         """Return whether the mirror has a table with the source's schema."""
         table = self._tables.get(name)
-        ready = ledger.state(name) is TableState.READY
+        ready = ledger.state(name) is TableState.READY and name not in self._copies.unfinished
         return table is not None and ready and self._registry.table(name) == table
 
     def table(self, name: str) -> Table:
@@ -318,16 +329,31 @@ class Pipeline:
             self.table(self._watch.add(declared))
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
-        """Bring every table up to the source as it is now; copy first what was never copied."""
+        """Bring every table up to the source as it is now; copy first what was never copied.
+
+        Tables that are in place are synced, and others have their turn, also while that lasts.
+        """
         return self._sync(on_progress)
 
+    def sync_round(self, *, goes_on: bool = True) -> SyncReport:
+        """Sync what is in place, and copy for one turn at most; the report names what goes on.
+
+        `goes_on`: Copies that are under way have their turn as well.
+        """
+        with self._lock, self._noting_unreadable():
+            return self._round(no_progress, goes_on=goes_on)[0]
+
     def _sync(self, on_progress: OnProgress, only: str | None = None) -> SyncReport:
-        with self._lock:
-            try:
-                return self._synced(on_progress, only)[0]
-            except (SourceUnreachableError, MirrorUnreachableError) as error:
-                self._status.note_unreadable(error)
-                raise
+        with self._lock, self._noting_unreadable():
+            return self._synced(on_progress, only)[0]
+
+    @contextmanager
+    def _noting_unreadable(self) -> Iterator[None]:
+        try:
+            yield
+        except (SourceUnreachableError, MirrorUnreachableError) as error:
+            self._status.note_unreadable(error)
+            raise
 
     def _synced(
         self, on_progress: OnProgress, only: str | None = None
@@ -336,23 +362,38 @@ class Pipeline:
 
         `only`: Of the tables that were never copied, this one alone takes part.
         """
+        found, copied = self._round(on_progress, only)
+        while found.copying:
+            self._turns.wait(_OTHERS_SECONDS)
+            later, finished = self._round(on_progress, only)
+            found, copied = summed(found, later), copied | finished
+        return found, copied
+
+    def _round(
+        self, on_progress: OnProgress, only: str | None = None, *, goes_on: bool = True
+    ) -> tuple[SyncReport, dict[str, Copied]]:
+        """Copy for one turn, and sync what is in place by then."""
         with one_cycle():
             started = time.monotonic()
             copied: dict[str, Copied] = {}
             self._watch.try_again()
             for _ in range(ATTEMPTS):
-                begun = time.monotonic_ns()
                 self._watch.keep_up()
-                found = self._copies.copy_due(self._taking_part(only), on_progress)
+                found = self._copies.copy_due(
+                    self._taking_part(only, goes_on=goes_on), on_progress, self._turn_seconds
+                )
                 copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
-                taking_part, altered = self._taking_part(only), self._copies.altered
-                reports = self._cycle(taking_part, self._watch.version, altered=altered)
+                followed, altered = self._followed(), self._copies.altered
+                begun = time.monotonic_ns()
+                reports = self._cycle(followed, self._watch.version, altered=altered)
+                self._cycle_seconds = (time.monotonic_ns() - begun) / 1e9
                 self._copies.forget_cycle()
                 if reports is not None:
-                    self._refuse_failure_of_all(reports)
+                    self._refuse_failure_of_all([*reports, *self._copies.unfinished])
                     self._synced_from = begun
                     self._status.note_readable()
                     report = self._report(reports, copied, altered, started)
+                    report = replace(report, copying=self._copying(only))
                     _log.debug("synced %d events", report.events)
                     if report.events:
                         self._memory.give_back()
@@ -361,16 +402,36 @@ class Pipeline:
                     return report, copied
             raise _keeps_changing()
 
-    def _taking_part(self, only: str | None) -> list[Table]:
-        if only is None:
-            return list(self._tables.values())
-        ledger, chosen = self._mirror.ledger(), in_any_case(only, self._tables)
-        begun = {*ledger.watermarks, *ledger.copies, chosen.name if chosen else only}
-        return [table for table in self._tables.values() if table.name in begun]
+    @property
+    def _turn_seconds(self) -> float:
+        """How long to copy until the next cycle, which reads what a server's log has kept."""
+        return max(TURN_SECONDS, COPYING_SHARE * self._cycle_seconds)
 
-    def _refuse_failure_of_all(self, reports: Collection[str]) -> None:
+    def _copying(self, only: str | None) -> tuple[str, ...]:
+        """Return the tables whose copies go on with the next turn."""
+        chosen = in_any_case(only, self._tables) if only else None
+        own = self._tables.keys() if only is None else {chosen.name} if chosen else set()
+        return tuple(sorted(own & self._copies.unfinished))
+
+    def _taking_part(self, only: str | None, *, goes_on: bool) -> list[Table]:
+        """Return the tables that may be copied; of copies under way, with `only` that one alone."""
+        if only is None and goes_on:
+            return list(self._tables.values())
+        ledger, chosen = self._mirror.ledger(), in_any_case(only, self._tables) if only else None
+        copying = {name for name, copy in ledger.copies.items() if not copy.complete}
+        begun = {*ledger.watermarks, *ledger.copies} if only else {*self._tables}
+        wanted = (begun - copying) | ({chosen.name} if chosen else set())
+        return [table for table in self._tables.values() if table.name in wanted]
+
+    def _followed(self) -> list[Table]:
+        """Return the tables that a cycle is about: what is in place, or copied in full."""
+        left, ledger = self._copies.unfinished, self._mirror.ledger()
+        whole = {TableState.READY, TableState.COPIED}
+        return [t for n, t in self._tables.items() if n not in left and ledger.state(n) in whole]
+
+    def _refuse_failure_of_all(self, rest: Collection[str]) -> None:
         """Raise what the tables failed with, where none is left: it may be no fault of theirs."""
-        if not reports and (unknown := self._left_out.unknown):
+        if not rest and (unknown := self._left_out.unknown):
             raise unknown[0]
         if self.emptiness is not None:
             raise self.emptiness
@@ -388,6 +449,7 @@ class Pipeline:
             self._watch.keep_up()
             if name in self._left_out.undrained:
                 self._give_up_pending(name)
+            self._copies.count_anew(self.table(name).name)
             caught_up, copied = self._caught_up(self.table(name), on_progress)
             table = self.table(name)
             if caught_up is not None and table.name in copied:
@@ -395,12 +457,13 @@ class Pipeline:
                 return copy_report(copied[table.name], report, started)
             earlier = caught_up.tables[table.name] if caught_up is not None else None
             for _ in range(ATTEMPTS):
-                found = self._copies.copy(table, on_progress, same_shape=caught_up is not None)
+                until, is_same = time.monotonic() + self._turn_seconds, caught_up is not None
+                found = self._copies.copy(table, on_progress, until, same_shape=is_same)
                 synced, gone_on = self._synced(on_progress, only=table.name)
                 table = self.table(name)  # raises what it was left out for
                 report, again = synced.tables[table.name], gone_on.get(table.name)
-                if again is not None:
-                    found = again.after(found)
+                if again is not None:  # it tells of the turns of one copy together
+                    found = again.after(found if found and found.is_complete else None)
                 if found is not None:
                     break
                 # It has a shape for which it needed no copy, or the one that it had before.
@@ -651,7 +714,8 @@ class Pipeline:
                 self._on_step,
                 schema_version=schema_version,
                 blame=self._blame,
-                held={*self._left_out.failed, *held},
+                # Of tables that are copied now, too.
+                held={*self._left_out.failed, *self._tables, *held},
                 mending=mending,
                 altered=altered,
             ),

@@ -28,7 +28,8 @@ def table_reports(
         reports[name] = TableReport(name, error=error)
     for earlier in drained:
         name = spelled(earlier.table, reports)  # renamed by case, it goes on
-        reports[name] = reports[name].after(earlier)
+        # One that is copied since takes no part in the cycle.
+        reports[name] = reports[name].after(earlier) if name in reports else earlier
     for name, copy in copied.items():
         letters = reports[name].dead_letters + copy.dead_letters
         reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)

@@ -20,6 +20,8 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.dagster import CdcResource, Names, OltpResource, build_definitions
 from rhei_pipeline.dagster.check_records import last_evaluations
 from rhei_pipeline.dagster.session import Session
+from rhei_pipeline.settings.sections import TableSettings
+from rhei_pipeline.sync import pipeline
 from rhei_pipeline.wiring.standing import source_standing
 from tests.support.parts import connection_of, engine_of
 
@@ -144,6 +146,42 @@ def test_changes_of_a_table_that_is_left_out_open_no_session_again_and_again(sho
     assert "left out" in str(shop.tick())
     shop.write("insert into orders values (2, 'new')")
     assert isinstance(shop.tick(), dg.RunRequest)
+
+
+def test_a_session_gives_way_in_the_middle_of_a_copy_and_the_next_one_goes_on(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shop.sync().success
+    monkeypatch.setattr(pipeline, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "COPYING_SHARE", 0)
+    shop.settings = shop.settings.model_copy(
+        update={
+            "tables": [*(shop.settings.tables or ()), TableSettings(name="big")],
+            "sync": shop.settings.sync.model_copy(update={"batch_rows": 10}),
+        }
+    )
+    shop.write(
+        "create table big(id integer primary key)",
+        "with recursive n(i) as (select 1 union all select i + 1 from n where i < 20000)"
+        " insert into big select i from n",
+    )
+    with monkeypatch.context() as waiting:
+        waiting.setattr("rhei_pipeline.dagster.mirrors.writer_wanted", lambda *_: True)
+        assert shop.sync().success
+    with rhei.open(shop.settings) as htap:
+        assert htap.sync_status().tables["big"].state == "copying"
+    asked = shop.tick()
+    assert isinstance(asked, dg.RunRequest)
+    assert asked.tags["rhei/reason"] == "the copy of big goes on"
+    monkeypatch.undo()
+    shop.settings = shop.settings.model_copy(
+        update={"sync": shop.settings.sync.model_copy(update={"batch_rows": 50_000})}
+    )
+    assert shop.sync().success
+    assert "up to date" in str(shop.tick())
+    with rhei.open(shop.settings) as htap:
+        assert htap.verify().equal
+    assert shop.check("big", "row_parity", "initial_sync").passed
 
 
 def test_a_source_that_is_gone_is_red_though_no_session_runs(shop: Shop) -> None:

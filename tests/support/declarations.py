@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import copy_ranges as sharing
+from rhei_pipeline.sync import pipeline
 from rhei_pipeline.testing.faults import Crash, CrashAt
 from rhei_pipeline.testing.oracle import Key, by_key
 from rhei_pipeline.wiring.copy_ranges import copy_range
@@ -195,8 +196,11 @@ class Play:
     half_forgotten: set[int] = field(default_factory=set)
 
     def run(self, played: list[Any]) -> None:
-        """Play all; whoever copies in ranges waits for nobody."""
+        """Play all; whoever copies in ranges waits for nobody, and every other copies in turns."""
         with pytest.MonkeyPatch.context() as patch:
+            if len(played) % 2:
+                patch.setattr(pipeline, "TURN_SECONDS", 0.0)
+                patch.setattr(pipeline, "COPYING_SHARE", 0)
             patch.setattr(sharing, "PATIENCE_SECONDS", 0.0)
             patch.setattr(sharing, "_LOOK_SECONDS", 0.01)
             patch.setattr(sharing, "PART_BATCHES", 1)

@@ -35,8 +35,9 @@ class Synced:
         """What is seen at one look after the other; the last stays."""
         return self._seen.pop(0) if len(self._seen) > 1 else self._seen[0]
 
-    def sync(self) -> None:
+    def sync_round(self, *, goes_on: bool) -> None:
         """Count the call, and fail or be fresh."""
+        assert not goes_on  # a query waits for no copy that is under way
         self.syncs += 1
         if self._error is not None:
             raise self._error

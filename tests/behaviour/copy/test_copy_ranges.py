@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -19,7 +19,9 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.mirrors.datafusion.copy_ranges import CopyRanges
 from rhei_pipeline.mirrors.datafusion.manifest import sealed
+from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.copy_plan import CopyPlan, RangeReport, RangeStanding
+from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import copy_ranges as sharing
 from rhei_pipeline.testing.faults import Crash, CrashAt
@@ -360,10 +362,11 @@ def test_a_range_of_which_nobody_has_copied_anything_is_taken_whatever_the_clock
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a clock in seconds since the start, what is added and taken away again is not the same."""
-    standing = RangeStanding(cast("CopyPlan", None), {})
+    plan = CopyPlan("p", TableSchema("t", (), ()), Position(0, ""), "", (), 0)
+    standing = RangeStanding(plan, {})
     for seconds in (0.0, 1.3, 700.1, 9983.739165648, 1e6 / 3, 1e8 / 7):
         monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: seconds)
-        assert sharing._Others(0.05).idle(standing, [1]) == [1]
+        assert sharing.RangeMemory().idle(standing, [1]) == [1]
     monkeypatch.undo()
 
 

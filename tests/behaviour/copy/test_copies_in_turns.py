@@ -1,0 +1,270 @@
+"""Tables are copied in turns: in between, those in place are synced, and others are answered."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rhei_pipeline.errors import RheiError
+from rhei_pipeline.model.progress import TableState
+from rhei_pipeline.protocols import Step
+from rhei_pipeline.sync import pipeline
+from tests.support.declared_worlds import CAPTURES, MODES
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+from tests.support.parts import engine_of
+
+if TYPE_CHECKING:
+    from rhei_pipeline.model.reports import SyncReport
+
+AnyWorld = World | PostgresWorld
+Make = Callable[..., AnyWorld]
+BATCH, PARTS = 10, 6
+POLLED = {"polling": {"updated_at": "at", "deletes": "reconcile", "reconcile_seconds": 0}}
+
+
+@pytest.fixture
+def in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn is one batch."""
+    monkeypatch.setattr(pipeline, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "COPYING_SHARE", 0)
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest, in_turns: None) -> Make:
+    """Make a world with `small`, which is in place, and `big`, which was never copied."""
+
+    def made(capture: str = "sqlite-trigger", *more: str, **options: Any) -> AnyWorld:
+        polled = POLLED if "polling" in capture else {}
+        tables = [{"name": name, **polled} for name in ("big", *more, "small")]
+        given = {"tables": tables, "batch_rows": BATCH, **options}
+        fixture = "make_world" if capture.startswith("sqlite") else "make_postgres"
+        if fixture == "make_world":
+            given |= CAPTURES[capture]
+        else:
+            given["capture"] = CAPTURES[capture]
+        world: AnyWorld = request.getfixturevalue(fixture)(**given)
+        create(world, "small")
+        put(world, "small", 1, 3)
+        assert world.htap.sync_now().errors.keys() == {"big", *more}
+        create(world, "big")
+        put(world, "big", 0, BATCH * PARTS)
+        return world
+
+    return made
+
+
+def create(world: AnyWorld, name: str) -> None:
+    world.run(
+        f"create table {name}(id integer primary key, v text, at integer default 0)",
+        f"create index {name}_at on {name}(at, id)",
+    )
+
+
+def put(world: AnyWorld, table: str, first: int, count: int, at: int = 0) -> None:
+    rows = ", ".join(f"({n}, 'v{n}', {at})" for n in range(first, first + count))
+    world.run(f"insert into {table} values {rows}")
+
+
+class Writes:
+    """Writes into both tables at each step, and looks at what the mirror shows of the last time."""
+
+    def __init__(self, world: AnyWorld) -> None:
+        self._world, self.times, self.seen = world, 0, 0
+
+    def __call__(self) -> None:
+        self._look()
+        self.times += 1
+        n = self.times
+        put(self._world, "small", 1000 * n, 2, at=n)
+        self._world.run(
+            f"update small set v = 'new{n}', at = {n} where id = 1",
+            f"update big set v = 'new{n}', at = {n} where id % 7 = {n % 7}",
+            f"delete from big where id = {n * 13}",
+        )
+
+    def _look(self) -> None:
+        mirror = engine_of(self._world.htap).mirror
+        if self.times and mirror.ledger().state("small") is TableState.READY:
+            found = mirror.query(f"select count(*) as n from small where id >= {1000 * self.times}")
+            self.seen += found["n"][0].as_py() == 2
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("storage", [None, "parquet", "delta"])
+def test_tables_in_place_are_synced_while_another_is_copied(
+    make: Make, capture: str, mode: str, storage: str | None
+) -> None:
+    world = make(capture, mode=mode, storage=storage)
+    writes = Writes(world)
+    world.faults.do_at(Step.COPY_BATCH, writes, times=99)
+    reports: list[SyncReport] = []
+    world.htap.watch(reports.append, lambda *_: None)
+    report = world.htap.sync_now()
+    assert writes.times == writes.seen + 1 >= PARTS - 1
+    assert report.copying == ()
+    assert report.tables["big"].copied_rows >= BATCH * PARTS - PARTS
+    # Each of the changes was told once, in one round or another.
+    assert sum(each.tables["small"].events for each in reports) == report.tables["small"].events
+    assert report.tables["small"].inserted == 2 * writes.times
+    assert [each.copying for each in reports] == [("big",)] * writes.times + [()]
+    assert ["big" in each.tables for each in reports] == [False] * writes.times + [True]
+    world.assert_equal("big", "small")
+    assert world.htap.verify().equal
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-trigger", "postgres-logical"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("storage", [None, "parquet"])
+@pytest.mark.parametrize("asked", ["copy", "repair"])
+def test_a_copy_that_is_asked_for_keeps_nobody_waiting(
+    make: Make, capture: str, mode: str, storage: str | None, asked: str
+) -> None:
+    world = make(capture, mode=mode, storage=storage)
+    world.htap.sync_now()
+    writes = Writes(world)
+    world.faults.do_at(Step.COPY_BATCH, writes, times=99)
+    if asked == "copy":
+        report = world.htap.initial_sync("big")
+        assert not report.resumed
+        assert report.rows >= BATCH * PARTS - PARTS
+    else:
+        world.htap.repair("big")
+    # It is begun, and goes on at once.
+    assert writes.times == writes.seen + 2 >= PARTS - 1
+    world.htap.sync_now()
+    world.assert_equal("big", "small")
+    assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_small_table_does_not_wait_for_a_large_one(make: Make, mode: str) -> None:
+    world = make("sqlite-trigger", "late", mode=mode)
+
+    def add() -> None:
+        create(world, "late")
+        put(world, "late", 0, 3)
+
+    reports: list[SyncReport] = []
+    world.htap.watch(reports.append, lambda *_: None)
+    world.faults.do_at(Step.COPY_BATCH, add)
+    world.htap.sync_now()
+    copied = [name for each in reports for name, table in each.tables.items() if table.copied_rows]
+    assert copied == ["late", "big"]
+    world.assert_equal("big", "late", "small")
+
+
+def test_the_background_goes_on_turn_by_turn_and_stops_between_two(make: Make) -> None:
+    world = make()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    world.faults.do_at(Step.COPY_BATCH, hold, times=99)
+    background = world.htap.start_sync(3600)  # it rests between no two turns
+    assert begun.wait(30)
+    begun.clear()
+    go_on.set()
+    assert begun.wait(30)
+    world.htap.stop_sync()
+    assert world.faults.seen.count(Step.COPY_COMPLETE) == 1  # that of `small`
+    status = world.htap.sync_status()
+    assert status.tables["big"].state is TableState.COPYING
+    assert status.copying.keys() == {"big"}
+    assert status.copying["big"].rows % BATCH == 0
+    assert background.last_error is None
+    later = world.htap.start_sync(3600)
+    while world.htap.sync_status().copying:
+        pass
+    world.htap.stop_sync()
+    reports = [*background.take_reports(), *later.take_reports()]
+    told = [table for report in reports for table in report.tables.values()]
+    assert sum(table.copied_rows for table in told if table.table == "big") == BATCH * PARTS
+    world.assert_equal("big", "small")
+
+
+def test_others_are_answered_between_two_turns(make: Make) -> None:
+    """A status, a query that wants the present state, a sync, a verification of another table."""
+    world = make()
+    assert isinstance(world, World)
+    asked: list[Any] = []
+
+    def ask() -> None:
+        status = world.htap.sync_status()
+        with closing(sqlite3.connect(world.path)) as app, app:
+            app.execute("insert into small values (500, 'x', 0)")
+        fresh = world.htap.query("select count(*) as n from small", hint="olap", max_staleness=0)
+        asked.extend([status, fresh["n"][0].as_py(), world.htap.verify("small").equal])
+        asked.append(engine_of(world.htap).mirror.ledger().state("big"))
+
+    other = threading.Thread(target=ask)
+    world.faults.do_at(Step.COPY_BATCH, other.start)
+    world.faults.do_at(Step.COPY_BATCH, lambda: time.sleep(0.2), times=99)
+    world.htap.sync_now()
+    other.join()
+    status, count, equal, state = asked
+    assert status.tables["big"].state is TableState.COPYING
+    assert (count, equal, state) == (4, True, TableState.COPYING)
+    world.assert_equal("big", "small")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("change", ["alter table small add column c text default 'x'", "drop"])
+def test_another_table_is_migrated_or_dropped_while_one_is_copied(
+    make: Make, mode: str, change: str
+) -> None:
+    world = make(mode=mode)
+    world.faults.do_at(
+        Step.COPY_BATCH, lambda: world.run("drop table small" if change == "drop" else change)
+    )
+    report = world.htap.sync_now()
+    world.assert_equal("big")
+    assert report.tables["big"].copied_rows == BATCH * PARTS
+    if change == "drop":
+        assert "small" in report.errors
+    else:
+        world.assert_equal("small")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("step", [Step.COPY_BATCH, Step.COMMITTED, Step.ACKNOWLEDGED])
+@pytest.mark.parametrize("occurrence", [1, 3])
+def test_a_crash_between_turns_loses_nothing(
+    make: Make, mode: str, step: Step, occurrence: int
+) -> None:
+    world = make(mode=mode)
+    writes = Writes(world)
+    world.faults.do_at(Step.COPY_BATCH, writes, times=99)
+    world.faults.arm(step, occurrence)
+    assert world.surviving(world.htap.sync_now)
+    writes()
+    report = world.htap.sync_now()
+    assert 0 < report.tables["big"].copied_rows < BATCH * PARTS
+    world.assert_equal("big", "small")
+    assert world.htap.verify().equal
+
+
+def test_a_copy_that_fails_leaves_out_its_own_table(make: Make) -> None:
+    world = make()
+
+    def spoil() -> None:
+        world.run("drop table big")
+        put(world, "small", 700, 1)
+
+    world.faults.do_at(Step.COPY_BATCH, spoil)
+    report = world.htap.sync_now()
+    assert report.errors.keys() == {"big"}
+    assert report.copying == ()
+    assert not world.htap.sync_status().copying
+    world.assert_equal("small")
+    with pytest.raises(RheiError):
+        world.htap.initial_sync("big")
