@@ -9,6 +9,7 @@ list item of the parts that promise something has one here, or a reason why it h
 CLAIMS = {
     "docs/scale.md": {
         "**Readers see the table once all ranges are in**, at one state of the source.": "test_the_mirror_equals_the_source_whoever_copied_which_range_and_whatever_was_written",
+        "**Other tables are synced meanwhile**": "test_tables_in_place_are_synced_while_ranges_of_another_are_copied",
         "**A worker that is killed costs one part**": "test_a_worker_that_is_killed_costs_its_part_alone",
         "**Two workers on one range harm nothing.**": "test_of_two_workers_on_one_range_one_records_each_part",
         "**Without a worker the copy completes as well.**": "test_a_range_that_does_not_go_on_is_taken_over",
@@ -56,6 +57,11 @@ CLAIMS = {
         "So do the versions of a history, those too that were logged before the change.": "test_versions_of_a_real_are_the_doubles_that_its_values_were",
     },
     "docs/guarantees.md": {
+        "After each of them the tables that are in place are synced, all to one state.": "test_tables_in_place_are_synced_while_another_is_copied",
+        "A query, a status or another process that waits for the mirror has its turn then, too.": "test_others_are_answered_between_two_turns",
+        "A sync stops between two turns as well, and the next one goes on.": "test_the_background_goes_on_turn_by_turn_and_stops_between_two",
+        "A table that is copied *again* stays as it was until its copy is in place, in one state with the others.": "test_a_table_that_is_copied_again_stays_as_it_was_meanwhile",
+        "Small tables do not wait for large ones.": "test_a_small_table_does_not_wait_for_a_large_one",
         "All other versions stay as they were": "test_nothing_of_a_forgotten_key_is_left_on_the_disk",
         "Either both are there or neither.": "test_a_process_killed_at_any_instant",
         "The watermark never goes back.": "test_a_mirror_equals_its_source_through_crashes_and_migrations",

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rhei_pipeline.errors import RheiError
+from rhei_pipeline.mirrors.datafusion.copy_ranges import CopyRanges
 from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.sync import copy_ranges as sharing
 from rhei_pipeline.sync import pipeline
+from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.declared_worlds import CAPTURES, MODES
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -38,9 +41,14 @@ def in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(request: pytest.FixtureRequest, in_turns: None) -> Make:
     """Make a world with `small`, which is in place, and `big`, which was never copied."""
 
-    def made(capture: str = "sqlite-trigger", *more: str, **options: Any) -> AnyWorld:
+    def made(
+        capture: str = "sqlite-trigger", *more: str, ranges: int = 1, **options: Any
+    ) -> AnyWorld:
         polled = POLLED if "polling" in capture else {}
-        tables = [{"name": name, **polled} for name in ("big", *more, "small")]
+        tables: list[dict[str, Any]] = [
+            {"name": name, **polled} for name in ("big", *more, "small")
+        ]
+        tables[0] |= {"copy_ranges": ranges}
         given = {"tables": tables, "batch_rows": BATCH, **options}
         fixture = "make_world" if capture.startswith("sqlite") else "make_postgres"
         if fixture == "make_world":
@@ -142,6 +150,88 @@ def test_a_copy_that_is_asked_for_keeps_nobody_waiting(
     world.htap.sync_now()
     world.assert_equal("big", "small")
     assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_a_table_that_is_copied_again_stays_as_it_was_meanwhile(
+    make: Make, mode: str, storage: str | None
+) -> None:
+    world = make(mode=mode, storage=storage)
+    assert isinstance(world, World)
+    world.htap.sync_now()
+    before, shown = world.mirror_rows("big"), list[Any]()
+    sides = list[tuple[str, TableState]]()
+    mirror = engine_of(world.htap).mirror
+
+    def look() -> None:
+        world.run("update big set v = 'new' where id = 3")
+        shown.append(arrow_rows(mirror.query(f'select id, v, "at" from big{present}')))
+        route = world.htap.explain_route("select count(*) from big group by v")
+        sides.append((route.engine, mirror.ledger().state("big")))
+
+    present = " where _rhei_valid_to is null" if mode == "temporal" else ""
+    world.faults.do_at(Step.COPY_BATCH, look, times=99)
+    world.htap.initial_sync("big")
+    assert len(shown) == PARTS
+    assert set(shown) == {before}
+    assert set(sides) == {("oltp", TableState.COPYING)}
+    world.assert_equal("big", "small")
+
+
+@pytest.fixture
+def one_batch_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "PART_BATCHES", 1)
+    monkeypatch.setattr(sharing, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(sharing, "_LOOK_SECONDS", 0.01)
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("one_batch_a_part")
+def test_tables_in_place_are_synced_while_ranges_of_another_are_copied(
+    make: Make, capture: str, mode: str
+) -> None:
+    world = make(capture, mode=mode, storage="parquet", ranges=3)
+    writes = Writes(world)
+    world.faults.do_at(Step.RANGE_RECORDED, writes, times=99)
+    report = world.htap.sync_now()
+    assert writes.times == writes.seen + 1 >= PARTS
+    assert report.copying == ()
+    world.assert_equal("big", "small")
+    assert world.htap.verify().equal
+
+
+@pytest.mark.usefixtures("one_batch_a_part")
+def test_tables_in_place_are_synced_while_others_copy_ranges(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever holds the mirror leaves ranges on which somebody works to them."""
+    world = make(storage="parquet", ranges=3)
+    writes, idle = Writes(world), sharing.RangeMemory.idle
+
+    def looked(memory: sharing.RangeMemory, *standing: Any) -> list[int]:
+        if writes.times == 4:
+            return idle(memory, *standing)
+        writes()
+        return []
+
+    monkeypatch.setattr(sharing.RangeMemory, "idle", looked)
+    world.htap.sync_now()
+    assert writes.seen == 3
+    world.assert_equal("big", "small")
+
+
+@pytest.mark.usefixtures("one_batch_a_part")
+def test_ranges_that_are_lost_each_time_are_not_copied_for_ever(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CopyRanges, "lost", lambda *_: ["data/gone.parquet"])
+    world = make(storage="parquet", ranges=3)
+    world.htap.sync_now()
+    assert world.faults.seen.count(Step.RANGES_PLANNED) == sharing.ATTEMPTS
+    world.assert_equal("big", "small")
 
 
 @pytest.mark.parametrize("mode", MODES)

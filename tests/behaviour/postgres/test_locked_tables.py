@@ -256,17 +256,37 @@ def waiting_dsn(waiting_server: AnyServer) -> Iterator[str]:
     yield from database(waiting_server)
 
 
+def _waiting(world: PostgresWorld) -> bool:
+    waits = "select 1 from pg_stat_activity where wait_event = 'SyncRep'"
+    return bool(world.app.execute(waits).fetchall())
+
+
+def _waits(world: PostgresWorld, writer: psycopg.Connection, statement: str) -> bool:
+    """Commit a statement; return whether it waits for a standby, and is not through at once."""
+    work = threading.Thread(target=writer.execute, args=(statement.encode(),))
+    work.start()
+    while work.is_alive():
+        if _waiting(world):
+            return True
+    return False
+
+
 @contextmanager
 def _waiting_for_a_standby(world: PostgresWorld, statement: str) -> Iterator[None]:
     """Commit a statement that is in the log, and not seen by anybody while the block runs."""
     world.run("alter system set synchronous_standby_names = 'none_there'")
     world.run("select pg_reload_conf()", "set synchronous_commit = local")
     with psycopg.connect(world.dsn, autocommit=True) as writer:
+        # One of the server's own processes takes note of it, some time after the reload.
+        while not _waits(world, writer, "select pg_logical_emit_message(true, 'probe', '')"):
+            pass
+        world.app.execute("select pg_cancel_backend(%s)", (writer.info.backend_pid,))
+        while _waiting(world):
+            pass
         work = threading.Thread(target=writer.execute, args=(statement.encode(),))
         work.start()
         try:
-            waits = "select 1 from pg_stat_activity where wait_event = 'SyncRep'"
-            while not world.app.execute(waits).fetchall():
+            while not _waiting(world):
                 pass
             yield
         finally:
