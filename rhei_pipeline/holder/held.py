@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import date, datetime
-from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -231,8 +230,7 @@ class Held:
         name = pipeline.leaving.name_of(table)
         refuse_declared(self.settings, name)
         registry = self.engine.registry
-        sync = partial(pipeline.sync_round, goes_on=False)
-        pipeline.leaving.leave(name, sync, lambda: forget(self.settings, registry, name))
+        pipeline.leave(name, lambda: forget(self.settings, registry, name))
         self._restrict_functions()
 
     def drop_table(self, table: str, keep_as: str | None, *, discard_history: bool) -> DropReport:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from rhei_pipeline.errors import PermanentError
 from rhei_pipeline.model.blame import own_fault
-from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.progress import Ledger, TableState
 from rhei_pipeline.model.reports import CopyStatus
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePositions
@@ -93,8 +93,8 @@ class TableCopies:
         return MappingProxyType(dict(self._under_way))
 
     def note_cycle(self) -> None:
-        """Remember the tables as a cycle that succeeded left them."""
-        self._settled = dict(self._tables)
+        """Remember the tables as a cycle that succeeded left them, where none needs a copy."""
+        self._settled = {} if self.unfinished else dict(self._tables)
 
     def forget_cycle(self) -> None:
         """Forget what the last cycle left: the next one asks about all tables."""
@@ -144,6 +144,14 @@ class TableCopies:
             if table.name not in self._left_out.errors:
                 raise
             return None
+
+    def give_up(self, name: str) -> None:
+        """Drop what was copied so far of a table that is not in place."""
+        table, state = self._tables.get(name), self._mirror.ledger().state(name)
+        if table is not None and state is TableState.COPYING:
+            with self._mirror.transaction() as transaction:
+                transaction.drop_copy(table)
+            self._forget_ended()
 
     def count_anew(self, name: str) -> None:
         """Let what is told of a copy begin here."""

@@ -309,6 +309,18 @@ class Pipeline:
             raise left_out  # whether the source has a key cannot be asked
         return self.mirrored(name)
 
+    def leave(self, name: str, forget: Callable[[], None]) -> None:
+        """Follow a table no more; what is pending is applied, and a copy under way is given up.
+
+        `forget` is called before its capture ends: from then on nobody finds the table.
+        """
+
+        def sync() -> None:
+            self.sync_round(goes_on=False)
+            self._copies.give_up(name)
+
+        self.leaving.leave(name, sync, forget)
+
     def expire(self, bounds_of: BoundsOf) -> tuple[ExpiredHistory, ...]:
         """Remove what is not to be kept of the past of all tables that are followed.
 
