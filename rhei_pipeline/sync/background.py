@@ -15,6 +15,8 @@ _log = logging.getLogger(__name__)
 
 #: The longest wait between two tries while the source or the mirror fails.
 MAX_BACKOFF_SECONDS = 30.0
+#: A source may be away for days, and a double holds no power of two as large as its failures.
+_MOST_DOUBLINGS = 64
 #: Reports that wait for somebody to take them.
 KEPT_REPORTS = 1_000
 #: The pause between two syncs that copy.
@@ -136,5 +138,6 @@ class BackgroundSync:
     def _wait(self) -> float:
         if not self._failures:
             return self._interval
-        backoff = min(self._interval * 2.0**self._failures, MAX_BACKOFF_SECONDS)
+        doublings = min(self._failures, _MOST_DOUBLINGS)
+        backoff = min(self._interval * 2.0**doublings, MAX_BACKOFF_SECONDS)
         return random.uniform(backoff / 2, backoff)  # noqa: S311  (jitter, not a secret)

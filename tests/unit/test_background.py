@@ -55,6 +55,13 @@ def test_waits_grow_with_jitter_up_to_a_limit() -> None:
     assert len({background._wait() for _ in range(5)}) > 1
 
 
+def test_a_source_that_is_away_for_days_is_still_tried_again() -> None:
+    background = made(Failing(SourceBusyError("locked")), interval=1.0)
+    background._sync_once()
+    background._failures = 1_000_000  # by half a minute each, a year
+    assert MAX_BACKOFF_SECONDS / 2 <= background._wait() <= MAX_BACKOFF_SECONDS
+
+
 def test_reports_that_nobody_takes_do_not_pile_up() -> None:
     class Busy(Failing):
         cycles = 0
