@@ -122,6 +122,25 @@ def test_unchanged_toast_values_are_kept(world: PostgresWorld) -> None:
     assert world.htap.verify("docs").equal
 
 
+@pytest.mark.parametrize("identity", ["default", "full"])
+@BOTH_MODES
+def test_a_key_changes_alone_and_leaves_a_toast_value_alone(
+    make_postgres: MakeWorld, mode: str, identity: str
+) -> None:
+    world = make_postgres(mode=mode, batch_rows=2)
+    world.run(
+        "create table docs(id int primary key, title text, body text)",
+        "alter table docs alter body set storage external",
+        f"alter table docs replica identity {identity}",
+        "insert into docs select i, null, repeat('body ' || i, 2000) from generate_series(1, 3) i",
+    )
+    world.htap.sync_now()
+    for change in ("where id = 1", "where id = 2", "where id = 102", ""):
+        world.run(f"update docs set id = id + 100 {change}")
+        synced(world, "docs")
+        assert world.htap.left_out == {}
+
+
 LOST_IDENTITY = {
     "nothing": ("alter table t replica identity nothing", "alter table t replica identity default"),
     "no key": ("alter table t drop constraint t_pkey", "alter table t add primary key (id)"),

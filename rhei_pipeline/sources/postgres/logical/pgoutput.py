@@ -86,7 +86,7 @@ class Texts:
     """Where a column's values stand in the buffer of their messages, as text.
 
     Attributes:
-        begin: The offset of each; one that is not there has one between those beside it.
+        begin: The offset of each that is there.
         length: Its bytes.
         is_there: Whether it was sent, and is not null.
     """
@@ -112,7 +112,11 @@ class Texts:
         return Texts(self.begin, self.length, self.is_there & mask)
 
     def read(self, buffer: bytes) -> pa.Array:
-        """Return the values, which are in the order of the buffer; null where one is not there."""
+        """Return the values, in the order of the buffer; null where one is not there.
+
+        That one may have any place: where a key was changed and a value left alone, its place in
+        the old row comes behind that in the new one.
+        """
         count = len(self.begin)
         if count == 1 and self.is_there[0]:  # it may be a large one, and needs no copy
             ends = np.array([self.begin[0], self.begin[0] + self.length[0]], np.int64)
@@ -120,6 +124,9 @@ class Texts:
             return pa.Array.from_buffers(pa.large_string(), 1, buffers)
         offsets = np.empty(2 * count, np.int64)
         offsets[0::2], offsets[1::2] = self.begin, self.begin + self.length
+        if not self.is_there.all():
+            offsets[np.repeat(~self.is_there, 2)] = 0
+            np.maximum.accumulate(offsets, out=offsets)
         values = pa.Array.from_buffers(
             pa.large_string(),
             max(2 * count - 1, 0),
