@@ -28,6 +28,7 @@ from rhei_pipeline.errors import SchemaError as SchemaError
 from rhei_pipeline.errors import SettingsError as SettingsError
 from rhei_pipeline.errors import SourceBusyError as SourceBusyError
 from rhei_pipeline.errors import SourceError as SourceError
+from rhei_pipeline.errors import SourceFullError as SourceFullError
 from rhei_pipeline.errors import SourceUnreachableError as SourceUnreachableError
 from rhei_pipeline.errors import TableBusyError as TableBusyError
 from rhei_pipeline.errors import TableFailedError as TableFailedError

@@ -4,6 +4,7 @@
     |-- TransientError                 trying again, unchanged, may succeed
     |   |-- SourceBusyError            the source is locked or cannot be reached
     |   |   |-- SourceUnreachableError   there is no connection to it
+    |   |   |-- SourceFullError          it has no connection free
     |   |   `-- TableBusyError           one table cannot be read now; the others can
     |   |-- MirrorBusyError            another process holds the mirror
     |   |-- MirrorUnreachableError       the store that holds the mirror does not answer
@@ -76,6 +77,10 @@ class SourceBusyError(TransientError):
 
 class SourceUnreachableError(SourceBusyError):
     """There is no connection to the source."""
+
+
+class SourceFullError(SourceBusyError):
+    """The source has no connection free for one more session."""
 
 
 class TableBusyError(SourceBusyError):

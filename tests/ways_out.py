@@ -6,6 +6,7 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "it is tried again; end other sessions, or allow more of them, by 'alter role ... connection limit' or the server's 'max_connections'": "tests/behaviour/postgres/test_full_servers.py::test_a_server_without_a_free_connection_is_named_until_it_has_one",
     "give the primary server in 'source.dsn'; the process with the mirror may read a standby alone": "tests/behaviour/copy/test_shared_copies.py::test_a_worker_does_not_read_a_standby",
     "give '--table', and a range such as '--range 3' or '--range any'": "tests/behaviour/cli/test_shared_copies.py::test_what_no_range_is_says_the_way_out",
     "run 'rhei copy' with the table: it copies all of it": "tests/behaviour/copy/test_copy_ranges.py::test_only_mirrors_of_files_take_ranges",

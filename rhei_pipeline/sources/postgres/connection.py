@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
@@ -169,11 +169,43 @@ class PooledConnection(Connection):
     def check(self) -> None:
         """Ask, where there is a doubt; see `ConnectionPool`."""
         # A server that went away has closed the socket, which is then ready to be read.
-        waiting = select.poll()
-        waiting.register(self.fileno(), select.POLLIN)
         rested = time.monotonic() - self.rested_from
-        if rested > _TRUSTED_SECONDS or waiting.poll(0):
+        if rested > _TRUSTED_SECONDS or readable(self.fileno(), 0):
             ConnectionPool.check_connection(self)
+
+
+_Kept = TypeVar("_Kept", bound=PooledConnection)
+
+
+class StandingPool(ConnectionPool[_Kept]):
+    """A pool that returns open connections.
+
+    A server that ended one has probably ended others, so all idle ones are replaced then: the pool
+    itself checks one after the other, and waits twice as long before each. It stops trying to make
+    one after as long as a caller waits, and the next caller starts it again: otherwise it would
+    wait up to two minutes between two tries, although the server is back.
+    """
+
+    def __init__(self, dsn: str, *, timeout: float, **how: Any) -> None:  # noqa: ANN401
+        how |= {"check": self._look_at, "timeout": timeout, "reconnect_timeout": timeout}
+        super().__init__(dsn, open=True, **how)
+
+    def _look_at(self, connection: _Kept) -> None:
+        try:
+            connection.check()
+        except psycopg.Error:
+            self.drain()
+            raise
+
+
+def readable(fd: int, seconds: float | None = None) -> bool:
+    """Wait until something is to be read from a connection, so long at most; return whether.
+
+    Not by `select`, which knows no files beyond the first 1,024 of a process.
+    """
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(None if seconds is None else 1000 * seconds))
 
 
 def set_config(settings: Mapping[str, str]) -> bytes:

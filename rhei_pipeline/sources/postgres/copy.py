@@ -3,13 +3,13 @@
 Source: postgresql.org/docs/18/libpq-copy.html.
 """
 
-import select
 from collections.abc import Generator, Iterator
 from contextlib import closing
 
 from psycopg import errors, pq
 
 from rhei_pipeline.sources.postgres.catalog import Connection
+from rhei_pipeline.sources.postgres.connection import readable
 
 _BINARY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _BINARY_END = 0xFF  # where a row has the count of its values, of which there is one
@@ -95,7 +95,7 @@ def _next_result(connection: Connection) -> pq.abc.PGresult | None:
 
 def _await(connection: Connection) -> None:
     """Wait until more data arrives."""
-    select.select([connection.fileno()], [], [])
+    readable(connection.fileno())
     connection.pgconn.consume_input()
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 import pyarrow as pa
 from psycopg import errors
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
 from rhei_pipeline.errors import (
     CaptureError,
@@ -20,6 +20,7 @@ from rhei_pipeline.errors import (
     SettingsError,
     SourceBusyError,
     SourceError,
+    SourceFullError,
     SourceUnreachableError,
     TableBusyError,
     without_values,
@@ -38,7 +39,7 @@ from rhei_pipeline.sources.postgres.catalog import (
     table_names,
     view_names,
 )
-from rhei_pipeline.sources.postgres.connection import PooledConnection
+from rhei_pipeline.sources.postgres.connection import PooledConnection, StandingPool
 from rhei_pipeline.sources.postgres.connection_string import refuse_unreadable, with_keepalives
 from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.identity import identity
@@ -58,6 +59,8 @@ _SESSION_WORDS = {"set", "reset", "discard", "listen", "unlisten", "prepare", "d
 #: Statements that write rows, and set nothing for a session.
 _ROW_WORDS = {"insert", "update", "delete", "merge"}
 _RETRIES = 5
+#: What a server says that has no connection free for a user, a database, or at all.
+_FULL = ("too many connections", "too many clients", "remaining connection slots")
 _FIRST_WAIT_SECONDS = 0.1
 #: What a connection starts with; poolers know both parameters, and keep them apart by client.
 _STARTED_WITH: dict[str, Any] = {
@@ -132,7 +135,7 @@ class PostgresDatabase:
             self._refuse_other_encodings(connection)
             if direct_dsn is not None:
                 self._refuse_other_database(connection)
-        self._pool: ConnectionPool[PooledConnection] = ConnectionPool(
+        self._pool: StandingPool[PooledConnection] = StandingPool(
             dsn,
             connection_class=PooledConnection,
             min_size=1,
@@ -140,8 +143,6 @@ class PostgresDatabase:
             timeout=connect_timeout_seconds,
             kwargs=_STARTED_WITH,
             configure=self._configure,
-            check=PooledConnection.check,
-            open=True,
         )
         limits = [limit for limit in (query_seconds, statement_timeout_seconds) if limit]
         sessions = ReadSessions(
@@ -401,12 +402,20 @@ class PostgresDatabase:
         try:
             yield
         except PoolTimeout as error:
-            raise SourceBusyError(
-                "no connection to the source became free in time",
-                hint="it is tried again; if it stays, raise source.pool_size",
-            ) from error
+            raise self._none_free() from error
         except psycopg.Error as error:
             raise translate(error) from error
+
+    def _none_free(self) -> RheiError:
+        """Return why a pool gave no connection, which by itself does not say it."""
+        try:
+            psycopg.connect(self._dsn, **self._how).close()
+        except psycopg.OperationalError as error:
+            return translate(error)
+        return SourceBusyError(
+            "no connection to the source became free in time",
+            hint="it is tried again; if it stays, raise source.pool_size",
+        )
 
     def close(self) -> None:
         """Close every connection; safe to repeat."""
@@ -514,6 +523,12 @@ def _connection_error(error: psycopg.OperationalError) -> RheiError:
             "the pooler in front of the source gave no session in time",
             hint="it is tried again; let the pool hold two more sessions for a sync, or give the "
             "server's own address as source.direct_dsn",
+        )
+    if any(part in str(error) for part in _FULL):
+        return SourceFullError(
+            f"the source has no connection free: {_last_line(error)}",
+            hint="it is tried again; end other sessions, or allow more of them, by 'alter role ... "
+            "connection limit' or the server's 'max_connections'",
         )
     if _is_refusal(error):
         return SourceError(

@@ -3,9 +3,11 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from queue import SimpleQueue
 
+from rhei_pipeline.errors import SourceFullError
 from rhei_pipeline.model.changes import RowBatch
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.rows import PostgresRowReader
@@ -26,6 +28,9 @@ class ReadAhead:
         share: Opens one more connection in the same snapshot; it is closed here.
         resume: The key after which to begin.
         limit: Rows of one batch.
+
+    Raises:
+        SourceFullError: The server has no connection free.
     """
 
     def __init__(
@@ -39,11 +44,11 @@ class ReadAhead:
         self._limit = limit
         self._given = self._planned = resume
         self._is_planned = False
-        self._connections = [share() for _ in range(READERS)]
+        self._connections = _shared(share)
         self._idle: SimpleQueue[Connection] = SimpleQueue()
         for connection in self._connections:
             self._idle.put(connection)
-        self._threads = ThreadPoolExecutor(READERS, "rhei-copy")
+        self._threads = ThreadPoolExecutor(len(self._connections), "rhei-copy")
         self._batches: deque[Future[RowBatch | None]] = deque()
 
     def leads_on(self, table: str, resume: str | None, limit: int) -> bool:
@@ -80,3 +85,22 @@ class ReadAhead:
             return reader.rows(begin, self._limit if end is None else None, end)
         finally:
             self._idle.put(connection)
+
+
+def _shared(share: Callable[[], Connection]) -> list[Connection]:
+    """Open the connections; fewer where the server has no more free.
+
+    Raises:
+        SourceFullError: It has not even one.
+    """
+    opened: list[Connection] = []
+    with ExitStack() as held:
+        for _ in range(READERS):
+            try:
+                opened.append(held.enter_context(closing(share())))
+            except SourceFullError:
+                if not opened:
+                    raise
+                break
+        held.pop_all()
+    return opened

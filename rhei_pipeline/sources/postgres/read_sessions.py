@@ -19,12 +19,11 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool
 
 from rhei_pipeline.errors import QueryLimitError, SourceBusyError
 from rhei_pipeline.model.places import Places
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
-from rhei_pipeline.sources.postgres.connection import PooledConnection, set_config
+from rhei_pipeline.sources.postgres.connection import PooledConnection, StandingPool, set_config
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 
 _Given = TypeVar("_Given")
@@ -252,7 +251,7 @@ class ReadSessions:
         self._long = Places(size - max(size // 4, 1))
         #: Statements that took longer than a second, newest last.
         self._slow: OrderedDict[str, None] = OrderedDict()
-        self._pool: ConnectionPool[ReadSession] = ConnectionPool(
+        self._pool: StandingPool[ReadSession] = StandingPool(
             dsn,
             connection_class=ReadSession,
             min_size=0,
@@ -260,8 +259,6 @@ class ReadSessions:
             timeout=wait_seconds,
             kwargs=dict(started_with),
             configure=lambda session: session.prepare_to_read(seconds),
-            check=ReadSession.check,
-            open=True,
         )
 
     @contextmanager

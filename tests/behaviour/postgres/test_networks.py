@@ -1,18 +1,27 @@
 """Networks that fail between a PostgreSQL source and the pipeline."""
 
 import os
+import resource
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rhei_pipeline.errors import SourceUnreachableError
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical.source import LogicalSource
+from tests.support.fix_postgres import PostgresWorld
 from tests.support.tcp_relay import Wire, tcp_relay
+
+#: `select` knows no more files of a process.
+_SELECTED = 1024
 
 
 @pytest.fixture
@@ -61,6 +70,47 @@ def test_what_cuts_a_connection_while_a_source_opens_is_named(tcp_dsn: str, wire
         except SourceUnreachableError as error:
             errors.append(str(error))
     assert any("server closed the connection unexpectedly" in error for error in errors)
+
+
+def test_connections_that_were_all_ended_are_made_anew_at_once(dsn: str) -> None:
+    size = 6  # looked at one after the other, they would take longer than a caller waits
+    with closing(PostgresDatabase(dsn, pool_size=size)) as database, psycopg.connect(dsn) as other:
+        together = threading.Barrier(size)
+
+        def hold(_: int) -> None:
+            with database._lent(), database._reader._sessions.lend("select 1"):
+                together.wait(60)
+
+        with ThreadPoolExecutor(size) as threads:
+            assert len(list(threads.map(hold, range(size)))) == size
+        gone = other.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        assert len(gone.fetchall()) >= 2 * size
+        assert database.query("select 1 as a").to_pylist() == [{"a": 1}]
+        assert database.execute("create table made()") == 0
+
+
+@pytest.mark.parametrize("capture", [{}, {"streaming": True}, {"method": "trigger"}])
+def test_a_process_may_have_many_files_open(
+    make_postgres: Callable[..., PostgresWorld], capture: dict[str, Any]
+) -> None:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed[1] < 2 * _SELECTED:
+        pytest.skip("no process may have so many files open here")
+    world = make_postgres(capture=capture)
+    world.run("create table t(id int primary key)", "insert into t values (1)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * _SELECTED, allowed[1]))
+    files = [os.dup(1) for _ in range(_SELECTED)]
+    try:
+        for key in (2, 3):
+            assert world.htap.sync_now().inserted == 1
+            world.run(f"insert into t values ({key})")
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
 
 
 def _limits(port: int) -> Iterator[tuple[int, ...]]:

@@ -8,7 +8,7 @@ from itertools import islice
 import psycopg
 from psycopg import sql as psql
 
-from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.errors import SourceBusyError, SourceFullError
 from rhei_pipeline.model.portions import portions
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.copy import copy_out_values
@@ -153,7 +153,12 @@ class LogReader:
             yield from self._peeked_by(self._sessions.decoding, slot, head)
             return
         # A connection keeps room for the largest message that it was ever sent, until it ends.
-        with closing(self._connect_apart()) as connection:
+        try:
+            apart = self._connect_apart()
+        except SourceFullError:
+            yield from self._peeked_by(self._sessions.decoding, slot, head)
+            return
+        with closing(apart) as connection:
             yield from self._peeked_by(connection, slot, head)
 
     def _peeked_by(self, connection: Connection, slot: Slot, head: int) -> Iterator[LogPortion]:

@@ -6,6 +6,7 @@ each of its statements again. What every cycle asks is asked elsewhere, where it
 
 from collections.abc import Callable
 
+from rhei_pipeline.errors import SourceFullError
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import another_server, origin
@@ -16,7 +17,7 @@ _PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
 
 
 class LogSessions:
-    """The two sessions; behind a pooler, where the server's are shared, they are one.
+    """The two sessions; they are one behind a pooler, and where the server has only one free.
 
     Args:
         database: The source.
@@ -51,7 +52,11 @@ class LogSessions:
         if asked.is_pooled:
             return asked
         if self._decoding is None or self._decoding.closed:
-            self._decoding = self._database.connect()
+            try:
+                self._decoding = self._database.connect()
+            except SourceFullError:
+                self._decoding = asked  # dearer, and what there is
+                return asked
             if origin(self._decoding) != origin(asked):
                 self.close()
                 raise another_server()

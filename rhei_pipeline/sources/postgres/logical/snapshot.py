@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.errors import SourceFullError
 from rhei_pipeline.model.changes import (
     CHANGED_AT,
     LIVE,
@@ -292,7 +293,11 @@ class LogicalSnapshot(TableReads):
             return reader.rows(resume, limit)
         if self._ahead is None or not self._ahead.leads_on(table.name, resume, limit):
             self._end_reading()
-            self._ahead = ReadAhead(reader, share, resume, limit)
+            try:
+                self._ahead = ReadAhead(reader, share, resume, limit)
+            except SourceFullError:
+                self._view = self._view and replace(self._view, share=None)
+                return reader.rows(resume, limit)
         return self._ahead.next()
 
     def _end_reading(self) -> None:

@@ -5,7 +5,6 @@ request; so the cost of a cycle follows its changes. While a stream is open the 
 nothing else can read from it or move it. Source: postgresql.org/docs/18/protocol-replication.html.
 """
 
-import select
 import struct
 import time
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 import psycopg
 
 from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.sources.postgres.connection import readable
 from rhei_pipeline.sql.text import quote
 
 Replicating = psycopg.Connection[tuple[Any, ...]]
@@ -78,7 +78,7 @@ class LogicalStream:
             if self._reached < head:
                 if time.monotonic() > deadline:
                     raise SourceBusyError("the server does not send the log that it has written")
-                select.select([self._connection.fileno()], [], [], _ASK_AGAIN_SECONDS)
+                readable(self._connection.fileno(), _ASK_AGAIN_SECONDS)
         ready = [found for found in self._waiting if found.lsn < head]
         # The server tells a table's shape once, and later transactions rely on it.
         return [*self._shapes.values(), *(message for one in ready for message in one.messages)]
