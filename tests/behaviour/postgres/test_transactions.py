@@ -110,3 +110,27 @@ def test_transactions_of_one_microsecond_are_kept_apart() -> None:
     given = np.array([5, 5, 6, 9, 5, 3, 3])
     assert apart(given, np.array([9])).tolist() == [5, 7, 6, 10, 8, 3, 4]
     assert apart(np.array([1, 2]), np.array([3])).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("storage", [None, "parquet", "delta"])
+@pytest.mark.parametrize(
+    "capture", [LOGICAL, {**LOGICAL, "streaming": True}, TRIGGER], ids=["log", "stream", "trigger"]
+)
+def test_versions_that_came_and_went_in_one_transaction_contradict_nobody(
+    make_postgres: MakeWorld, capture: dict[str, Any], storage: str | None
+) -> None:
+    """All of a key begin and end at one instant, so their instants put them in no order."""
+    world = make_postgres(capture=capture, mode="temporal", storage=storage)
+    world.run("create table t(id int primary key, v text)")
+    world.htap.sync_now()
+    with world.app.transaction():
+        world.run("insert into t select n, 'a' from generate_series(1, 3000) n")
+        for value in "bcd":
+            world.run(f"update t set v = '{value}'")
+        world.run("delete from t where id % 3 > 0")
+        world.run("insert into t select n, 'e' from generate_series(1, 3000, 3) n")
+        world.run("update t set v = 'f' where id % 6 = 1", "delete from t where id % 12 = 1")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    assert not world.htap.broken_histories("t").num_rows
+    assert world.htap.verify().equal
