@@ -57,25 +57,33 @@ def connect_once_free(
             waiting.pause()
 
 
-def create_whole(path: str) -> None:
+def create_whole(path: str) -> bool:
     """Create the file if it is missing, so that it is there whole or not at all.
 
     One that a full disk or a killed process had cut off would be refused as damaged.
+
+    Returns:
+        Whether it was missing: there is no table in it.
     """
     file = Path(path).resolve()
     if file.exists():
-        return
+        return False
     delete_remains(file, _BEGUN)
     begun = file.with_name(f"{file.name}.{uuid.uuid4().hex}{_BEGUN}")
     try:
         with translated(path):
-            duckdb.connect(str(begun)).close()
+            _create_empty(begun)
         # It is of a file that is gone: DuckDB, too, removes it where it creates one.
         Path(f"{path}.wal").unlink(missing_ok=True)
         begun.replace(file)
         make_durable(file.parent)
     finally:
         begun.unlink(missing_ok=True)
+    return True
+
+
+def _create_empty(file: Path) -> None:
+    duckdb.connect(str(file)).close()
 
 
 def interrupt(cursor: duckdb.DuckDBPyConnection) -> None:

@@ -37,6 +37,11 @@ _TABLES = (
     "create table if not exists _rhei_table(table_name varchar, namespace varchar,"
     " relation varchar, primary_key varchar, set_aside boolean)",
 )
+#: What fails if one of them is missing.
+_ALL = (
+    "select owner from _rhei_mirror, _rhei_watermark, _rhei_copies, _rhei_dead_letter,"
+    " _rhei_history, _rhei_table limit 0"
+)
 #: Its name could be that of a copy under way, of a table named `progress`.
 _FORMER_COPIES = "_rhei_copy_progress"
 
@@ -56,14 +61,17 @@ def silent(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
     return connection.execute("set enable_progress_bar = false")
 
 
-def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
+def prepare(connection: duckdb.DuckDBPyConnection, path: str, *, is_new: bool = False) -> str:
     """Create our tables in a new file, or upgrade older ones; return the mirror's id.
 
     Raises:
         MirrorError: A newer version of this package wrote the file; nothing is changed then.
     """
-    # One transaction: a file is brought up to date whole, and to the disk once. To look whether the
-    # tables are there would take longer: that has DuckDB make all the views of its catalogue.
+    # In a new file, not to find them would have DuckDB make all the views of its catalogue, to look
+    # for similar names.
+    if not is_new and (current := _current_id(connection)) is not None:
+        return current
+    # One transaction: a file is brought up to date whole, and to the disk once.
     connection.execute("begin transaction")
     connection.execute(_TABLES[0])
     mirror_id, written = _identity(connection)
@@ -81,6 +89,15 @@ def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
         connection.execute("update _rhei_mirror set format = ?", [FORMAT])
     connection.execute("commit")
     return mirror_id
+
+
+def _current_id(connection: duckdb.DuckDBPyConnection) -> str | None:
+    """Return the mirror's id if all our tables are there as this version makes them."""
+    with suppress(duckdb.CatalogException, duckdb.BinderException):
+        connection.execute(_ALL)
+        mirror_id, written = _identity(connection)
+        return mirror_id if written == FORMAT else None
+    return None
 
 
 def read_mirror_id(connection: duckdb.DuckDBPyConnection, path: str) -> str:

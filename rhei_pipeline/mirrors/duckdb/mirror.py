@@ -119,24 +119,28 @@ class DuckDBMirror:
         self._may_have_letters: bool | None = None
         self._commits = 0
         self._default_namespace = (-1, False)
-        self._tables: tuple[int, dict[str, Table]] = (-1, {})
         self._closed = self._is_closing = self._is_given_up = False
         self._door = Door()
         self._under_way: set[Cancel] = set()
         with ExitStack() as opened:
             deadline = time.monotonic() + lock_timeout_seconds
+            is_new = False
             if read_only:
                 config["access_mode"] = "READ_ONLY"
             else:
-                self._hold(opened, lock_timeout_seconds)
+                is_new = self._hold(opened, lock_timeout_seconds)
                 deadline = max(deadline, time.monotonic() + READERS_END_SECONDS)
             self._config = config
             self._connection = connect_once_free(self.path, config, deadline)
             self._lent = LentRows(self._connection)
             opened.callback(self._disconnect)
             with translated(self.path):
-                opening = read_mirror_id if read_only else prepare
-                self.mirror_id = opening(self._connection, self.path)
+                self.mirror_id = (
+                    read_mirror_id(self._connection, self.path)
+                    if read_only
+                    else prepare(self._connection, self.path, is_new=is_new)
+                )
+            self._tables: tuple[int, dict[str, Table]] = (0 if is_new else -1, {})
             self._cache = BlockCache(self.path, memory_limit_bytes) if self.path != MEMORY else None
             self._last = self._look_back(opened, read_only=read_only)
             self._opened = opened.pop_all()
@@ -154,20 +158,25 @@ class DuckDBMirror:
             _log.warning("%s", self._older)
         return last
 
-    def _hold(self, opened: ExitStack, timeout_seconds: float) -> None:
-        """Take our own lock besides DuckDB's, which any closing of the file would release."""
+    def _hold(self, opened: ExitStack, timeout_seconds: float) -> bool:
+        """Take our own lock besides DuckDB's, which any closing of the file would release.
+
+        Returns:
+            Whether there is no table in it yet.
+        """
         if self.path == MEMORY:
-            return
+            return True
         file = Path(self.path).resolve()
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = WriterLock(lock_of_file(file), self.path, timeout_seconds)
             opened.callback(lock.release)
-            create_whole(self.path)
+            is_new = create_whole(self.path)
         except OSError as error:
             raise unusable(error, self.path) from error
         if self._published is not None:
             self._published.look_up(file)
+        return is_new
 
     @property
     def folds_names(self) -> bool:
@@ -182,8 +191,11 @@ class DuckDBMirror:
 
     def claim(self, owner: str, *, forget_positions: bool) -> None:
         """Record the owner; with `forget_positions`, every table is copied again."""
+        commits, (read_at, tables) = self._commits, self._tables
         with self.transaction() as transaction:
             transaction.claim(owner, forget_positions=forget_positions)
+        if read_at == commits == self._commits - 1:
+            self._tables = (self._commits, tables)  # they are as they were
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as last committed; no other process can write to the file."""

@@ -120,7 +120,7 @@ def test_tables_are_read_once_after_each_commit(monkeypatch: pytest.MonkeyPatch)
         assert found['"t"'].schema.names == ("k", "a")
         found.clear()  # whoever asks may change what is theirs
         assert mirror.tables()['"t"'].schema.names == ("k", "a")
-        assert len(asked) == 2
+        assert len(asked) == 1  # a new mirror has none: that is known
         with mirror.transaction() as transaction:
             transaction.add_columns(after, {"b": pa.scalar(9, pa.int32())})
             assert mirror.tables()['"t"'].schema.names == ("k", "a")
