@@ -14,6 +14,7 @@ from tests.support.combinations import mark_left_out
 pytest.register_assert_rewrite("rhei_pipeline.testing")
 
 pytest_plugins = [
+    "tests.support.fix_empty_files",
     "tests.support.fix_object_store",
     "tests.support.fix_world",
     "tests.support.fix_postgres",
