@@ -226,8 +226,8 @@ def _contradictions(table: Table, gaps: datetime | None, which: str) -> str:
     # In a window, 0.0 and -0.0 are apart; they are one key.
     parts = [_one_zero(column) for column in table.schema.key_columns]
     start, end, follows = VALID_FROM, VALID_TO, "_rhei_follows"
-    # Of those that one transaction began and ended, instants tell no order. Where one is followed by
-    # another, the last of them is one that was deleted, or is valid for longer.
+    # Of those that one transaction began and ended, instants tell no order. Where one is followed
+    # by another, the last of them is one that was deleted, or is valid for longer.
     order = f"{start}, {end} nulls last, {OPERATION} = {literal(Operation.DELETE)}"
     went_on = f"{end} is not null and {OPERATION} <> {literal(Operation.DELETE)}"
     if gaps is not None:
