@@ -73,6 +73,7 @@ ALLOWED = {
     "tests/behaviour/mirrors/test_damage.py": AFTER,
     "tests/behaviour/mirrors/test_damaged_files.py": AFTER,
     "tests/behaviour/mirrors/test_delta.py": FILES,
+    "tests/unit/test_formats.py": FILES,
     "tests/behaviour/query/test_cluster_snapshots.py": FILES,
     "tests/behaviour/copy/test_large_values.py": FILES,
     "tests/behaviour/mirrors/test_files.py": FILES,

@@ -23,6 +23,13 @@ _PART_BYTES = 32 * 2**20
 _LONG = 64 * 2**10
 _CODEC = "zstd"
 _COMPRESSION_LEVEL = 1  # further levels take twice the time to save a tenth
+#: So many rows tell whether a column repeats its values. A dictionary of unique ones only costs: it
+#: is built, stored beside the rows' numbers in it, and looked up again. Few rows need none.
+_JUDGED_ROWS, _DICTIONARY_FROM = 16_384, 1_024
+#: So few are read before threads have begun to.
+_FEW_ROWS = 4_096
+#: Below so many bytes, to set up a compression takes longer than to write it all.
+_TINY = 4_096
 #: While a value is compressed, it is held once more. From this length on, that has to save a tenth
 #: of its beginning.
 _LARGE = 16 * 2**20
@@ -93,15 +100,19 @@ class Parquet:
         """Write a file whose row groups a query can leave out by their statistics."""
         short = [name for name in rows.column_names if not is_long(rows[name])]
         floating = {f.name for f in rows.schema if pa.types.is_floating(f.type)}
-        plain = {name for name in rows.column_names if _is_incompressible(rows[name])}
+        is_tiny = rows.nbytes < _TINY
+        plain = {n for n in rows.column_names if is_tiny or _is_incompressible(rows[n])}
         compressed = [name for name in rows.column_names if name not in plain]
+        judged = next(_parts(rows)).slice(0, _JUDGED_ROWS)
+        repeating = [name for name in short if name != ROW and _repeats(judged[name])]
+        counting = [f.name for f in rows.schema if _counts(f.type) and f.name not in repeating]
         with pq.ParquetWriter(
             sink,
             rows.schema,
             compression=dict.fromkeys(compressed, _CODEC) | dict.fromkeys(plain, "none"),
             compression_level=dict.fromkeys(compressed, _COMPRESSION_LEVEL),
-            use_dictionary=[name for name in short if name != ROW],
-            column_encoding={ROW: "DELTA_BINARY_PACKED"},
+            use_dictionary=repeating,
+            column_encoding=dict.fromkeys(counting, "DELTA_BINARY_PACKED"),
             write_page_index=True,
             write_statistics=[name for name in short if name not in floating],
             write_page_checksum=True,  # for readers of Delta tables, who have no manifest
@@ -111,7 +122,8 @@ class Parquet:
 
     def read(self, content: pa.Buffer, columns: Sequence[str]) -> pa.Table:
         """Read the columns."""
-        return self._open(content).read(list(columns))
+        file = self._open(content)
+        return file.read(list(columns), use_threads=file.metadata.num_rows > _FEW_ROWS)
 
     def parts(self, content: pa.Buffer, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield one row group at a time."""
@@ -128,7 +140,7 @@ class Parquet:
         groups = np.unique(where)
         taken = [
             taken_apart(
-                file.read_row_group(group, list(columns)),
+                file.read_row_group(group, list(columns), use_threads=counts[group] > _FEW_ROWS),
                 positions[slice(*np.searchsorted(where, [group, group + 1]))] - starts[group],
             )
             for group in groups.tolist()
@@ -184,6 +196,19 @@ def _within(starts: Numbers, positions: Numbers) -> Numbers:
 def is_long(column: pa.ChunkedArray) -> bool:
     """Return whether a column has long values."""
     return _longest(column) > _LONG
+
+
+def _repeats(column: pa.ChunkedArray) -> bool:
+    """Return whether a column's values come back so often that a dictionary of them is shorter."""
+    if len(column) < _DICTIONARY_FROM or pa.types.is_nested(column.type):
+        return False
+    return bool(2 * pc.count_distinct(column).as_py() <= len(column))
+
+
+def _counts(kind: pa.DataType) -> bool:
+    """Return whether Parquet has a type's values as whole numbers, of which differences suit."""
+    is_moment = pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_date32(kind)
+    return bool(is_moment or pa.types.is_integer(kind))
 
 
 def _is_incompressible(column: pa.ChunkedArray) -> bool:
