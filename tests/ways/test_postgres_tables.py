@@ -363,7 +363,7 @@ def test_a_slot_of_before_its_publication_is_dropped_and_made_again(
 
 
 @contextmanager
-def slot_in_use(world: PostgresWorld) -> Iterator[None]:
+def slot_in_use(world: PostgresWorld) -> Iterator[psycopg.Connection]:
     """Read from the mirror's slot, as another process would."""
     (slot,) = world.app.execute(
         "select slot_name from pg_replication_slots where database = current_database()"
@@ -374,7 +374,7 @@ def slot_in_use(world: PostgresWorld) -> Iterator[None]:
         result = other.pgconn.exec_(sent.encode())
         assert result.status == psycopg.pq.ExecStatus.COPY_BOTH, result.error_message
         try:
-            yield
+            yield other
         finally:
             other.pgconn.finish()
 
@@ -391,6 +391,12 @@ def test_another_reader_of_the_slot_is_stopped(
         with refused("stop the other process that reads from it", SourceBusyError):
             world.htap.sync_now()
     world.htap.sync_now()
+    world.assert_equal("t")
+    # One that ends meanwhile is waited for.
+    world.run("update t set v = 'c'")
+    with slot_in_use(world) as other:
+        threading.Timer(0.5, other.pgconn.finish).start()
+        world.htap.sync_now()
     world.assert_equal("t")
 
 

@@ -162,6 +162,13 @@ class LogReader:
             yield from self._peeked_by(connection, slot, head)
 
     def _peeked_by(self, connection: Connection, slot: Slot, head: int) -> Iterator[LogPortion]:
+        try:
+            yield from self._decoded(connection, slot, head)
+        except psycopg.errors.ObjectInUse:  # that is said before the first message
+            self._await_release(slot.name)
+            yield from self._decoded(connection, slot, head)
+
+    def _decoded(self, connection: Connection, slot: Slot, head: int) -> Iterator[LogPortion]:
         query = psql.SQL(_PEEK).format(
             piece=PIECE_BYTES,
             slot=slot.name,
