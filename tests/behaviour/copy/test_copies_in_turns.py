@@ -251,6 +251,12 @@ def test_a_small_table_does_not_wait_for_a_large_one(make: Make, mode: str) -> N
     world.assert_equal("big", "late", "small")
 
 
+def test_progress_goes_on_from_turn_to_turn(make: Make) -> None:
+    world, seen = make(), list[int]()
+    world.htap.sync_now(lambda name, rows, _of: seen.append(rows) if name == "big" else None)
+    assert seen == [BATCH * part for part in range(1, PARTS + 1)] + [BATCH * PARTS]
+
+
 def test_the_background_goes_on_turn_by_turn_and_stops_between_two(make: Make) -> None:
     world = make()
     begun, go_on = threading.Event(), threading.Event()
