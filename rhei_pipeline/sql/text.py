@@ -127,3 +127,8 @@ _DATAFUSION_TYPES = (
     (pa.timestamp("us"), "Timestamp(Microsecond, None)"),
     (pa.timestamp("us", tz="UTC"), 'Timestamp(Microsecond, Some("UTC"))'),
 )
+
+
+def as_sqlite_reads(name: str) -> str:
+    """Return a name in lower case as far as SQLite ignores case: in the letters a to z alone."""
+    return name.encode(errors="surrogatepass").lower().decode(errors="surrogatepass")

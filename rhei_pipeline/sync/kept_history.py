@@ -90,10 +90,11 @@ def not_followed(ledger: Ledger, followed: AbstractSet[str]) -> Mapping[str, dat
 
 
 def find_mirrored(name: str, mirror: MirrorRecords) -> Table | None:
-    """Return a table of the mirror by its name, in any case, as it is there."""
-    wanted = name.removeprefix("main.").lower()
+    """Return a table of the mirror by its name, in any case unless one is as given, as it is."""
     tables = mirror.tables().values()
-    return next((found for found in tables if wanted in _names(found.schema)), None)
+    exact = next((found for found in tables if found.name == name), None)
+    wanted = name.removeprefix("main.").lower()
+    return exact or next((found for found in tables if wanted in _names(found.schema)), None)
 
 
 def _names(schema: TableSchema) -> set[str]:

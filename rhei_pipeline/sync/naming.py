@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from rhei_pipeline.errors import PermanentError, SchemaDriftError, SchemaError
 from rhei_pipeline.model.schema import Table, TableSchema, nearest
-from rhei_pipeline.sql.text import mirror_table
+from rhei_pipeline.sql.text import as_sqlite_reads, mirror_table
 
 #: By this name DuckDB finds rows; a column of this name would hide it, and other rows be changed.
 _ROW_PLACE = "rowid"
@@ -26,7 +26,9 @@ def nothing_declared() -> SchemaError:
 
 
 def in_any_case(name: str, tables: Mapping[str, Table]) -> Table | None:
-    """Return a table by its name, in any case."""
+    """Return a table by its name, in any case where none has it as it is given."""
+    if (exact := tables.get(name)) is not None:
+        return exact
     by_lower = {table.schema.full_name.lower(): table for table in tables.values()}
     by_lower |= {known.lower(): table for known, table in tables.items()}
     return by_lower.get(name.removeprefix("main.").lower())
@@ -50,11 +52,13 @@ def find_table(
 
 
 def find_known(name: str, known: Collection[str]) -> str:
-    """Return the source's name of a known table by a name in any case.
+    """Return the source's name of a known table by a name in any case, unless one is as given.
 
     Raises:
         SchemaError: There is none.
     """
+    if name in known:
+        return name
     by_lower = {each.removeprefix("public.").lower(): each for each in known}
     found = by_lower.get(name.removeprefix("public.").lower())
     if found is None:
@@ -161,4 +165,5 @@ class TakenNames:
 
 def _is_renamed(other: TableSchema, schema: TableSchema) -> bool:
     """Return whether two names are one table's: a source without schemas ignores case."""
-    return schema.namespace is None and other.name.lower() == schema.name.lower()
+    is_alike = as_sqlite_reads(other.name) == as_sqlite_reads(schema.name)
+    return schema.namespace is None and is_alike

@@ -79,7 +79,7 @@ from rhei_pipeline.model.schema import (
 from rhei_pipeline.model.selection import chosen
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import FindRows
-from rhei_pipeline.sql.text import mirror_table
+from rhei_pipeline.sql.text import as_sqlite_reads, mirror_table
 
 
 @dataclass(slots=True)
@@ -313,12 +313,11 @@ class FileTransaction:
 
     def _follow_case(self, table: Table) -> None:
         """Rename a table whose name changed its case, in a source without schemas."""
-        schema = table.schema
+        schema, wanted = table.schema, as_sqlite_reads(table.schema.mirror_relation)
         for old, stored in self.base.tables.items():
-            alike = stored.relation.lower() == schema.mirror_relation.lower()
-            if alike and stored.is_mirrored and stored.relation != schema.mirror_relation:
-                if schema.namespace or stored.namespace or old in self._dropped:
-                    continue
+            is_alike = as_sqlite_reads(stored.relation) == wanted and stored.is_mirrored
+            is_free = not (schema.namespace or stored.namespace or old in self._dropped)
+            if is_alike and is_free and stored.relation != schema.mirror_relation:
                 buffer = self._tables.pop(old, None) or WriteBuffer(stored, self.store)
                 buffer.move(None, schema.mirror_relation)
                 self._tables[mirror_table(schema)] = buffer

@@ -87,3 +87,36 @@ def test_postgres_leaves_the_former_table_out_and_goes_on_with_the_rest(
     world.htap.sync_now()
     world.assert_equal("t", "z")
     assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize("names", ["\u00c9\u00e9", "\u00e9\u00c9", "\u00df\u1e9e"])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_sqlite_ignores_the_case_of_plain_letters_alone(
+    make_world: MakeWorld, mode: str, storage: str | None, names: str
+) -> None:
+    """Two tables in the source are two in the mirror, or one of them is left out by name."""
+    world = make_world(mode=mode, storage=storage)
+    first, second = names[0], names[1]
+    for name in names:
+        world.run(f'create table "{name}"(id integer primary key, v text)')
+        world.run(f"insert into \"{name}\" values (1, 'of {name}')")
+        report = world.htap.sync_now()
+    world.run(f"update \"{first}\" set v = 'new'")
+    assert world.htap.sync_now().events == 1
+    world.assert_equal(first)
+    assert world.htap.verify(first).tables.keys() == {first}
+    if storage:
+        world.assert_equal(second)
+        assert world.htap.verify(second).tables.keys() == {second}
+        world.htap.drop_table(second, discard_history=True)
+        world.assert_equal(first)
+    else:
+        assert "give one of them another 'mirror_name'" in report.errors[second]
+        world.crash()
+        world.tables = [{"name": first}, {"name": second, "mirror_name": "other"}]
+        world.htap.sync_now()
+        assert (
+            world.htap.query("select v from other", hint="olap")["v"][0].as_py() == f"of {second}"
+        )
+    world.assert_equal(first)
