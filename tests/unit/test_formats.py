@@ -75,6 +75,12 @@ def test_a_dictionary_is_made_of_repeated_values_only() -> None:
     assert by_difference == {"wide", "int", "short", "moment", "day", "time", ROW}
 
 
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.null(), pa.uuid()])
+def test_values_that_cannot_be_counted_are_written_as_well(kind: pa.DataType) -> None:
+    rows = pa.table({"v": pa.nulls(3_000, kind), ROW: pa.array(np.arange(3_000), pa.uint32())})
+    assert Parquet().read(encoded(Parquet(), rows), ["v", ROW]).num_rows == 3_000
+
+
 def test_a_file_of_few_rows_is_neither_compressed_nor_has_dictionaries() -> None:
     file = pq.ParquetFile(pa.BufferReader(encoded(Parquet(), drawn(10))))
     group = file.metadata.row_group(0)

@@ -202,7 +202,10 @@ def _repeats(column: pa.ChunkedArray) -> bool:
     """Return whether a column's values come back so often that a dictionary of them is shorter."""
     if len(column) < _DICTIONARY_FROM or pa.types.is_nested(column.type):
         return False
-    return bool(2 * pc.count_distinct(column).as_py() <= len(column))
+    try:
+        return bool(2 * pc.count_distinct(column).as_py() <= len(column))
+    except pa.ArrowNotImplementedError:  # such as of views, which an engine may give
+        return True
 
 
 def _counts(kind: pa.DataType) -> bool:
