@@ -59,9 +59,9 @@ CLAIMS = {
     "docs/guarantees.md": {
         "After each of them the tables that are in place are synced, all to one state.": "test_tables_in_place_are_synced_while_another_is_copied",
         "A query, a status or another process that waits for the mirror has its turn then, too.": "test_others_are_answered_between_two_turns",
-        "A sync stops between two turns as well, and the next one goes on.": "test_the_background_goes_on_turn_by_turn_and_stops_between_two",
-        "A table that is copied *again* stays as it was until its copy is in place, in one state with the others.": "test_a_table_that_is_copied_again_stays_as_it_was_meanwhile",
-        "Small tables do not wait for large ones.": "test_a_small_table_does_not_wait_for_a_large_one",
+        "The background sync stops between two turns as well, and the next one goes on.": "test_the_background_goes_on_turn_by_turn_and_stops_between_two",
+        "A table that is copied *again* stays as it was, behind the others, until its copy is in place.": "test_a_table_that_is_copied_again_stays_as_it_was_meanwhile",
+        "A small table waits for turns of large ones, not for their end.": "test_a_small_table_does_not_wait_for_a_large_one",
         "All other versions stay as they were": "test_nothing_of_a_forgotten_key_is_left_on_the_disk",
         "Either both are there or neither.": "test_a_process_killed_at_any_instant",
         "The watermark never goes back.": "test_a_mirror_equals_its_source_through_crashes_and_migrations",

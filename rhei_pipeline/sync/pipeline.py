@@ -421,9 +421,11 @@ class Pipeline:
 
     def _copying(self, only: str | None) -> tuple[str, ...]:
         """Return the tables whose copies go on with the next turn."""
-        chosen = in_any_case(only, self._tables) if only else None
-        own = self._tables.keys() if only is None else {chosen.name} if chosen else set()
-        return tuple(sorted(own & self._copies.unfinished))
+        found = self._tables.keys() & self._copies.unfinished
+        if only is not None:
+            chosen = in_any_case(only, self._tables)
+            found &= {chosen.name} if chosen else set()
+        return tuple(sorted(found))
 
     def _taking_part(self, only: str | None, *, goes_on: bool) -> list[Table]:
         """Return the tables that may be copied; of copies under way, with `only` that one alone."""
