@@ -47,7 +47,6 @@ from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.sql.read_only import of_log
 from rhei_pipeline.sync.background import BackgroundSync
-from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.kept_history import Declared, find_mirrored
 from rhei_pipeline.sync.people import PersonSearch, letters_of_nobody
@@ -394,7 +393,7 @@ class Held:
 
     def row_parity(self, table: str) -> RowParity:
         """Sync, then count the rows of source and mirror."""
-        return self.engine.pipeline.parity(table)
+        return self.engine.pipeline.checks.parity(table)
 
     def row_count(self, table: str) -> int:
         """Return the number of the mirror's current rows."""
@@ -409,7 +408,7 @@ class Held:
     def forget(self, table: str, keys: Sequence[Key], *, dry_run: bool = False) -> ForgetReport:
         """Remove keys from the mirror with all their past, and search the files for them."""
         paths = written_paths(self.settings)
-        return self.engine.pipeline.forget(
+        return self.engine.pipeline.removals.forget(
             table, keys, lambda texts: search(paths, texts), dry_run=dry_run
         )
 
@@ -421,7 +420,9 @@ class Held:
         if not declared:  # this shard has none of these tables
             return PersonReport(person, {}, dry_run)
         found = PersonSearch(declared, value, masking_key(self.settings), pipeline.mirrored)
-        reports = pipeline.forget_person(found, lambda texts: search(paths, texts), dry_run=dry_run)
+        reports = pipeline.removals.forget_person(
+            found, lambda texts: search(paths, texts), dry_run=dry_run
+        )
         told = zip(declared, reports, strict=True)
         tables = {trace.table: self._with_letters(trace, report) for trace, report in told}
         for name, keys in found.shared.items():
@@ -443,7 +444,7 @@ class Held:
     def maintain(self) -> MaintenanceReport:
         """Remove versions that are not to be kept, then merge the mirror's small files."""
         bounds = history_bounds(self.settings, self.engine.registry)
-        expired = self.engine.pipeline.expire(bounds)
+        expired = self.engine.pipeline.removals.expire(bounds)
         return replace(self.engine.mirror.maintain(), expired=expired)
 
     def broken_histories(self, table: str) -> pa.Table:
@@ -458,7 +459,7 @@ class Held:
 
     def dead_letters(self, table: str | None) -> pa.Table:
         """Return the rows that cannot be mirrored."""
-        known = None if table is None else self.engine.pipeline.with_letters(table).name
+        known = None if table is None else self.engine.pipeline.dead_letters.table(table).name
         return self.engine.mirror.dead_letters(known)
 
     def propose_types(self, table: str | None) -> list[TypeProposal]:
@@ -468,14 +469,14 @@ class Held:
 
     def drop_dead_letters(self, table: str | None) -> int:
         """Forget open dead letters; return how many."""
-        return self.engine.pipeline.drop_letters(
+        return self.engine.pipeline.dead_letters.drop(
             sorted(set(self.dead_letters(table)["table_name"].to_pylist()))
         )
 
     def replay_dead_letters(self, table: str | None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""
         before = self.sync_now()  # it shows which tables are full of them
-        replayed = replay(self.dead_letters(table), self.engine.pipeline)
+        replayed = self.engine.pipeline.dead_letters.replay(self.dead_letters(table))
         return summed(before, self.sync_now()) if replayed else before
 
 

@@ -39,6 +39,11 @@ class LeftOut:
         return MappingProxyType(self._errors)
 
     @property
+    def told(self) -> dict[str, str]:
+        """The same reasons, as they are told to people."""
+        return {name: str(error) for name, error in self._errors.items()}
+
+    @property
     def failed(self) -> frozenset[str]:
         """The tables that failed while they were captured, read or applied.
 

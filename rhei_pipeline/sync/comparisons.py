@@ -9,13 +9,10 @@ from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.model.coverage import Coverage
 from rhei_pipeline.model.reports import RowParity, TableVerification
 from rhei_pipeline.model.schema import Table
-from rhei_pipeline.protocols import ChangeSource, Mirror, MirrorTransaction, OnStep, SourceSnapshot
+from rhei_pipeline.protocols import MirrorTransaction, SourceSnapshot
+from rhei_pipeline.sync.context import PipelineContext
 from rhei_pipeline.sync.cycle import apply_pending
-from rhei_pipeline.sync.naming import find_table
-from rhei_pipeline.sync.options import SyncOptions
-from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.repair_keys import Mending, RepairRange, find_differences
-from rhei_pipeline.sync.schema_watch import SchemaWatch
 from rhei_pipeline.sync.verify import broken_histories, count_rows, verify_sample, verify_tables
 from rhei_pipeline.sync.verify_parts import verify_part
 
@@ -26,28 +23,14 @@ class Comparisons:
     """Compares the tables that take part with their source.
 
     Args:
-        source, mirror: What is compared.
-        parts: The tables that take part, and those that are left out.
-        watch: Knows the schema version that the tables are described at.
-        options: How much at once.
-        on_step: Called at each named step.
+        context: What the pipeline works on.
     """
 
-    def __init__(
-        self,
-        source: ChangeSource,
-        mirror: Mirror,
-        parts: Participants,
-        watch: SchemaWatch,
-        options: SyncOptions,
-        on_step: OnStep,
-    ) -> None:
-        self._source = source
-        self._mirror = mirror
-        self._parts = parts
-        self._watch = watch
-        self._options = options
-        self._on_step = on_step
+    def __init__(self, context: PipelineContext) -> None:
+        self._context = context
+        self._source, self._mirror = context.source, context.mirror
+        self._parts, self._watch = context.parts, context.watch
+        self._options, self._on_step = context.options, context.on_step
 
     def verify(
         self, name: str | None, share: float | None = None
@@ -61,7 +44,7 @@ class Comparisons:
         if found is None:
             return None
         if name is not None:
-            self._table(name)  # raises what it was left out for
+            self._context.table(name)  # raises what it was left out for
             return found
         damaged = {
             left_out: TableVerification.of_damaged(left_out, error)
@@ -73,7 +56,7 @@ class Comparisons:
     def _verified(
         self, name: str | None, share: float | None
     ) -> dict[str, TableVerification] | None:
-        chosen = list(self._parts.tables.values()) if name is None else [self._table(name)]
+        chosen = list(self._parts.tables.values()) if name is None else [self._context.table(name)]
         return self._parts.without_failing(chosen, partial(self._compared, share))
 
     def _compared(
@@ -100,7 +83,7 @@ class Comparisons:
 
         None where a migration came between.
         """
-        table = self._table(name)
+        table = self._context.table(name)
 
         def look(
             snapshot: SourceSnapshot, transaction: MirrorTransaction
@@ -122,12 +105,12 @@ class Comparisons:
         error = self._parts.left_out.errors.get(table.name)
         if isinstance(error, MirrorDamagedError):
             return TableVerification.of_damaged(table.name, error)
-        self._table(name)  # raises what it was left out for
+        self._context.table(name)  # raises what it was left out for
         return found[table.name]
 
     def differences(self, name: str, asked: RepairRange) -> Mending | None:
         """Find what differs in a range of keys; None where a migration came between."""
-        table, rows = self._table(name), self._options.batch_rows
+        table, rows = self._context.table(name), self._options.batch_rows
         return self._at_rows_of(
             [table],
             lambda snapshot, transaction: find_differences(
@@ -137,13 +120,10 @@ class Comparisons:
 
     def parity(self, name: str) -> RowParity | None:
         """Count a table's rows on both sides; None where a migration came between."""
-        table = self._table(name)
+        table = self._context.table(name)
         return self._at_rows_of(
             [table], lambda snapshot, transaction: count_rows(table, snapshot, transaction)
         )
-
-    def _table(self, name: str) -> Table:
-        return find_table(name, self._parts.tables, self._parts.left_out.errors)
 
     def _at_rows_of(
         self,

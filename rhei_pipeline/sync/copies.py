@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from rhei_pipeline.errors import PermanentError
@@ -11,9 +10,10 @@ from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.progress import Ledger, TableState
 from rhei_pipeline.model.reports import CopyStatus
 from rhei_pipeline.model.schema import Mode, Table
-from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePositions
+from rhei_pipeline.protocols import SourcePositions
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.alterations import Alteration, find_alteration
+from rhei_pipeline.sync.context import PipelineContext
 from rhei_pipeline.sync.copy_ranges import RangeMemory, has_shape
 from rhei_pipeline.sync.cycle import acknowledge
 from rhei_pipeline.sync.initial_sync import (
@@ -23,10 +23,6 @@ from rhei_pipeline.sync.initial_sync import (
     copy_table,
     needs_copy,
 )
-from rhei_pipeline.sync.options import SyncOptions
-from rhei_pipeline.sync.participants import Participants
-from rhei_pipeline.sync.schema_registry import Registry
-from rhei_pipeline.sync.schema_watch import SchemaWatch
 
 #: Of so many small tables, commits are the most work: they are copied by one each.
 MANY_TABLES = 20
@@ -36,49 +32,21 @@ TOLD_TOGETHER = 100
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class CopyOptions:
-    """How tables are copied.
-
-    Attributes:
-        sync: How much at once.
-        on_step: Called at each named step.
-        note_read: Called whenever rows were read and written.
-    """
-
-    sync: SyncOptions
-    on_step: OnStep
-    note_read: Callable[[], None]
-
-
 class TableCopies:
     """Copies tables, and knows which of them need it.
 
     Args:
-        source, mirror, registry: Where rows come from, where they go, what they looked like.
-        parts: The tables that take part, and those that are left out.
-        watch: Follows the source's schema, and installs capture.
-        options: How tables are copied.
+        context: What the pipeline works on.
+        note_read: Called whenever rows were read and written.
     """
 
-    def __init__(
-        self,
-        source: ChangeSource,
-        mirror: Mirror,
-        registry: Registry,
-        parts: Participants,
-        watch: SchemaWatch,
-        options: CopyOptions,
-    ) -> None:
+    def __init__(self, context: PipelineContext, note_read: Callable[[], None]) -> None:
+        self._context, self._note_read = context, note_read
+        self._source, self._mirror = context.source, context.mirror
+        self._registry, self._watch = context.registry, context.watch
+        self._parts, self._blame = context.parts, context.parts.blame
+        self._tables, self._left_out = context.parts.tables, context.parts.left_out
         self._settled: dict[str, Table] = {}
-        self._source = source
-        self._mirror = mirror
-        self._registry = registry
-        self._parts = parts
-        self._tables, self._left_out = parts.tables, parts.left_out
-        self._blame = parts.blame
-        self._watch = watch
-        self._options = options
         self._under_way: dict[str, CopyStatus] = {}
         #: What was read of copies that go on at their next turn.
         self._read: dict[str, Copied] = {}
@@ -266,7 +234,7 @@ class TableCopies:
     ) -> Copied | None:
         def note(name: str, rows: int, of: int) -> None:
             self._under_way[name] = CopyStatus(rows, of)
-            self._options.note_read()
+            self._note_read()
             on_progress(name, rows, of)
 
         self._watch.install(table)
@@ -275,8 +243,8 @@ class TableCopies:
             table,
             self._source,
             self._mirror,
-            self._options.sync,
-            self._options.on_step,
+            self._context.options,
+            self._context.on_step,
             note,
             same_shape=same_shape,
             at_once=at_once,

@@ -2,16 +2,13 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 
 from rhei_pipeline.capabilities import end_capture
 from rhei_pipeline.errors import PermanentError
-from rhei_pipeline.protocols import ChangeSource, MirrorRecords
+from rhei_pipeline.sync.context import PipelineContext
 from rhei_pipeline.sync.kept_history import not_followed
 from rhei_pipeline.sync.naming import find_known
-from rhei_pipeline.sync.schema_registry import Registry
-from rhei_pipeline.sync.schema_watch import SchemaWatch
 
 _log = logging.getLogger(__name__)
 
@@ -24,20 +21,13 @@ class LeavingTables:
     """Ends the capture of tables.
 
     Args:
-        lock: Held while a table leaves.
-        source, registry, watch, mirror: What captures, remembers, follows and holds them.
+        context: What the pipeline works on.
     """
 
-    def __init__(
-        self,
-        lock: AbstractContextManager[object],
-        source: ChangeSource,
-        registry: Registry,
-        watch: SchemaWatch,
-        mirror: MirrorRecords,
-    ) -> None:
-        self._lock, self._mirror = lock, mirror
-        self._source, self._registry, self._watch = source, registry, watch
+    def __init__(self, context: PipelineContext) -> None:
+        self._lock, self._mirror = context.lock, context.mirror
+        self._source, self._registry = context.source, context.registry
+        self._watch = context.watch
         self._ended: set[str] = set()
 
     def _not_followed(self) -> Mapping[str, datetime]:

@@ -416,7 +416,7 @@ class TestDeadLetters:
         world.source.put("t", k=2, n=2)
         report = world.pipeline.sync()
         assert (report.dead_letters, report.tables["t"].copied_rows) == (1, 1)
-        world.pipeline.touch("t", [(1,)])
+        world.pipeline.dead_letters.read_again("t", [(1,)])
         assert world.pipeline.sync().events == 1
         assert world.mirror.dead_letters().num_rows == 1
 

@@ -279,7 +279,7 @@ def test_a_log_table_that_is_gone_is_made_again(make_postgres: MakeWorld) -> Non
         "sync again: the log table is created again, and the table is copied by its difference"
     )
     with refused(way_out, CaptureError):
-        pipeline.touch("t", [(1,)])
+        pipeline.dead_letters.read_again("t", [(1,)])
     world.run("update t set v = 'unlogged'")
     assert world.htap.sync_now().tables["t"].updated == 1
     world.assert_equal("t")

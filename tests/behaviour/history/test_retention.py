@@ -17,7 +17,7 @@ from rhei_pipeline.mirrors.datafusion import retention
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit
-from rhei_pipeline.sync import pipeline
+from rhei_pipeline.sync import removals
 from rhei_pipeline.testing.faults import Crash
 from rhei_pipeline.testing.stub_mirror import StubMirror
 from tests.support.fix_postgres import PostgresWorld
@@ -97,7 +97,7 @@ def test_versions_go_by_their_age_and_no_instant_before_is_answered(
         with pytest.raises(QueryError, match="its history begins at"):
             htap.as_of("kept", days_ago(5000))
         with monkeypatch.context() as patched:  # one of the clocks may be ahead: the other tells
-            patched.setattr(pipeline, "datetime", Behind)
+            patched.setattr(removals, "datetime", Behind)
             assert htap.maintain().expired == ()
         report = htap.maintain()
         assert [(f.table, f.versions, f.kept_since) for f in report.expired] == [("kept", 2, cut)]

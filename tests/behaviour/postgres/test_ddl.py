@@ -1,6 +1,7 @@
 """DDL that changes PostgreSQL's rows without telling any log: each capture, mode and mirror."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
-from tests.support.parts import engine_of
 
 pytestmark = pytest.mark.pairs
 
@@ -371,13 +371,7 @@ def test_rows_that_row_security_hides_for_a_moment_are_not_taken_for_deleted_one
     world = guarded(capture)
     synced(world)
     world.run("update t set v = v + 1, at = clock_timestamp()")
-    statements = list(HALF_HIDDEN)
-
-    def hide(step: Step) -> None:
-        while step is Step.SNAPSHOT and statements:
-            world.run(statements.pop(0))
-
-    engine_of(world.htap).pipeline._on_step = hide
+    world.faults.do_at(Step.SNAPSHOT, partial(world.run, *HALF_HIDDEN))
     assert "row security hides rows" in str(world.htap.sync_now().errors["t"])
     world.run("alter table t disable row level security")
     synced(world)

@@ -582,7 +582,7 @@ def test_touched_keys_of_every_kind_are_read_again(make_postgres: Make) -> None:
     world.run("update u set c = 'it''s \\ silent'")
     present = ("00000000-0000-0000-0000-000000000001", 1)
     gone = ("00000000-0000-0000-0000-000000000002", 7)
-    engine_of(world.htap).pipeline.touch("u", [present, gone])
+    engine_of(world.htap).pipeline.dead_letters.read_again("u", [present, gone])
     report = world.htap.sync_now()
     assert (report.events, report.updated) == (2, 1)
     found = world.htap.query("select c from u", hint="olap")

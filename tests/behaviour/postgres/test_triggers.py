@@ -181,7 +181,7 @@ def test_keys_of_every_kind(
         assert world.htap.verify().equal, statement
         assert len(world.mirror_rows("t")) == count(world, "t")
     key = world.htap.query("select k from t where v = 2", hint="olap")["k"].to_pylist()[0]
-    engine_of(world.htap).pipeline.touch("t", [(key,)])
+    engine_of(world.htap).pipeline.dead_letters.read_again("t", [(key,)])
     world.htap.sync_now()
     assert world.htap.verify().equal
 
@@ -269,7 +269,7 @@ def test_keys_cannot_be_reported_to_a_log_that_is_gone(world: PostgresWorld) -> 
     world.run(f"drop table {log_of(world)}")
     pipeline._source.schema_version()
     with pytest.raises(CaptureError, match="its log table is gone"):
-        pipeline.touch("orders", [(1,)])
+        pipeline.dead_letters.read_again("orders", [(1,)])
     synced(world)
 
 
