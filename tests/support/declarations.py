@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.sources.postgres.logical import recent_slot
 from rhei_pipeline.sync import copy_ranges as sharing
 from rhei_pipeline.sync import pipeline
 from rhei_pipeline.testing.faults import Crash, CrashAt
@@ -201,6 +202,8 @@ class Play:
             if len(played) % 2:
                 patch.setattr(pipeline, "TURN_SECONDS", 0.0)
                 patch.setattr(pipeline, "COPYING_SHARE", 0)
+                patch.setattr(recent_slot, "BEHIND_BYTES", 0)
+                patch.setattr(recent_slot, "STEP_BYTES", 0)
             patch.setattr(sharing, "PATIENCE_SECONDS", 0.0)
             patch.setattr(sharing, "_LOOK_SECONDS", 0.01)
             patch.setattr(sharing, "PART_BATCHES", 1)

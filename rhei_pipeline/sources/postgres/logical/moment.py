@@ -69,6 +69,7 @@ class LogMoment:
     Attributes:
         head: Where its log ended; reading ends there, too.
         slot: Our slot; None when there is none.
+        recent: One that has only the newest part of what it has; None when there is none.
         server: Identifies the server and its timeline.
         proofs: For each captured table, by name, a proof that distinguishes it from a table of
             that name that was dropped, left the publication, or belongs to another server.
@@ -83,6 +84,7 @@ class LogMoment:
     slot: Slot | None
     server: str
     proofs: Mapping[str, str]
+    recent: Slot | None = None
     silent: bool = False
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 

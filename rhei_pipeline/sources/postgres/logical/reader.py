@@ -52,7 +52,7 @@ class LogReader:
         connect_apart: Opens another connection.
         connect: Opens one for replication.
         streaming: Keep a stream open while few changes are pending.
-        publication: Its name, if that is not the slot's.
+        publication: Its name.
 
     Not for several threads at once.
     """
@@ -63,8 +63,8 @@ class LogReader:
         connect_apart: Callable[[], Connection],
         connect: Callable[[], Replicating],
         *,
+        publication: str,
         streaming: bool = False,
-        publication: str | None = None,
     ) -> None:
         self._sessions = sessions
         self._connect_apart = connect_apart
@@ -83,6 +83,10 @@ class LogReader:
             yield from self._peeked(slot, head)
         else:
             yield LogPortion(streamed)
+
+    def read_temporary(self, slot: Slot, head: int) -> Iterator[LogPortion]:
+        """Yield the same of a slot that only the session can read in which the log is decoded."""
+        yield from self._decoded(self._sessions.decoding, slot, head)
 
     def confirm(self, slot: str, position: int, lost: str) -> bool:
         """Allow the server to remove what committed before the position.
@@ -134,9 +138,7 @@ class LogReader:
             return None
         try:
             if self._stream is None:
-                self._stream = LogicalStream(
-                    self._connect(), slot.name, self._publication or slot.name
-                )
+                self._stream = LogicalStream(self._connect(), slot.name, self._publication)
             messages = self._stream.messages(head)
         except psycopg.OperationalError as error:
             _log.warning(
@@ -173,7 +175,7 @@ class LogReader:
             piece=PIECE_BYTES,
             slot=slot.name,
             end=lsn_text(head),
-            publication=quote(self._publication or slot.name),
+            publication=quote(self._publication),
         )
         text = query.as_bytes(connection)
         with connection.settled(), closing(copy_out_values(connection, text)) as values:

@@ -160,14 +160,16 @@ class LogicalSnapshot(TableReads):
         self._read = read
         self._end = self._head = moment.head
         self._look = look
-        self._slot = moment.slot
+        self._slot, self._recent = moment.slot, moment.recent
         self._server = moment.server
         self._proofs = dict(moment.proofs)
         self._silent = moment.silent
         self._columns = moment.columns
         self._wait_for_writers = wait_for_writers
         self._view = view
+        #: What was read of our slot, and of the one that has the newest part.
         self._spool: _Spool | None = None
+        self._newest: _Spool | None = None
         self._behind: dict[Position, Sequence[tuple[_Chunk, pgoutput.Run]]] = {}
         self._ahead: ReadAhead | None = None
         self._counted: dict[str, int] = {}
@@ -227,7 +229,7 @@ class LogicalSnapshot(TableReads):
             run = self._by_places(table, logged)
             for start in range(0, len(run.order), limit):
                 part = run.take(np.arange(start, min(start + limit, len(run.order))))
-                yield self._batch(schema, self._loaded().read(chunk), part)
+                yield self._batch(schema, self._loaded(after).read(chunk), part)
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Yield every change; the last one of a key is its net change."""
@@ -246,7 +248,7 @@ class LogicalSnapshot(TableReads):
 
     def _runs(self, after: Position) -> Sequence[tuple[_Chunk, pgoutput.Run]]:
         """Return a table's changes behind a position; a cycle asks for them several times."""
-        spool = self._loaded()
+        spool = self._loaded(after)
         if after not in self._behind:
             relation = _relation_of(after, self._server)
             self._behind[after] = [
@@ -264,20 +266,35 @@ class LogicalSnapshot(TableReads):
             wanted &= self._view.visible.sees(run.xid)
         return run if wanted.all() else run.take(np.flatnonzero(wanted))
 
-    def _loaded(self) -> _Spool:
+    def _loaded(self, after: Position | None = None) -> _Spool:
+        """Return what was read of the log; its newest part alone, where that is what is asked."""
+        recent = self._recent
+        if recent is not None and (after is None or after.order >= recent.confirmed):
+            if self._newest is None:
+                self._newest = self._load(recent, is_first=self._spool is None)
+            return self._newest
         if self._spool is None:
-            self._spool = _Spool()
-            if self._slot is not None and not self._slot.lost and not self._silent:
-                self._load(self._slot, self._spool)
+            self._spool = self._load(self._slot, is_first=self._newest is None)
         return self._spool
 
-    def _load(self, slot: Slot, spool: _Spool) -> None:
-        context, first = pgoutput.DecodingContext(), 0
-        for part in self._read(slot, self._end):
-            first += spool.add(part, first, context)
-        if not spool.is_empty:
+    def _load(self, slot: Slot | None, *, is_first: bool) -> _Spool:
+        """Read the log from a slot on; the first time, note where its visible part ends.
+
+        What is before the newest part was applied in a former cycle, and so was visible then.
+        """
+        spool, context, first = _Spool(), pgoutput.DecodingContext(), 0
+        if slot is None or slot.lost or self._silent:
+            return spool
+        try:
+            for part in self._read(slot, self._end):
+                first += spool.add(part, first, context)
+        except BaseException:
+            spool.close()
+            raise
+        if is_first and not spool.is_empty:
             unseen = spool.first_unseen(self._view.visible if self._view else self._look())
             self._head = self._end if unseen is None else unseen
+        return spool
 
     def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:
         if run.truncate:
@@ -318,8 +335,9 @@ class LogicalSnapshot(TableReads):
     def close(self) -> None:
         """Delete the messages read, and stop reading ahead."""
         self._end_reading()
-        if self._spool is not None:
-            self._spool.close()
+        for spool in (self._spool, self._newest):
+            if spool is not None:
+                spool.close()
 
 
 class _Rows:

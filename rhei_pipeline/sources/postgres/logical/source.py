@@ -52,6 +52,7 @@ from rhei_pipeline.sources.postgres.logical.moment import (
 )
 from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.sources.postgres.logical.reader import LogReader
+from rhei_pipeline.sources.postgres.logical.recent_slot import RecentSlot
 from rhei_pipeline.sources.postgres.logical.sessions import LogSessions
 from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
 from rhei_pipeline.sources.postgres.marks import STATE
@@ -139,9 +140,10 @@ class LogicalSource:
             self._sessions,
             database.connect,
             database.connect_replicating,
+            publication=publication or self._name,
             streaming=streaming,
-            publication=publication,
         )
+        self._recent = RecentSlot(self._sessions, self._name)
         self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
         self._is_own = publication is None
         self._publication = Publication(
@@ -296,6 +298,7 @@ class LogicalSource:
             self._publication.add(table)
             slot = self._slot_that_keeps()
             if slot is None:
+                self._recent.drop()
                 if least:
                     _log.warning(
                         "slot %r is gone: it is created again, and all tables are copied",
@@ -337,8 +340,10 @@ class LogicalSource:
                 self._silent_until = moment.head
 
     def _read(self, slot: Slot, head: int) -> Iterator[LogPortion]:
+        is_temporary = slot == self._recent.slot
+        read = self._log.read_temporary if is_temporary else self._log.read
         try:
-            yield from self._log.read(slot, head)
+            yield from read(slot, head)
         except psycopg.errors.UndefinedObject as error:
             raise CaptureError(
                 f"publication {self._publication.name!r} did not exist while rows were written, "
@@ -364,7 +369,8 @@ class LogicalSource:
         self._renamed = {name: of for name, of in self._renamed.items() if of[0] == version}
         columns = {name: own for name, (_, own) in self._renamed.items()}
         place = lsn_number(head)
-        return LogMoment(place, clock, version, slot, server, proofs, columns=columns)
+        recent = self._recent.slot if slot is not None else None
+        return LogMoment(place, clock, version, slot, server, proofs, recent, columns=columns)
 
     @contextmanager
     def _row_view(self) -> Iterator[RowView]:
@@ -417,15 +423,18 @@ class LogicalSource:
         if not prune or not needed_from:
             return 0
         self._copy_start.let_go()
-        target = min(position.order for position in needed_from.values())
+        positions = {position.order for position in needed_from.values()}
+        target = min(positions)
         if (needed := self._copy_start.needed_from) is not None:
             target = min(target, needed)
-        if target <= self._advanced:
-            return 0
         with self._database.translated():
-            if self._log.confirm(self._name, target, self._lost()):
-                self._let_forget(target)
-        self._advanced = target
+            if target > self._advanced:
+                if self._log.confirm(self._name, target, self._lost()):
+                    self._let_forget(target)
+                self._advanced = target
+            self._recent.follow(positions, self._advanced)
+            if self._recent.slot is not None:
+                self._let_forget(self._recent.slot.confirmed)
         return 0
 
     def _let_forget(self, target: int) -> None:
@@ -464,6 +473,7 @@ class LogicalSource:
         """Drop the slot and the publication: they are no longer used."""
         with self._database.translated():
             self._log.end_stream()
+            self._recent.drop()
             if self._slot() is not None:
                 self._run("select pg_drop_replication_slot(%s)", self._name)
             self._publication.drop()
