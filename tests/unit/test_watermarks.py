@@ -9,6 +9,7 @@ import pytest
 
 from rhei_pipeline.mirrors.duckdb.housekeeping import prepare
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords, read_ledger
+from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.progress import Watermark
 
@@ -25,7 +26,7 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
 
 def record(connection: duckdb.DuckDBPyConnection, *marks: Watermark) -> None:
     """Record these, as one transaction of a mirror does."""
-    records = ProgressRecords(connection)
+    records = ProgressRecords(Statements(connection))
     for mark in marks:
         records.move(mark)
     records.write()
@@ -73,7 +74,7 @@ def test_tables_that_follow_one_head_take_one_statement_without_their_names(
 
 def test_a_row_that_is_not_known_of_is_not_moved(connection: duckdb.DuckDBPyConnection) -> None:
     record(connection, *(Watermark(name, Position(1, name), BEGUN) for name in NAMES))
-    records = ProgressRecords(connection)
+    records = ProgressRecords(Statements(connection))
     records.ledger()
     connection.execute("insert into _rhei_watermark values ('other', 1, 'other', ?)", [BEGUN])
     for name in NAMES:

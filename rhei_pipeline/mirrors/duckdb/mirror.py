@@ -51,6 +51,7 @@ from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords, read_ledger
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.retention import read_kept_since
+from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.mirrors.duckdb.table_notes import TableNotes
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
@@ -132,6 +133,7 @@ class DuckDBMirror:
                 deadline = max(deadline, time.monotonic() + READERS_END_SECONDS)
             self._config = config
             self._connection = connect_once_free(self.path, config, deadline)
+            self._statements = Statements(self._connection)
             self._lent = LentRows(self._connection)
             opened.callback(self._disconnect)
             with translated(self.path):
@@ -215,12 +217,12 @@ class DuckDBMirror:
             ended_by_signals(self._connection),
             self._lent.within_transaction(trial=trial),
         ):
-            self._connection.execute("begin transaction")
-            records = ProgressRecords(self._connection, self._ledger)
+            self._statements.run("begin transaction")
+            records = ProgressRecords(self._statements, self._ledger)
             feeds = DuckDBFeeds(self._connection, self._feeds)
             try:
                 transaction = DuckDBTransaction(
-                    self._connection, self._lent, records, feeds, self._cache, self._notes
+                    self._statements, self._lent, records, feeds, self._cache, self._notes
                 )
                 transaction.may_have_letters = self._may_have_letters
                 yield transaction
@@ -230,7 +232,7 @@ class DuckDBMirror:
                     if self._last is not None:
                         self._last.blank()
                 with transaction.large_rows.committing():
-                    self._connection.execute("rollback" if trial else "commit")
+                    self._statements.run("rollback" if trial else "commit")
             except BaseException:
                 self._ledger, self._feeds, self._may_have_letters = None, {}, None
                 roll_back(self._connection)
@@ -471,6 +473,7 @@ class DuckDBMirror:
     def _connect_again(self) -> None:
         deadline = time.monotonic() + REOPENED_SECONDS
         self._connection = connect_once_free(self.path, self._config, deadline)
+        self._statements = Statements(self._connection)
         self._lent = LentRows(self._connection)
 
     @contextmanager

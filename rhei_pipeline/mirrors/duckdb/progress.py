@@ -10,6 +10,7 @@ from types import MappingProxyType
 import duckdb
 
 from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
@@ -27,14 +28,13 @@ class ProgressRecords:
     """The recorded progress, as one transaction sees it.
 
     Args:
-        connection: In that transaction.
+        statements: In that transaction.
         begun_with: What was recorded when it began; None if it must be read.
     """
 
-    def __init__(
-        self, connection: duckdb.DuckDBPyConnection, begun_with: Ledger | None = None
-    ) -> None:
-        self._connection = connection
+    def __init__(self, statements: Statements, begun_with: Ledger | None = None) -> None:
+        self._statements = statements
+        self._connection = statements.connection
         self._ledger: Ledger | None = None
         self._marks: dict[str, Watermark] = {}
         self._copies: dict[str, CopyProgress] = {}
@@ -99,7 +99,7 @@ class ProgressRecords:
         """Write the changed progress; it commits with the rows."""
         self._write_copies()
         if self._unwritten:
-            write_watermarks(self._connection, self._unwritten.values(), self._written)
+            write_watermarks(self._statements, self._unwritten.values(), self._written)
             self._written |= self._unwritten
             self._unwritten.clear()
 
@@ -142,27 +142,27 @@ def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermar
 
 
 def write_watermarks(
-    connection: duckdb.DuckDBPyConnection,
+    statements: Statements,
     marks: Collection[Watermark],
     written: Mapping[str, Watermark],
 ) -> None:
     """Replace the watermarks of their tables; `written` is what is recorded of all tables."""
     if len(marks) > _FEW:
-        marks = _move_together(connection, marks, written)
+        marks = _move_together(statements, marks, written)
     if len(marks) <= _FEW:
         for mark in marks:
-            _write_watermark(connection, mark)
+            _write_watermark(statements, mark)
         return
     rows = [
         list(values) for values in zip(*(_mark_row(mark).values() for mark in marks), strict=True)
     ]
-    moved = connection.execute(
+    moved = statements.changed(
         "update _rhei_watermark w set position = m.position, proof = m.proof,"
         f" recorded_at = m.recorded_at from {_GIVEN} m where w.table_name = m.table_name",
         rows,
-    ).fetchall()
-    if moved[0][0] < len(marks) or any(mark.table not in written for mark in marks):
-        connection.execute(
+    )
+    if moved < len(marks) or any(mark.table not in written for mark in marks):
+        statements.run(
             f"insert into _rhei_watermark from {_GIVEN} m"
             " anti join _rhei_watermark w on w.table_name = m.table_name",
             rows,
@@ -170,7 +170,7 @@ def write_watermarks(
 
 
 def _move_together(
-    connection: duckdb.DuckDBPyConnection,
+    statements: Statements,
     marks: Collection[Watermark],
     written: Mapping[str, Watermark],
 ) -> Collection[Watermark]:
@@ -184,29 +184,29 @@ def _move_together(
     if len(places) != 1 or len(staying) > len(following):
         return marks
     # Where there are rows that are not known of, none is moved.
-    moved = connection.execute(
+    moved = statements.changed(
         "update _rhei_watermark set position = $1, recorded_at = $2"
         " where not list_contains($3::varchar[], table_name)"
         " and (select count(*) from _rhei_watermark) = $4",
         [*places.pop(), list(staying), len(written)],
-    ).fetchall()
-    return [mark for mark in marks if mark.table not in following] if moved[0][0] else marks
+    )
+    return [mark for mark in marks if mark.table not in following] if moved else marks
 
 
 def _proves_alike(mark: Watermark, written: Watermark | None) -> bool:
     return written is not None and written.position.proof == mark.position.proof
 
 
-def _write_watermark(connection: duckdb.DuckDBPyConnection, mark: Watermark) -> None:
+def _write_watermark(statements: Statements, mark: Watermark) -> None:
     """Replace the watermark of one table, for half of what a statement for many takes."""
     values = list(_mark_row(mark).values())
-    found = connection.execute(
+    found = statements.changed(
         "update _rhei_watermark set position = $2, proof = $3, recorded_at = $4"
         " where table_name = $1",
         values,
-    ).fetchall()
-    if not found[0][0]:
-        connection.execute("insert into _rhei_watermark values ($1, $2, $3, $4)", values)
+    )
+    if not found:
+        statements.run("insert into _rhei_watermark values ($1, $2, $3, $4)", values)
 
 
 def _mark_row(mark: Watermark) -> dict[str, object]:

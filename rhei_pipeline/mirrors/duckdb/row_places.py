@@ -1,10 +1,8 @@
 """Deletes rows of a table by their places there."""
 
-from collections.abc import Sequence
-
-import duckdb
 import pyarrow as pa
 
+from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.mirrors.duckdb.tables import apart, registered
 from rhei_pipeline.mirrors.met_rows import Places
 
@@ -13,22 +11,15 @@ _PLACE, _GONE = "_rhei_place", "_rhei_gone"
 FEW_PLACES = 250
 
 
-def delete_at(connection: duckdb.DuckDBPyConnection, target: str, places: Places) -> int:
+def delete_at(statements: Statements, target: str, places: Places) -> int:
     """Delete the rows at these places, each named once; return how many they were."""
     parts = apart(pa.table({_PLACE: places}), _PLACE)
-    return sum(_delete_part(connection, target, part) for part in parts)
+    return sum(_delete_part(statements, target, part) for part in parts)
 
 
-def _delete_part(connection: duckdb.DuckDBPyConnection, target: str, part: pa.Table) -> int:
+def _delete_part(statements: Statements, target: str, part: pa.Table) -> int:
     statement = f"delete from {target} where rowid in (select"
     if part.num_rows <= FEW_PLACES:
-        return changed(connection, f"{statement} unnest($1::bigint[]))", [part[_PLACE].to_pylist()])
-    with registered(connection, _GONE, part):
-        return changed(connection, f"{statement} {_PLACE} from {_GONE})")
-
-
-def changed(
-    connection: duckdb.DuckDBPyConnection, sql: str, params: Sequence[object] | None = None
-) -> int:
-    """Run a writing statement; return how many rows it changed."""
-    return int(connection.execute(sql, params).fetchall()[0][0])
+        return statements.changed(f"{statement} unnest($1::bigint[]))", [part[_PLACE].to_pylist()])
+    with registered(statements.connection, _GONE, part):
+        return statements.changed(f"{statement} {_PLACE} from {_GONE})")

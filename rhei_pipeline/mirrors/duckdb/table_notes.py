@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from rhei_pipeline.mirrors.duckdb.highest_keys import HighestKeys
+
 
 @dataclass(frozen=True, slots=True)
 class TableNotes:
@@ -10,7 +12,9 @@ class TableNotes:
     Attributes:
         large_copies: The tables of which a copy under way has large rows.
         telling: The column in which nearly all rows differed that came last.
+        highest: Bounds of their keys.
     """
 
     large_copies: set[str] = field(default_factory=set)
     telling: dict[str, str] = field(default_factory=dict)
+    highest: HighestKeys = field(default_factory=HighestKeys)

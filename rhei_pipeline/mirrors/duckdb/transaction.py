@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import date, datetime
 
-import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
@@ -26,6 +25,7 @@ from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.promotion import add_column, adopt_copy, keep_unknown, reshape
 from rhei_pipeline.mirrors.duckdb.retention import expire
 from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
+from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.mirrors.duckdb.table_notes import TableNotes
 from rhei_pipeline.mirrors.duckdb.tables import (
     TableNames,
@@ -61,7 +61,7 @@ class DuckDBTransaction:
     """A `MirrorTransaction` inside an open transaction of one connection.
 
     Args:
-        connection: In that transaction.
+        statements: On that connection.
         lent: Shows rows to it.
         records: The recorded progress; to be written before the transaction commits.
         feeds: The order in which versions of temporal tables came.
@@ -75,22 +75,23 @@ class DuckDBTransaction:
 
     def __init__(
         self,
-        connection: duckdb.DuckDBPyConnection,
+        statements: Statements,
         lent: LentRows,
         records: ProgressRecords,
         feeds: DuckDBFeeds,
         cache: BlockCache | None,
         notes: TableNotes,
     ) -> None:
-        self._connection = connection
+        self._statements = statements
+        self._connection = connection = statements.connection
         self._records = records
         self._feeds = feeds
         self._cache = cache
         self._names = TableNames(connection)
         self.may_have_letters: bool | None = None
         self.large_rows = LargeRows(connection, lent, self._let_go, notes.large_copies)
-        self._telling = notes.telling
-        self._versions = VersionRows(connection, lent, self.large_rows)
+        self._notes = notes
+        self._versions = VersionRows(statements, lent, self.large_rows, notes.highest)
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
@@ -125,8 +126,18 @@ class DuckDBTransaction:
         kept = values_kept(self._connection, table, target)
         with self.large_rows.shown(UPSERTS, shown), kept:
             rows, large = shown.num_rows, are_large(shown)
-            upsert = Upsert(self._connection, table, target, rows, count, large, self._telling)
-            return upsert.run()
+            are_new = target == mirror_table(table.schema) and self._are_new(table, given)
+            telling = self._notes.telling
+            return Upsert(
+                self._statements, table, target, rows, count, large, are_new, telling
+            ).run()
+
+    def _are_new(self, table: Table, rows: pa.Table) -> bool:
+        """Return whether a table can have none of these rows; it is about to get them."""
+        highest = self._notes.highest
+        absent = highest.absent(self._statements, table, rows)
+        highest.note(table, rows)
+        return bool(absent.all())
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the current rows of those keys."""
@@ -280,6 +291,7 @@ class DuckDBTransaction:
         """
         if self._has_another_spelling(table.name):
             self._records.read_anew()  # what is recorded of that name becomes this one's
+        self._notes.highest.forget(table)
         with self.large_rows.read_again(table.name):
             adopted = adopt_copy(self._connection, table, at, self._names)
         if adopted is not None:
@@ -349,6 +361,7 @@ class DuckDBTransaction:
 
     def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
         """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
+        self._notes.highest.forget(table)
         reshape(self._connection, table, at, former)
         self._feeds.reshaped(table, former)
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow as pa
 from rhei_pipeline.mirrors.duckdb.comparison import differs_sql, digested_sql
 from rhei_pipeline.mirrors.duckdb.lent_rows import UPSERTS
 from rhei_pipeline.mirrors.duckdb.row_places import delete_at
+from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.mirrors.duckdb.tables import registered
 from rhei_pipeline.mirrors.met_rows import Flags, Places
 from rhei_pipeline.model.changes import Counts, NetChanges
@@ -19,7 +19,7 @@ from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.model.selection import each_once
 from rhei_pipeline.sql.text import listed, matching
 
-_NUMBER, _PLACE, _TELLS = "_rhei_number", "_rhei_place", "_rhei_tells"
+NUMBER, _PLACE, _TELLS = "_rhei_number", "_rhei_place", "_rhei_tells"
 _EQUAL, _UNDECIDED = "_rhei_equal", "_rhei_undecided"
 _DIGESTED = "_rhei_digested"
 #: The number of the column in which a row differs that is equal.
@@ -43,7 +43,7 @@ def fit_together(changes: NetChanges) -> bool:
 
 def numbered(rows: pa.Table) -> pa.Table:
     """Return rows, each with its number."""
-    return rows.append_column(_NUMBER, pa.array(np.arange(rows.num_rows, dtype=np.int64)))
+    return rows.append_column(NUMBER, pa.array(np.arange(rows.num_rows, dtype=np.int64)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +51,24 @@ class Upsert:
     """What is registered, and is to be brought to a table.
 
     Attributes:
-        connection: In the transaction that writes.
+        statements: In the transaction that writes.
         table: What is written.
         target: Its name, or that of its copy.
         rows: How many rows are registered.
         count: How many of them, at the beginning, are to be in the table. Those of the keys behind
             them are to go.
         large: Whether there are large values among them.
+        are_new: The table has none of them.
         telling: By table, the column in which nearly all rows differed that came last.
     """
 
-    connection: duckdb.DuckDBPyConnection
+    statements: Statements
     table: Table
     target: str
     rows: int
     count: int
     large: bool
+    are_new: bool
     telling: dict[str, str]
 
     def run(self) -> Counts:
@@ -76,27 +78,35 @@ class Upsert:
         staged. Large ones are only scanned, and compared by digests: a join would hold their
         values once more.
         """
-        met = self._met_by_digests() if self.large else self._met()
+        met = self._met_by_any()
         stays = met.numbers < self.count
         replaced = int(np.count_nonzero(met.differ & stays))
         leaves = met.differ | ~stays
-        gone = delete_at(self.connection, self.target, met.places[leaves])
+        gone = delete_at(self.statements, self.target, met.places[leaves])
         equal = met.numbers[~leaves]
         if len(equal) < self.count:
             self._insert(equal)
         inserted = self.count - len(each_once(met.numbers[stays]))
         return Counts(inserted, replaced, gone - replaced)
 
+    def _met_by_any(self) -> "_Met":
+        if self.are_new:
+            none = np.zeros(0, np.int64)
+            return _Met(none, none, np.zeros(0, np.int32))
+        return self._met_by_digests() if self.large else self._met()
+
     def _insert(self, equal: Places) -> None:
         """Insert the rows but for those that the table has as they are."""
         names = listed(self.table.schema.names)
         statement = f"insert into {self.target}({names}) select {names} from {UPSERTS}"
-        some = f"where {_NUMBER} < {self.count}" if self.count < self.rows else ""
+        some, params = f"where {NUMBER} < $1", [self.count]
+        if self.count == self.rows:
+            some, params = "", []
         if not len(equal):
-            self.connection.execute(f"{statement} {some}")
+            self.statements.run(f"{statement} {some}", params)
             return
-        with registered(self.connection, _EQUAL, pa.table({_NUMBER: equal})):
-            self.connection.execute(f"{statement} anti join {_EQUAL} using ({_NUMBER}) {some}")
+        with registered(self.statements.connection, _EQUAL, pa.table({NUMBER: equal})):
+            self.statements.run(f"{statement} anti join {_EQUAL} using ({NUMBER}) {some}", params)
 
     def _met(self) -> "_Met":
         columns = self._compared()
@@ -106,8 +116,8 @@ class Upsert:
         self._note_telling(first or columns, met)
         if not first or not len(undecided):
             return met
-        with registered(self.connection, _UNDECIDED, pa.table({_NUMBER: undecided})):
-            rows = f"(from {UPSERTS} semi join {_UNDECIDED} using ({_NUMBER}))"
+        with registered(self.statements.connection, _UNDECIDED, pa.table({NUMBER: undecided})):
+            rows = f"(from {UPSERTS} semi join {_UNDECIDED} using ({NUMBER}))"
             rest = self._look_up(columns, rows)
         decided = ~np.isin(met.numbers, undecided)
         return _Met(
@@ -146,8 +156,10 @@ class Upsert:
             self.telling.pop(self.table.name, None)
 
     def _met_by_digests(self) -> "_Met":
-        digested = self.connection.sql(f"from {digested_sql(self.table, UPSERTS, f'{_NUMBER}, ')}")
-        with registered(self.connection, _DIGESTED, digested.to_arrow_table()):
+        digested = self.statements.connection.sql(
+            f"from {digested_sql(self.table, UPSERTS, f'{NUMBER}, ')}"
+        )
+        with registered(self.statements.connection, _DIGESTED, digested.to_arrow_table()):
             present = digested_sql(self.table, self.target, "rowid, ")
             return self._look_up(self._compared(), _DIGESTED, present)
 
@@ -157,12 +169,12 @@ class Upsert:
         tests = [differs_sql(self.table, "t", "u", [column]) for column in columns]
         cases = " ".join(f"when {test} then {number}" for number, test in enumerate(tests))
         tells = f"case {cases} else {_EQUALS} end" if cases else f"{_EQUALS}"
-        found = self.connection.execute(
-            f"select u.{_NUMBER}, t.rowid as {_PLACE}, {tells} as {_TELLS} from {rows} u"
+        found = self.statements.run(
+            f"select u.{NUMBER}, t.rowid as {_PLACE}, {tells} as {_TELLS} from {rows} u"
             f" join {present or self.target} t"
             f" on {matching('t', 'u', self.table.schema.primary_key)}"
         ).fetchnumpy()
-        return _Met(found[_NUMBER], found[_PLACE], found[_TELLS])
+        return _Met(found[NUMBER], found[_PLACE], found[_TELLS])
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ def test_a_large_value_leaves_the_number_of_threads_as_it_was(
     def failing(upsert: Upsert) -> Counts:
         seen.append(told(mirror, "select current_setting('threads')"))
         run(upsert)
-        upsert.connection.execute("select error('the disk is full')").fetchall()
+        upsert.statements.run("select error('the disk is full')").fetchall()
         return Counts()
 
     before = told(mirror, "select current_setting('threads')")
