@@ -20,7 +20,7 @@ from rhei_pipeline.sync.initial_sync import (
     Copied,
     CopyTurn,
     OnProgress,
-    copy_table,
+    TableCopy,
     needs_copy,
 )
 
@@ -239,17 +239,16 @@ class TableCopies:
 
         self._watch.install(table)
         earlier = self._read.get(table.name)
-        return copy_table(
+        copy = TableCopy(
             table,
             self._source,
             self._mirror,
             self._context.options,
             self._context.on_step,
             note,
-            same_shape=same_shape,
-            at_once=at_once,
-            turn=CopyTurn(until, earlier.rows if earlier else 0, self._ranges),
+            CopyTurn(until, earlier.rows if earlier else 0, self._ranges),
         )
+        return copy.run(same_shape=same_shape, at_once=at_once)
 
 
 def _has_other_columns(standing: Table, table: Table) -> bool:

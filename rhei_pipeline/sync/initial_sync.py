@@ -115,56 +115,138 @@ def needs_copy(table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
     return not snapshot.proves(table, ledger.watermarks[table.name].position)
 
 
-def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
-    table: Table,
-    source: ChangeSource,
-    mirror: Mirror,
-    options: SyncOptions,
-    on_step: OnStep,
-    on_progress: OnProgress,
-    *,
-    same_shape: bool = False,
-    at_once: bool = False,
-    turn: CopyTurn | None = None,
-) -> Copied | None:
-    """Copy all rows beside the table; a copy that was cut off goes on where it ended.
+@dataclass(frozen=True, slots=True)
+class TableCopy:
+    """Copies all rows of a table beside it; a copy that was cut off goes on where it ended.
 
-    Afterwards the table is in state COPIED and the next sync cycle puts the copy in place. Where
-    the turn is over before, it is in state COPYING, and the next call goes on.
-    `same_shape`: the mirror's table has the columns and the key that its source has now.
-    `at_once`: the copy of a small table is begun and completed by one commit, and the caller tells
-    the source of it, together with others.
-
-    Returns:
-        What was read; None where the source gave the table another shape meanwhile. What is copied
-        by then is of no use: the copy is to be begun again, in that shape.
+    Attributes:
+        table: What is copied.
+        source, mirror: From where, and to where.
+        options: How much at once.
+        on_step: Called at each named step.
+        on_progress: Called after each part.
+        turn: How long it goes on.
     """
-    turn = turn or CopyTurn()
-    is_shared = options.copy_ranges(table.name) > 1
-    small_rows = min(SMALL_ROWS, options.batch_rows) if at_once and not is_shared else 0
-    bounded = partial(_refuse_overflow, table, mirror, options)
-    start = _start(table, source, mirror, small_rows, bounded, same_shape=same_shape)
-    if not isinstance(start, _Start):
-        return start
-    progress, resumed = start.progress, start.resumed
-    on_step(Step.COPY_BEGUN)
-    if not (at_once and progress.complete):
-        # From now on no other mirror's sync may let the source forget what this copy needs.
-        acknowledge(source, mirror.ledger(), [table.name], prune=False)
-    rows = sum(batch.rows.num_rows for batch in start.batches)
-    letters = sum(len(batch.rejected) for batch in start.batches)
-    if progress.complete and not resumed:
-        on_progress(table.name, rows, rows)
-        on_step(Step.COPY_COMPLETE)
-    shared = _shared(table, source, mirror, options, on_step, on_progress, progress, bounded, turn)
-    ended = None if shared is None else shared.copy()
-    if shared is not None and ended is not None:
-        return _copied_by_all(shared.work, ended, resumed=resumed)
-    seams = (table, source, mirror, options)
-    read = _copy_alone(*seams, on_step, on_progress, progress=progress, bounded=bounded, turn=turn)
-    return read and replace(
-        read, rows=rows + read.rows, dead_letters=letters + read.dead_letters, resumed=resumed
-    )
+
+    table: Table
+    source: ChangeSource
+    mirror: Mirror
+    options: SyncOptions
+    on_step: OnStep
+    on_progress: OnProgress
+    turn: CopyTurn
+
+    def run(self, *, same_shape: bool = False, at_once: bool = False) -> Copied | None:
+        """Copy until all is there, or the turn is over.
+
+        Afterwards the table is in state COPIED and the next sync cycle puts the copy in place.
+        Where the turn is over before, it is in state COPYING, and the next call goes on.
+        `same_shape`: the mirror's table has the columns and the key that its source has now.
+        `at_once`: the copy of a small table is begun and completed by one commit, and the caller
+        tells the source of it, together with others.
+
+        Returns:
+            What was read; None where the source gave the table another shape meanwhile. What is
+            copied by then is of no use: the copy is to be begun again, in that shape.
+        """
+        name = self.table.name
+        is_shared = self.options.copy_ranges(name) > 1
+        small_rows = min(SMALL_ROWS, self.options.batch_rows) if at_once and not is_shared else 0
+        start = self._start(small_rows, same_shape=same_shape)
+        if not isinstance(start, _Start):
+            return start
+        progress, resumed = start.progress, start.resumed
+        self.on_step(Step.COPY_BEGUN)
+        if not (at_once and progress.complete):
+            # From now on no other mirror's sync may let the source forget what this copy needs.
+            acknowledge(self.source, self.mirror.ledger(), [name], prune=False)
+        rows = sum(batch.rows.num_rows for batch in start.batches)
+        letters = sum(len(batch.rejected) for batch in start.batches)
+        if progress.complete and not resumed:
+            self.on_progress(name, rows, rows)
+            self.on_step(Step.COPY_COMPLETE)
+        shared = self._shared(progress)
+        ended = None if shared is None else shared.copy()
+        if shared is not None and ended is not None:
+            return _copied_by_all(shared.work, ended, resumed=resumed)
+        read = self._read_rest(progress)
+        return read and replace(
+            read, rows=rows + read.rows, dead_letters=letters + read.dead_letters, resumed=resumed
+        )
+
+    def _start(self, small_rows: int, *, same_shape: bool) -> _Start | Copied | None:
+        """Begin, or go on; where nothing is to be read, return what was copied."""
+        table, source, mirror = self.table, self.source, self.mirror
+        with source.snapshot() as snapshot:
+            if not has_shape(table, source):
+                return None
+            if _replays(table, snapshot, mirror):
+                return Copied(0, 0, resumed=False)
+            progress = _resumable(table, snapshot, mirror.ledger())
+            if progress is not None:
+                return _Start(progress, resumed=True)
+            mark = _watermark(table, snapshot, mirror.ledger()) if same_shape else None
+            progress = CopyProgress(table.name, mark or snapshot.origin(table), fingerprint(table))
+            keyless, clock = keyless_rows(snapshot, table), snapshot.clock
+        batches = _all_rows(table, source, small_rows) if small_rows else None
+        with mirror.transaction() as transaction:
+            transaction.begin_copy(table, progress)
+            # Every row is about to be read again, and what does not fit will be named again.
+            transaction.release(table, transaction.quarantined(table), clock)
+            transaction.quarantine(keyless)
+            if batches is not None:
+                batch = next(iter(batches), None)
+                progress = _append(table, progress, batch, transaction, is_last=True)
+            self._refuse_overflow(transaction)
+        return _Start(progress, resumed=False, batches=batches or ())
+
+    def _refuse_overflow(self, transaction: MirrorTransaction) -> None:
+        bounds = self.options.letter_bounds(self.table.name)
+        refuse_overflow(self.table, transaction, self.mirror, bounds)
+
+    def _read_rest(self, progress: CopyProgress) -> Copied | None:
+        """Read and write what is left, in order; None if the table has another shape now."""
+        table, rows, letters = self.table, 0, 0
+        is_first = True
+        while not progress.complete and (is_first or time.monotonic() < self.turn.until):
+            with snapshot_for_copy(self.source) as snapshot:
+                if not has_shape(table, self.source):
+                    return None
+                total = snapshot.count(table)
+                until = min(time.monotonic() + SNAPSHOT_SECONDS, self.turn.until)
+                most = PART_BATCHES if total >= LARGE_TABLE_ROWS else 1
+                while not progress.complete and (is_first or time.monotonic() < until):
+                    is_first = False
+                    with self.mirror.transaction() as transaction:
+                        part, is_last = _part(
+                            table, snapshot, progress.resume, self.options.batch_rows, most
+                        )
+                        progress = _append(table, progress, part, transaction, is_last=is_last)
+                        rows += part.rows.num_rows if part else 0
+                        letters += len(part.rejected) if part else 0
+                        del part
+                        self._refuse_overflow(transaction)
+                    self.on_progress(table.name, self.turn.rows + rows, total)
+                    self.on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
+        return Copied(rows, letters, resumed=False, is_complete=progress.complete)
+
+    def _shared(self, progress: CopyProgress) -> SharedCopy | None:
+        """Return the copy as one that several processes share; None where it is not to be one."""
+        count = self.options.copy_ranges(self.table.name)
+        is_begun = progress.complete or progress.resume is not None
+        if count == 1 or is_begun or not isinstance(self.mirror, CopiesRanges):
+            return None
+        work = RangeWork(
+            self.table,
+            self.source,
+            self.mirror.ranges,
+            self.options.batch_rows,
+            self.on_step,
+            partial(self.on_progress, self.table.name),
+            until=self.turn.until,
+            memory=self.turn.ranges,
+        )
+        return SharedCopy(work, self.mirror, count, progress, self._refuse_overflow)
 
 
 def _copied_by_all(work: RangeWork, ended: WorkEnd, *, resumed: bool) -> Copied | None:
@@ -174,66 +256,6 @@ def _copied_by_all(work: RangeWork, ended: WorkEnd, *, resumed: bool) -> Copied 
     if ended is WorkEnd.PAUSED:
         return Copied(0, 0, resumed, is_complete=False)
     return Copied(work.rows, work.letters, resumed)
-
-
-def _copy_alone(  # noqa: PLR0913  (those of `copy_table`)
-    table: Table,
-    source: ChangeSource,
-    mirror: Mirror,
-    options: SyncOptions,
-    on_step: OnStep,
-    on_progress: OnProgress,
-    *,
-    progress: CopyProgress,
-    bounded: Callable[[MirrorTransaction], None],
-    turn: CopyTurn,
-) -> Copied | None:
-    """Read and write what is left of a copy, in order; None if the table has another shape now."""
-    rows = letters = 0
-    is_first = True
-    while not progress.complete and (is_first or time.monotonic() < turn.until):
-        with snapshot_for_copy(source) as snapshot:
-            if not has_shape(table, source):
-                return None
-            total = snapshot.count(table)
-            until = min(time.monotonic() + SNAPSHOT_SECONDS, turn.until)
-            while not progress.complete and (is_first or time.monotonic() < until):
-                is_first = False
-                with mirror.transaction() as transaction:
-                    most = PART_BATCHES if total >= LARGE_TABLE_ROWS else 1
-                    part, is_last = _part(
-                        table, snapshot, progress.resume, options.batch_rows, most
-                    )
-                    progress = _append(table, progress, part, transaction, is_last=is_last)
-                    rows += part.rows.num_rows if part else 0
-                    letters += len(part.rejected) if part else 0
-                    del part
-                    bounded(transaction)
-                on_progress(table.name, turn.rows + rows, total)
-                on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
-    return Copied(rows, letters, resumed=False, is_complete=progress.complete)
-
-
-def _shared(  # noqa: PLR0913, PLR0917  (those of `copy_table`)
-    table: Table,
-    source: ChangeSource,
-    mirror: Mirror,
-    options: SyncOptions,
-    on_step: OnStep,
-    on_progress: OnProgress,
-    progress: CopyProgress,
-    bounded: Callable[[MirrorTransaction], None],
-    turn: CopyTurn,
-) -> SharedCopy | None:
-    """Return the copy as one that several processes share; None where it is not to be one."""
-    count = options.copy_ranges(table.name)
-    is_begun = progress.complete or progress.resume is not None
-    if count == 1 or is_begun or not isinstance(mirror, CopiesRanges):
-        return None
-    on_rows = partial(on_progress, table.name)
-    seams = (table, source, mirror.ranges, options.batch_rows, on_step, on_rows)
-    work = RangeWork(*seams, until=turn.until, memory=turn.ranges)
-    return SharedCopy(work, mirror, count, progress, bounded)
 
 
 def _part(
@@ -311,47 +333,6 @@ def _resumable(table: Table, snapshot: SourcePositions, ledger: Ledger) -> CopyP
     if progress is None or progress.shape != fingerprint(table):
         return None
     return progress if snapshot.proves(table, progress.position) else None
-
-
-def _start(
-    table: Table,
-    source: ChangeSource,
-    mirror: Mirror,
-    small_rows: int,
-    bounded: Callable[[MirrorTransaction], None],
-    *,
-    same_shape: bool,
-) -> _Start | Copied | None:
-    """Begin a copy, or go on with one; where nothing is to be read, return what was copied."""
-    with source.snapshot() as snapshot:
-        if not has_shape(table, source):
-            return None
-        if _replays(table, snapshot, mirror):
-            return Copied(0, 0, resumed=False)
-        progress = _resumable(table, snapshot, mirror.ledger())
-        if progress is not None:
-            return _Start(progress, resumed=True)
-        mark = _watermark(table, snapshot, mirror.ledger()) if same_shape else None
-        progress = CopyProgress(table.name, mark or snapshot.origin(table), fingerprint(table))
-        keyless, clock = keyless_rows(snapshot, table), snapshot.clock
-    batches = _all_rows(table, source, small_rows) if small_rows else None
-    with mirror.transaction() as transaction:
-        transaction.begin_copy(table, progress)
-        # Every row is about to be read again, and what does not fit will be named again.
-        transaction.release(table, transaction.quarantined(table), clock)
-        transaction.quarantine(keyless)
-        if batches is not None:
-            batch = next(iter(batches), None)
-            progress = _append(table, progress, batch, transaction, is_last=True)
-        bounded(transaction)
-    return _Start(progress, resumed=False, batches=batches or ())
-
-
-def _refuse_overflow(
-    table: Table, mirror: Mirror, options: SyncOptions, transaction: MirrorTransaction
-) -> None:
-    bounds = options.letter_bounds(table.name)
-    refuse_overflow(table, transaction, mirror, bounds)
 
 
 def _all_rows(table: Table, source: ChangeSource, most: int) -> Sequence[RowBatch] | None:
