@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.sources.postgres.logical import reader, recent_slot
+from rhei_pipeline.sources.postgres.logical import reader, recent_slot, snapshot
 from rhei_pipeline.sync import pipeline
 from rhei_pipeline.testing.faults import Crash
 from tests.support.declared_worlds import CAPTURES, MODES
@@ -30,6 +30,7 @@ where database = current_database()
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "RETAINED_BYTES", ROUND_BYTES)
     monkeypatch.setattr(recent_slot, "BEHIND_BYTES", 2 * ROUND_BYTES)
     monkeypatch.setattr(recent_slot, "STEP_BYTES", 1000)
     monkeypatch.setattr(pipeline, "TURN_SECONDS", 0.0)
@@ -38,16 +39,19 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(make_postgres: MakeWorld) -> MakeWorld:
-    """Make a world with `small`, which is in place, and `big`, which was never copied."""
+    """Make a world with tables that are in place, and `big`, which was never copied."""
 
     def made(mode: str = "destructive", **capture: Any) -> PostgresWorld:
         world = make_postgres(
             capture=CAPTURES["postgres-logical"] | capture,
             mode=mode,
             batch_rows=BATCH,
-            tables=[{"name": "big"}, {"name": "small"}],
+            tables=[{"name": "big"}, {"name": "idle"}, {"name": "small"}],
         )
-        world.run("create table small(id int primary key, v text)")
+        world.run(
+            "create table small(id int primary key, v text)",
+            "create table idle(id int primary key)",
+        )
         world.htap.sync_now()
         world.run(
             "create table big(id int primary key, v text)",
