@@ -6,7 +6,7 @@ names the refused thing and the way out.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -139,8 +139,6 @@ def refuse_writing(sql: str, dialect: str) -> None:
         raise QueryError(f"{word.upper()} is not a reading statement", hint=way_out(word))
     _refuse_changes(body)
     _refuse_functions(body, dialect)
-    if dialect == "datafusion":
-        _refuse_files(sql, body, dialect)
 
 
 def statement_tokens(sql: str, dialect: str) -> list[Token]:
@@ -244,21 +242,39 @@ def _refuse_functions(tokens: Sequence[Token], dialect: str) -> None:
             )
 
 
-def _refuse_files(sql: str, tokens: Sequence[Token], dialect: str) -> None:
-    """Refuse a file's name in a table's place, which DuckDB would read as a table."""
+def refuse_files(sql: str, known: Callable[[], Container[str]]) -> None:
+    """Refuse a file's name in a table's place; one that is the name of a table is none.
+
+    Args:
+        sql: One statement, as DataFusion is to read it.
+        known: Returns the names of the tables that there are.
+
+    Raises:
+        QueryError: Says so.
+    """
+    names = _file_names(sql)
+    if names:
+        tables = known()
+        if not all(name in tables for name in names):
+            raise file_refused()
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _file_names(sql: str) -> frozenset[str]:
+    """Return the names in a table's place that may be a file's."""
+    inner = explained(sql, "datafusion")
+    if inner is not None:
+        return _file_names(inner)
     try:
-        parsed = sqlglot.parse_one(sql, dialect=_read_as(dialect))
+        parsed = sqlglot.parse_one(sql, dialect=_read_as("datafusion"))
     except SqlglotError:
         # The engine reads its own dialect best, in a session that opens no files anyway.
-        before = [token.text.lower() for token in tokens]
-        named = any(
-            word in {"from", "join"} and after.token_type is TokenType.STRING
-            for word, after in zip(before, tokens[1:], strict=False)
+        return frozenset(
+            after.text
+            for token, after in pairwise(statement_tokens(sql, "datafusion"))
+            if token.text.lower() in {"from", "join"} and after.token_type is TokenType.STRING
         )
-    else:
-        named = any(_FILE_LIKE.search(table.name) for table in parsed.find_all(exp.Table))
-    if named:
-        raise file_refused()
+    return frozenset(table.name for table in parsed.find_all(exp.Table) if is_file_like(table.name))
 
 
 def is_file_like(name: str) -> bool:

@@ -5,7 +5,7 @@ from sqlglot.tokenizer_core import Token
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.sql import read_only
-from rhei_pipeline.sql.read_only import refuse_writing, returns_nothing
+from rhei_pipeline.sql.read_only import refuse_files, refuse_writing, returns_nothing
 
 READS = [
     ("sqlite", "select replace(a, 'insert into', 'x') from t;"),
@@ -35,10 +35,6 @@ REFUSED = [
     ("datafusion", "create external table t stored as csv location 'x'", "CREATE"),
     ("datafusion", "copy t to 'x'", "COPY"),
     ("datafusion", "insert into t values (1)", "INSERT"),
-    ("datafusion", "select * from 'x.parquet'", "file"),
-    ("datafusion", 'select * from "a/b.parquet"', "file"),
-    ("datafusion", "select * from t, 'x.json'", "file"),
-    ("datafusion", "select * from t where a in (select a from 's3://b/x')", "file"),
 ]
 
 
@@ -52,6 +48,23 @@ def test_everything_else_is_refused_by_name(dialect: str, sql: str, named: str) 
     with pytest.raises(QueryError) as caught:
         refuse_writing(sql, dialect)
     assert named in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("sql", "name"),
+    [
+        ("select * from 'x.parquet'", "x.parquet"),
+        ('select * from "a/b.parquet"', "a/b.parquet"),
+        ("select * from t, 'x.json'", "x.json"),
+        ("select * from t where a in (select a from 's3://b/x')", "s3://b/x"),
+        ("explain select * from 'x.csv'", "x.csv"),
+    ],
+)
+def test_a_file_is_refused_unless_it_is_the_name_of_a_table(sql: str, name: str) -> None:
+    refuse_writing(sql, "datafusion")
+    with pytest.raises(QueryError, match="a file instead of a table"):
+        refuse_files(sql, lambda: {"t"})
+    refuse_files(sql, lambda: {"t", name})
 
 
 def test_a_harmless_text_is_judged_once_and_a_refused_one_each_time(

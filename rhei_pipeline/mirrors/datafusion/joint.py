@@ -9,7 +9,7 @@ from datafusion.catalog import Catalog, Schema
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.mirrors.datafusion.session import CATALOGUE, Frame, ReadingSession
-from rhei_pipeline.mirrors.datafusion.views import MAIN
+from rhei_pipeline.mirrors.datafusion.views import MAIN, relations_of
 from rhei_pipeline.mirrors.joining import Part
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.progress import Ledger
@@ -68,6 +68,9 @@ class _JointSession(ReadingSession):
         self._catalogues = {CATALOGUE}
         for _, mirror in mirrors:
             mirror.files.register(self._context)
+
+    def _relations(self, _manifest: Manifest) -> set[str]:
+        return {name for _, mirror in self._mirrors for name in relations_of(mirror.manifest)}
 
     def _show(self, _manifest: Manifest, words: set[str] | None) -> None:
         self.damaged = {}

@@ -44,6 +44,7 @@ from rhei_pipeline.mirrors.datafusion.views import (
     end_function,
     operation_function,
     presence_function,
+    relations_of,
     segment_table,
     view_sql,
     views_of,
@@ -53,7 +54,7 @@ from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, whole
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.type_names import INSTANT
-from rhei_pipeline.sql.read_only import refuse_writing, statement_tokens
+from rhei_pipeline.sql.read_only import refuse_files, refuse_writing, statement_tokens
 
 #: The catalogue whose tables need not be qualified.
 CATALOGUE = "rhei"
@@ -162,6 +163,7 @@ class ReadingSession:
         if isinstance(sql, Translated):
             return self._planned(str(sql), set(sql.relations), params, manifest)
         refuse_writing(sql, "datafusion")
+        refuse_files(sql, lambda: self._relations(manifest))
         _refuse_hidden(sql)
         frame = self._planned(numbered_placeholders(sql), _words(sql), params, manifest)
         if "sum" in sql.lower():
@@ -211,6 +213,10 @@ class ReadingSession:
         return _translated(
             lambda: self._context.sql_with_options(sql, _READING, param_values=values)
         )
+
+    def _relations(self, manifest: Manifest) -> set[str]:
+        """Return the names of the tables of a state, without their schemas."""
+        return relations_of(manifest)
 
     def _show(self, manifest: Manifest, words: set[str] | None) -> None:
         """Update the views of the tables that a statement names, or of all, to a state.

@@ -30,14 +30,22 @@ def views_of(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
                 yield f"{quote(place[0])}.{quote(place[1])}", table
 
 
+def relations_of(manifest: Manifest) -> set[str]:
+    """Return the names of a state's tables, in all forms in which a query may give them."""
+    return {form for table in manifest.tables.values() for form in _forms(table)}
+
+
+def _forms(table: StoredTable) -> tuple[str, str]:
+    """Return a table's name as it is, and as DataFusion reads it unquoted."""
+    return table.relation, table.relation.lower()
+
+
 def _places(table: StoredTable) -> set[tuple[str, str]]:
-    """Return the names that find a table; DataFusion lower-cases unquoted ones."""
+    """Return the names that find a table."""
     namespaces = {table.namespace or MAIN}
     if table.namespace == _UNQUALIFIED:
         namespaces.add(MAIN)
-    return {
-        (name, form) for name in namespaces for form in (table.relation, table.relation.lower())
-    }
+    return {(name, form) for name in namespaces for form in _forms(table)}
 
 
 def segment_table(segment: Segment) -> str:

@@ -80,7 +80,7 @@ def _judged(sql: str, cursor: duckdb.DuckDBPyConnection) -> str:
             return _explaining(sql, cursor)
     except RecursionError:
         raise _too_deep() from None
-    _refuse_forms(tree)
+    _refuse_forms(tree, cursor)
     return sql
 
 
@@ -126,7 +126,7 @@ def _explaining(sql: str, cursor: duckdb.DuckDBPyConnection) -> str:
     if tree["error"]:
         inner = cursor.extract_statements(explained)
         raise _not_reading(inner[0]) if inner else QueryError("this explains nothing")
-    _refuse_forms(tree)
+    _refuse_forms(tree, cursor)
     options = [word for word in ("analyze",) if word in skipped]
     if "json" in skipped:
         options.append("format json")
@@ -170,11 +170,11 @@ def _too_deep() -> QueryError:
     return QueryError("the statement is nested too deeply", hint="nest it less")
 
 
-def _refuse_forms(tree: _Node) -> None:
+def _refuse_forms(tree: _Node, cursor: duckdb.DuckDBPyConnection) -> None:
     growth = list[tuple[str, int]]()
     for node, is_table in _nodes(tree):
         if "class" not in node and isinstance(form := node.get("type"), str):
-            _refuse_form(form, node)
+            _refuse_form(form, node, cursor)
         name = str(node.get("function_name", "")).lower()
         if not name:
             continue
@@ -201,30 +201,51 @@ def _nodes(tree: _Node) -> Iterator[tuple[_Node, bool]]:
             waiting += [(found, False) for found in node]
 
 
-def _refuse_form(form: str, node: _Node) -> None:
+def _refuse_form(form: str, node: _Node, cursor: duckdb.DuckDBPyConnection) -> None:
     if form.endswith("_QUERY_NODE"):
         kind = form.removesuffix("_QUERY_NODE")
         raise QueryError(f"the query changes data by {kind}", hint=way_out(""))
     if form.endswith("_TYPE_INFO") or form in _FORMS:
         if form in {"BASE_TABLE", "SHOW_REF"}:
-            _refuse_table(node)
+            _refuse_table(node, cursor)
         return
     raise QueryError(f"the query has a form, {form}, that is not known to read")
 
 
-def _refuse_table(node: _Node) -> None:
+def _refuse_table(node: _Node, cursor: duckdb.DuckDBPyConnection) -> None:
     name = str(node["table_name"]).strip('"')
-    if name.lower() in REFUSED_VIEWS:
-        raise QueryError(
-            f"view {name!r} tells of the server, not of the tables",
-            hint=READING,
-        )
     if name.lower().startswith(RESERVED_PREFIX) and name.lower() not in _SHOWN:
         raise QueryError(
             f"table {name!r} is the mirror's housekeeping", hint="'rhei status' shows what it tells"
         )
-    if not node["schema_name"] and is_file_like(name):
-        raise file_refused()
+    is_view = name.lower() in REFUSED_VIEWS
+    is_file = not node["schema_name"] and is_file_like(name)
+    if (is_view or is_file) and not _stands(node, cursor):
+        if is_file:
+            raise file_refused()
+        raise QueryError(
+            f"view {name!r} tells of the server, not of the tables",
+            hint=READING,
+        )
+
+
+def _stands(node: _Node, cursor: duckdb.DuckDBPyConnection) -> bool:
+    """Return whether a name is of a table in the mirror: DuckDB takes that before all others."""
+    catalog, schema = node["catalog_name"], node["schema_name"]
+    where = "database_name = current_database() and schema_name in ('main', 'public')"
+    if catalog:
+        where = "lower(database_name) = $2 and lower(schema_name) = $3"
+    elif schema:
+        where = "$2 in (lower(database_name), if(database_name = current_database(),"
+        where += " lower(schema_name), null))"
+    columns = "database_name, schema_name"
+    found = cursor.execute(
+        f"select 1 from (select {columns}, table_name from duckdb_tables() union all"
+        f" select {columns}, view_name from duckdb_views() where not internal)"
+        f" where lower(table_name) = $1 and {where} limit 1",
+        [str(name).lower() for name in (node["table_name"], catalog, schema) if name],
+    )
+    return found.fetchone() is not None
 
 
 def _refuse_growth(found: Sequence[tuple[str, int]]) -> None:

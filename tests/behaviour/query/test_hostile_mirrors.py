@@ -173,8 +173,8 @@ def test_a_form_that_is_on_no_list_is_refused() -> None:
         ("NEWER_NODE", "NEWER_NODE"),
         ("NEWER_QUERY_NODE", "changes data by NEWER"),
     ):
-        with pytest.raises(QueryError, match=named):
-            _refuse_forms({"statements": [{"node": {"from_table": {"type": kind}}}]})
+        with duckdb.connect() as cursor, pytest.raises(QueryError, match=named):
+            _refuse_forms({"statements": [{"node": {"from_table": {"type": kind}}}]}, cursor)
 
 
 @pytest.mark.parametrize("how", ["alone", "joint"])
