@@ -320,6 +320,9 @@ class CopyWrite(Protocol):
     def drop_copy(self, table: Table) -> None:
         """Drop the running copy; the table itself is not changed."""
 
+    def keep_copies(self, tables: Collection[Table]) -> None:
+        """Drop all running copies but those of these tables, whatever they were of."""
+
 
 class CopyPromotion(Protocol):
     """A complete copy: brought up to date, then put in its table's place."""

@@ -121,6 +121,25 @@ class TableCopies:
                 transaction.drop_copy(table)
             self._forget_ended()
 
+    def give_up_left(self, declared: Collection[str]) -> list[str]:
+        """Drop what was copied so far of tables that were left out of the declaration meanwhile.
+
+        While a copy under way is of a table that cannot be described, which copies are whose is
+        not known, and they wait.
+
+        Returns:
+            Those that are not in the mirror otherwise.
+        """
+        ledger = self._mirror.ledger()
+        left = ledger.copies.keys() - declared
+        kept = [self._tables[name] for name in ledger.copies if name in self._tables]
+        if not left or len(kept) + len(left) < len(ledger.copies):
+            return []
+        with self._mirror.transaction() as transaction:
+            transaction.keep_copies(kept)
+        _log.warning("%s: their copies are given up, as they are no longer declared", sorted(left))
+        return sorted(left - ledger.watermarks.keys())
+
     def count_anew(self, name: str) -> None:
         """Let what is told of a copy begin here."""
         self._read.pop(name, None)

@@ -264,6 +264,8 @@ class Pipeline:
             self._watch.try_again()
             for _ in range(ATTEMPTS):
                 self._watch.keep_up()
+                for name in self._copies.give_up_left(self._watch.declared.keys()):
+                    self.leaving.end_unless_followed(name)
                 found = self._copies.copy_due(
                     self._taking_part(only, goes_on=goes_on), on_progress, self._turn_seconds
                 )

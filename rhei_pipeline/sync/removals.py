@@ -45,6 +45,8 @@ class Removals:
         registry, watch = self._context.registry, self._context.watch
         with self._lock:
             table = find_droppable(name, self._mirror, registry)
+            if not table.schema.columns:  # of which nothing is in place: a copy is under way
+                table = self._parts.tables.get(table.name, table)
             going = Dropping(table, keep_as, discard_history)
             report = drop_table(going, self._mirror, registry, watch.declared)
             watch.forget(table.name)

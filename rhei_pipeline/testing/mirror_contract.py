@@ -131,6 +131,18 @@ class MirrorContract(ColumnContract):
         assert mirror.ledger().copies == {}
         assert held(mirror) == {"a": 1.0}
 
+    def test_copies_are_dropped_but_for_those_to_keep(self, mirror: Mirror) -> None:
+        with mirror.transaction() as transaction:
+            for table in (TABLE, HISTORY):
+                progress = CopyProgress(table.name, Position(3, "p"), "shape")
+                transaction.begin_copy(table, progress)
+                transaction.append_copy(table, rows(a=1.0), progress)
+        with mirror.transaction() as transaction:
+            transaction.keep_copies([HISTORY])
+        assert mirror.ledger().copies.keys() == {HISTORY.name}
+        with mirror.transaction() as transaction:
+            assert transaction.copied_keys(HISTORY)["k"].to_pylist() == ["a"]
+
     def test_a_copy_keeps_the_last_good_rows_of_keys_it_could_not_read(
         self, mirror: Mirror
     ) -> None:

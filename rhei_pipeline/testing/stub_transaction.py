@@ -190,6 +190,12 @@ class StubTransaction:
         self._content.copies.pop(table.name, None)
         self._content.progress.pop(table.name, None)
 
+    def keep_copies(self, tables: Collection[Table]) -> None:
+        """Drop all copies under way but those of these tables."""
+        for name in self._content.progress.keys() - {table.name for table in tables}:
+            self._content.copies.pop(name, None)
+            self._content.progress.pop(name)
+
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Bring the copy up to a later state."""
         merge_into(self._content.copies[table.name], table.schema, changes)

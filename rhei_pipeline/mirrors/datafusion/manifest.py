@@ -200,6 +200,11 @@ class Manifest:
         return relation if relation in known and name not in known else name
 
     @property
+    def copies(self) -> set[str]:
+        """The quoted names of copies under way, as they stand in `tables`."""
+        return {n for n, t in self.tables.items() if t.relation.startswith(COPY_PREFIX)}
+
+    @property
     def segments(self) -> list[Segment]:
         """All segments of all tables."""
         return [segment for table in self.tables.values() for segment in table.segments]

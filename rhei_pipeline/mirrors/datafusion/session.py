@@ -44,13 +44,13 @@ from rhei_pipeline.mirrors.datafusion.views import (
     end_function,
     operation_function,
     presence_function,
+    refuse_hidden,
     relations_of,
     segment_table,
     view_sql,
     views_of,
 )
 from rhei_pipeline.model.cancellation import Cancel
-from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, whole
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.type_names import INSTANT
@@ -164,7 +164,7 @@ class ReadingSession:
             return self._planned(str(sql), set(sql.relations), params, manifest)
         refuse_writing(sql, "datafusion")
         refuse_files(sql, lambda: self._relations(manifest))
-        _refuse_hidden(sql)
+        refuse_hidden(sql)
         frame = self._planned(numbered_placeholders(sql), _words(sql), params, manifest)
         if "sum" in sql.lower():
             _translated(
@@ -359,18 +359,6 @@ def _what_it_says(error: BaseException) -> str:
 def _words(sql: str) -> set[str]:
     """Return all words of a statement in lower case, which include its tables' names."""
     return {token.text.lower() for token in statement_tokens(sql, "duckdb")}
-
-
-def _refuse_hidden(sql: str) -> None:
-    """Refuse the files' own tables, which hold rows that were removed since, and the feeds."""
-    # In the text, not in its tokens: DataFusion's are its own, and a name has no escapes.
-    if SEGMENTS in sql.lower():
-        raise QueryError(f"schema {SEGMENTS!r} is not for reading", hint="read the tables")
-    if FEED_PREFIX in sql.lower():
-        raise QueryError(
-            f"tables that begin with {FEED_PREFIX!r} are the mirror's housekeeping",
-            hint="'rhei changes' shows what they tell",
-        )
 
 
 def streamed(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:

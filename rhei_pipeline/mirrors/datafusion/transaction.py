@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.changes.feed import FeedEnd
-from rhei_pipeline.errors import MirrorError, RheiError, SchemaError
+from rhei_pipeline.errors import MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion import dead_letters as dead
 from rhei_pipeline.mirrors.datafusion.buffered_rows import (
     all_keys,
@@ -52,6 +52,7 @@ from rhei_pipeline.mirrors.datafusion.segment_merge import folded
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.snapshots import DAY, add_snapshots, snapshots_of
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
+from rhei_pipeline.mirrors.names import name_taken
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.changes import (
     Comparison,
@@ -252,6 +253,12 @@ class FileTransaction:
         self._ledger = None
         self._dropped.add(name)
 
+    def keep_copies(self, tables: Collection[Table]) -> None:
+        """Drop all running copies but those of these tables."""
+        self._dropped |= self.base.copies - {mirror_table(t.schema, COPY_PREFIX) for t in tables}
+        self._copies = {t.name: self._copies[t.name] for t in tables if t.name in self._copies}
+        self._ledger = None
+
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Apply net changes that were made since to the copy."""
         merge(self._buffer(table, COPY_PREFIX), table, changes)
@@ -375,11 +382,7 @@ class FileTransaction:
 
     def _set_aside(self, old: str, new: str, table: Table, kept: TableSchema) -> None:
         if self._stands(new):
-            raise SchemaError(
-                f"the mirror already has a table {kept.name!r}",
-                table=table.name,
-                hint="give another name after '--keep-as'",
-            )
+            raise name_taken(kept.name, table.name)
         if self._stands(old):
             buffer = self._tables[new] = self._named(old, table)
             buffer.move(kept.namespace, kept.relation)
@@ -436,10 +439,8 @@ class FileTransaction:
         self._tables[mirror_table(table.schema, prefix)] = WriteBuffer(stored, self.store)
 
     def _drop_copy(self, table: Table) -> WriteBuffer:
-        copy, name = self._buffer(table, COPY_PREFIX), mirror_table(table.schema, COPY_PREFIX)
-        del self._tables[name], self._copies[table.name]
-        self._ledger = None
-        self._dropped.add(name)
+        copy = self._buffer(table, COPY_PREFIX)
+        self.drop_copy(table)
         return copy
 
     def _kept(self) -> pa.Table:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from rhei_pipeline.errors import QueryError
 from rhei_pipeline.mirrors.datafusion.formats import ROW
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.model.feed_state import FEED_PREFIX
@@ -110,3 +111,15 @@ def _standing(segment: Segment, wanted: pa.Field) -> str:
 
 def _cast(value: str, field: pa.Field) -> str:
     return f"arrow_cast({value}, {literal(datafusion_type(field.type))})"
+
+
+def refuse_hidden(sql: str) -> None:
+    """Refuse the files' own tables, which hold rows that were removed since, and the feeds."""
+    # In the text, not in its tokens: DataFusion's are its own, and a name has no escapes.
+    if SEGMENTS in sql.lower():
+        raise QueryError(f"schema {SEGMENTS!r} is not for reading", hint="read the tables")
+    if FEED_PREFIX in sql.lower():
+        raise QueryError(
+            f"tables that begin with {FEED_PREFIX!r} are the mirror's housekeeping",
+            hint="'rhei changes' shows what they tell",
+        )

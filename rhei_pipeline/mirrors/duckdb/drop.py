@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import duckdb
 
-from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.mirrors.duckdb.housekeeping import forget_table, rename_history
 from rhei_pipeline.mirrors.duckdb.tables import (
     SNAPSHOTS,
@@ -13,6 +12,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     standing_name,
     write_built,
 )
+from rhei_pipeline.mirrors.names import name_taken
 from rhei_pipeline.model.schema import Table, TableSchema, renamed
 from rhei_pipeline.sql.text import mirror_table, quote
 
@@ -57,10 +57,6 @@ def _leave(
         return
     taken = standing_name(connection, kept)
     if taken is not None:
-        raise SchemaError(
-            f"the mirror already has a table {taken!r}",
-            table=schema.name,
-            hint="give another name after '--keep-as'",
-        )
+        raise name_taken(taken, schema.name)
     if standing_name(connection, schema) is not None:
         connection.execute(f"alter table {mirror_table(schema)} rename to {quote(kept.relation)}")

@@ -1,7 +1,7 @@
 """The housekeeping tables of a DuckDB mirror: their format, its owner, dead letters."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import suppress
 
 import duckdb
@@ -147,16 +147,18 @@ def write_owner(
         connection.execute("update _rhei_copies set proof = ''")
 
 
-def drop_copies(connection: duckdb.DuckDBPyConnection) -> None:
-    """Drop every running copy."""
+def drop_copies(
+    connection: duckdb.DuckDBPyConnection, kept: Container[tuple[str, str]] = ()
+) -> None:
+    """Drop every running copy but those of these folded places; the records stay."""
     found = connection.execute(
         "select schema_name, table_name from duckdb_tables() where starts_with(table_name, ?)"
         " and database_name = current_database()",
         [COPY_PREFIX],
     ).fetchall()
     for namespace, name in found:
-        connection.execute(f"drop table {quote(namespace)}.{quote(name)}")
-    connection.execute("delete from _rhei_copies")
+        if (namespace.lower(), name.lower()) not in kept:
+            connection.execute(f"drop table {quote(namespace)}.{quote(name)}")
 
 
 def rename_records(connection: duckdb.DuckDBPyConnection, old: str, new: str) -> None:

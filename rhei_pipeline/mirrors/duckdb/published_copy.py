@@ -86,3 +86,4 @@ def _leave_out_copies(path: Path) -> None:
     """Drop unfinished table copies; no other process knows this file yet."""
     with duckdb.connect(str(path)) as opened:
         drop_copies(opened)
+        opened.execute("delete from _rhei_copies")

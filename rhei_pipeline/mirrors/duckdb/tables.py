@@ -260,6 +260,12 @@ def copy_name(schema: TableSchema) -> str:
     return mirror_table(schema, COPY_PREFIX)
 
 
+def copy_place(schema: TableSchema) -> tuple[str, str]:
+    """Return the schema and the name of a table's copy, in lower case."""
+    namespace, relation = _folded(schema)
+    return namespace, COPY_PREFIX + relation
+
+
 def in_utc(table: pa.Table) -> pa.Table:
     """Label timestamps as UTC: DuckDB labels them with the machine's zone."""
     for place, field in enumerate(table.schema):

@@ -15,7 +15,12 @@ from rhei_pipeline.mirrors.duckdb.comparison import (
 from rhei_pipeline.mirrors.duckdb.drop import drop_table
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.forgetting import forget_rows
-from rhei_pipeline.mirrors.duckdb.housekeeping import count_reasons, write_letters, write_owner
+from rhei_pipeline.mirrors.duckdb.housekeeping import (
+    count_reasons,
+    drop_copies,
+    write_letters,
+    write_owner,
+)
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.left_columns import values_kept
 from rhei_pipeline.mirrors.duckdb.lent_rows import UPSERTS, LentRows
@@ -30,6 +35,7 @@ from rhei_pipeline.mirrors.duckdb.table_notes import TableNotes
 from rhei_pipeline.mirrors.duckdb.tables import (
     TableNames,
     copy_name,
+    copy_place,
     create,
     in_utc,
     registered,
@@ -265,11 +271,17 @@ class DuckDBTransaction:
     def drop_copy(self, table: Table) -> None:
         """Drop the running copy; the table itself is not changed."""
         self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
-        self._forget_copy(table)
+        self._forget_copy(table.name)
 
-    def _forget_copy(self, table: Table) -> None:
-        self._records.forget_copy(table.name)
-        self.large_rows.forget_copy(table.name)
+    def keep_copies(self, tables: Collection[Table]) -> None:
+        """Drop all running copies but those of these tables."""
+        drop_copies(self._connection, {copy_place(table.schema) for table in tables})
+        for name in self.ledger().copies.keys() - {table.name for table in tables}:
+            self._forget_copy(name)
+
+    def _forget_copy(self, name: str) -> None:
+        self._records.forget_copy(name)
+        self.large_rows.forget_copy(name)
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Apply net changes that were made since to the copy."""
@@ -295,7 +307,7 @@ class DuckDBTransaction:
         with self.large_rows.read_again(table.name):
             adopted = adopt_copy(self._connection, table, at, self._names)
         if adopted is not None:
-            self._forget_copy(table)
+            self._forget_copy(table.name)
         if table.mode is Mode.TEMPORAL:
             if adopted is None:
                 self._feeds.fit(table)

@@ -19,7 +19,7 @@ from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.declared_worlds import CAPTURES, MODES
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of, manifest_of
 
 if TYPE_CHECKING:
     from rhei_pipeline.model.reports import SyncReport
@@ -76,6 +76,15 @@ def create(world: AnyWorld, name: str) -> None:
 def put(world: AnyWorld, table: str, first: int, count: int, at: int = 0) -> None:
     rows = ", ".join(f"({n}, 'v{n}', {at})" for n in range(first, first + count))
     world.run(f"insert into {table} values {rows}")
+
+
+def copies_in(world: AnyWorld) -> list[str]:
+    """Return the tables of copies in the mirror, whether they are recorded or not."""
+    mirror: Any = engine_of(world.htap).mirror
+    if world.storage is not None:
+        return sorted(manifest_of(mirror).copies)
+    found = connection_of(mirror).execute("select table_name from duckdb_tables()").fetchall()
+    return [name for (name,) in found if name.startswith("_rhei_copy_")]
 
 
 class Writes:
@@ -406,6 +415,48 @@ def test_a_table_that_leaves_in_the_middle_of_its_copy_leaves_nothing(
     world.htap.register_table("late")
     world.htap.sync_now()
     world.assert_equal("late")
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("storage", [None, "parquet", "delta"])
+@pytest.mark.parametrize("case", ["first", "again", "ranges"])
+@pytest.mark.usefixtures("one_batch_a_part")
+def test_a_table_taken_out_of_the_declaration_in_the_middle_of_its_copy_leaves_none_of_it(
+    make: Make, capture: str, storage: str | None, case: str
+) -> None:
+    ranges = 3 if case == "ranges" and storage else 1
+    world = make(capture, storage=storage, ranges=ranges)
+    assert world.tables is not None
+    world.tables[0]["mirror_name"] = "grand"  # no name of a copy tells whose it is
+    world.crash()
+    if case == "again":
+        world.htap.sync_now()
+    world.faults.arm(Step.COPY_BATCH if ranges == 1 else Step.RANGE_RECORDED)
+    assert world.surviving(lambda: world.htap.initial_sync("big"))
+    big = world.tables.pop(0)
+    world.htap.sync_now()
+    engine = engine_of(world.htap)
+    assert copies_in(world) == []
+    assert not engine.mirror.ledger().copies
+    assert ("big" in world.htap.sync_status().not_followed) is (case == "again")
+    world.assert_equal("small")
+    world.tables.append(big)
+    world.crash()
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+
+
+def test_a_table_dropped_in_the_middle_of_its_copy_leaves_none_of_it(make: Make) -> None:
+    world = make()
+    assert world.tables is not None
+    world.tables[0]["mirror_name"] = "grand"
+    world.crash()
+    engine_of(world.htap).pipeline.sync_round()
+    world.htap.drop_table("big")
+    assert copies_in(world) == []
+    world.htap.sync_now()
+    assert world.htap.verify().equal
 
 
 def test_a_copy_that_fails_leaves_out_its_own_table(make: Make) -> None:

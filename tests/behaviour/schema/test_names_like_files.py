@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -9,6 +10,9 @@ from rhei_pipeline.errors import QueryError
 from rhei_pipeline.sql.text import quote
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+
+if TYPE_CHECKING:
+    from rhei_pipeline.holder.held import Hint
 
 STORAGES = pytest.mark.parametrize("storage", [None, "parquet"])
 MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -37,8 +41,9 @@ def follows(world: AnyWorld, mode: str, names: Sequence[str] = NAMES) -> None:
     assert report.errors == {}
     assert report.equal
     present = " where _rhei_valid_to is null" if mode == "temporal" else ""
+    sides: list[tuple[Hint, str]] = [("olap", present), ("oltp", ""), ("auto", "")]
     for name, table in zip(names, tables, strict=True):
-        for hint, where in (("olap", present), ("oltp", ""), ("auto", "")):
+        for hint, where in sides:
             found = world.htap.query(f"select max(v) as v from {table} t{where}", hint=hint)
             assert found.to_pylist() == [{"v": "c"}], (name, hint)
         explained = world.htap.query(f"explain select * from {table}", hint="olap")
