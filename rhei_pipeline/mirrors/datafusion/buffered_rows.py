@@ -21,29 +21,23 @@ from rhei_pipeline.model.type_names import INSTANT
 
 def merge(buffer: WriteBuffer, table: Table, changes: NetChanges) -> Counts:
     """Compare with the digests of the present rows; remove and append what really changed."""
-    key = list(table.schema.primary_key)
-    inserted = updated = deleted = 0
-    upserts = changes.upserts
-    if upserts.num_rows:
-        hashes, digests = key_hashes(upserts.select(key)), table_digests(upserts, table.schema)
-        found = buffer.find(hashes)
-        same = found.digests_or_ends == digests[found.key_numbers]
-        if kept_fields(buffer.schema, table):  # which some digests cover
-            order = pa.array(np.arange(upserts.num_rows))
-            events = upserts.append_column(SEQUENCE, order)
-            same = _are_alike(buffer, table, events, found, digests)
-        changed = np.ones(upserts.num_rows, dtype=bool)
-        changed[found.key_numbers[same]] = False
-        buffer.remove(found.places[~same])
-        updated = int((~same).sum())
-        inserted = upserts.num_rows - len(found.key_numbers)
-        rows = chosen(with_kept(upserts, buffer, table, found.key_numbers, found.places), changed)
-        buffer.append(rows, hashes.take(changed), digests[changed] + left_digests(rows, table))
-    if changes.tombstones.num_rows:
-        ended = buffer.find(key_hashes(changes.tombstones.select(key))).places
-        buffer.remove(ended)
-        deleted = len(ended)
-    return Counts(inserted, updated, deleted)
+    key, upserts, count = list(table.schema.primary_key), changes.upserts, changes.upserts.num_rows
+    hashes, digests = key_hashes(upserts.select(key)), table_digests(upserts, table.schema)
+    # One search for both: each looks into every segment.
+    met = buffer.find(hashes.and_those(key_hashes(changes.tombstones.select(key))))
+    stays = met.key_numbers < count
+    parts = met.key_numbers, met.places, met.digests_or_ends
+    found, ended = Found(*(part[stays] for part in parts)), met.places[~stays]
+    same = found.digests_or_ends == digests[found.key_numbers]
+    if kept_fields(buffer.schema, table):  # which some digests cover
+        events = upserts.append_column(SEQUENCE, pa.array(np.arange(count)))
+        same = _are_alike(buffer, table, events, found, digests)
+    changed = np.ones(count, dtype=bool)
+    changed[found.key_numbers[same]] = False
+    buffer.remove(np.concatenate([found.places[~same], ended]))
+    rows = chosen(with_kept(upserts, buffer, table, found.key_numbers, found.places), changed)
+    buffer.append(rows, hashes.take(changed), digests[changed] + left_digests(rows, table))
+    return Counts(count - len(found.key_numbers), int((~same).sum()), len(ended))
 
 
 def append_rows(buffer: WriteBuffer, table: Table, rows: pa.Table) -> None:

@@ -41,6 +41,11 @@ class KeyHashes:
         """Return the rows named, or those where a mask is true."""
         return KeyHashes(self.words[rows], self.checks[rows])
 
+    def and_those(self, more: "KeyHashes") -> "KeyHashes":
+        """Return these, and more behind them."""
+        words, checks = (self.words, more.words), (self.checks, more.checks)
+        return KeyHashes(np.concatenate(words), np.concatenate(checks))
+
 
 def key_hashes(keys: pa.Table) -> KeyHashes:
     """Hash keys, given as the key's columns in the key's order; keys hold no nulls."""

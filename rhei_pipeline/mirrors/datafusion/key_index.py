@@ -67,7 +67,7 @@ class KeyIndex:
         words = sought.words
         low = self._lowest(words)
         met = self.hashes.words[np.minimum(low, len(self.positions) - 1)] == words
-        order = np.flatnonzero(met)
+        order = met.nonzero()[0]
         if not len(order):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         low = low[order]
@@ -86,7 +86,7 @@ class KeyIndex:
         nearly every step.
         """
         if len(self.positions) < _DIRECTORY_FROM:
-            found: Numbers = np.searchsorted(self.hashes.words, words)
+            found: Numbers = self.hashes.words.searchsorted(words)
             return found
         shift, starts = self._directory()
         bucket = words >> shift

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, SchemaDriftError
+from rhei_pipeline.mirrors.datafusion.digests import KeyHashes
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+from rhei_pipeline.mirrors.datafusion.write_buffer import Found, WriteBuffer
 from rhei_pipeline.model.changes import Counts, NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress, Watermark
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
@@ -390,3 +392,26 @@ def test_a_look_back_leaves_out_the_files_of_other_times(
     opened = re.findall(r"row_groups_pruned_statistics=\d total → (\d) matched", plan)
     assert opened.count("1") == 1  # of those that folding has made of 24 states
     assert len(opened) > 3
+
+
+def test_rows_that_come_and_keys_that_go_are_searched_for_once(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(storage="memory", tables=[{"name": "t"}])
+    world.run("create table t(id integer primary key, v text)")
+    world.run("insert into t values (1, 'a'), (2, 'b'), (3, 'c')")
+    world.htap.sync_now()
+    searched: list[int] = []
+    find = WriteBuffer.find
+
+    def noted(buffer: WriteBuffer, sought: KeyHashes) -> Found:
+        searched.append(len(sought.words))
+        return find(buffer, sought)
+
+    monkeypatch.setattr(WriteBuffer, "find", noted)
+    world.run("delete from t where id = 1", "update t set v = v where id = 2")
+    world.run("update t set v = 'd' where id = 3", "insert into t values (4, 'e')")
+    report = world.htap.sync_now()
+    assert (report.inserted, report.updated, report.deleted) == (1, 1, 1)
+    assert searched == [4]
+    world.assert_equal("t")
