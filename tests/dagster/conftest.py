@@ -1,10 +1,15 @@
 """What the tests of Dagster share."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
+from sqlalchemy import Engine, create_engine
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,3 +26,17 @@ def _migrations_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScriptDirectory, "from_config", from_config)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _engines_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster makes an engine each time it asks a file, and an engine compiles each statement."""
+    made = dict[str, Engine]()
+
+    def engine(place: str, **options: Any) -> Engine:
+        if place not in made:
+            made[place] = create_engine(place, **options)
+        return made[place]
+
+    for storage in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
+        monkeypatch.setattr(storage, "create_engine", engine)
