@@ -1,7 +1,5 @@
 """Batches are bounded by bytes as well as rows: large values take memory a few at a time."""
 
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from rhei_pipeline.sources.postgres.logical.moment import LogPortion
 from rhei_pipeline.sync import cycle
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.forked import output_of
 from tests.support.parts import engine_of
 
 MB = 2**20
@@ -92,10 +91,7 @@ def test_large_values_are_held_a_few_at_a_time(
 ) -> None:
     count, size = values
     arguments = [str(tmp_path), storage, mode, str(count), str(size), changes]
-    done = subprocess.run(
-        [sys.executable, "-c", SYNC, *arguments], check=True, capture_output=True, text=True
-    )
-    synced, growth = map(int, done.stdout.split())
+    synced, growth = map(int, output_of(SYNC, *arguments).split())
     assert synced == count
     assert growth < most
 
@@ -118,6 +114,7 @@ def test_a_first_copy_from_postgres_is_read_in_portions_of_bytes(
     world.assert_equal("t")
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("method", ["trigger", "polling", "logical"])
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_a_large_value_of_postgres_is_held_once_when_it_is_applied(
