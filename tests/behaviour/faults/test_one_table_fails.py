@@ -144,7 +144,9 @@ def _recovers(world: AnyWorld, fault: FaultIn) -> None:
 
 
 def _every_fault(world: AnyWorld, fault: FaultIn) -> None:
-    for round_, point in enumerate((Step.CAPTURED, Step.APPLIED, *range(1, 99)), 1):
+    # Plain mirrors fail at every other piece, and histories at those between.
+    pieces = (Step.CAPTURED, Step.APPLIED, *range(1, 99))[world.mode == "temporal" :: 2]
+    for round_, point in enumerate(pieces, 1):
         _write(world, round_)
         before = _values(world, "a")
         fault.arm(point, ERRORS[round_ % len(ERRORS)])
@@ -154,7 +156,7 @@ def _every_fault(world: AnyWorld, fault: FaultIn) -> None:
             break
         _fails_alone(world, fault, report)
         _recovers(world, fault)
-    assert round_ > LEAST_PIECES
+    assert 2 * round_ > LEAST_PIECES
 
 
 def test_any_fault_of_one_sqlite_table_is_its_own(sqlite: World, fault: FaultIn) -> None:
