@@ -3,6 +3,12 @@
 Most tests with many parameters hold one mechanism under several conditions. Marked `each`, a test
 runs with as few combinations as have each value once. Marked `pairs`, each two values are together
 in one of them besides, where all mirrors in files are one value. Unmarked, it runs with all.
+
+Marked `turns`, the tests of a module share their conditions: modes, captures and mirrors. Each
+condition, and each two that a test has together, are in one of the tests. Each test has whatever
+else it is given, and both engines.
+
+Tests come in a random order, so that each run of the suite draws other combinations.
 """
 
 from collections import Counter, defaultdict
@@ -12,7 +18,13 @@ from itertools import combinations
 import pytest
 
 LEFT_OUT = "combination"
-MARKERS = ("each", "pairs")
+MARKERS = ("each", "pairs", "turns")
+#: What the tests of a module take turns with, each name with what it is another name of.
+CONDITIONS = {
+    **{name: name for name in ("mode", "capture", "storage", "bucket", "batch_rows")},
+    **{name: name for name in ("buffered", "reopened", "streaming")},
+    "method": "capture",
+}
 #: These mirrors differ in how a file is written; all else is one and the same.
 FILES = {"memory", "ipc", "parquet", "delta"}
 
@@ -24,52 +36,76 @@ def mark_left_out(items: Iterable[pytest.Item]) -> None:
     """Mark the combinations that the suite does without."""
     alike = defaultdict[tuple[str, str], list[pytest.Function]](list)
     for item in items:
-        marker = next((name for name in MARKERS if item.get_closest_marker(name)), None)
+        marker = next((mark.name for mark in item.iter_markers() if mark.name in MARKERS), None)
         if marker and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            alike[item.nodeid.partition("[")[0], marker].append(item)
+            sharing = "::" if marker == "turns" else "["
+            alike[item.nodeid.partition(sharing)[0], marker].append(item)
     for (_, marker), tests in alike.items():
-        kept = covering([_values(test) for test in tests], pairs=marker == "pairs")
+        kept = covering([_asked(test, marker) for test in tests])
         for number, test in enumerate(tests):
             if number not in kept:
                 test.add_marker(LEFT_OUT)
 
 
-def covering(found: list[Values], *, pairs: bool) -> set[int]:
+def covering(asked: list[set[Hashable]]) -> set[int]:
     """Return the places of few of the combinations, which have all that is asked of them."""
-    asked = [_asked(values, pairs=pairs) for values in found]
     missing = set().union(*asked)
     kept = set[int]()
     times = Counter[Hashable]()
 
     def worth(place: int) -> tuple[int, int]:
-        """Return how much of what is missing it has, and how rare its values are so far."""
+        """Return how much of what is missing it has, and how rare that is so far."""
         return len(asked[place] & missing), -sum(times[one] for one in asked[place])
 
     while missing:
-        most = max(range(len(found)), key=worth)
+        most = max(range(len(asked)), key=worth)
         kept.add(most)
         missing -= asked[most]
         times.update(asked[most])
     return kept
 
 
-def _values(test: pytest.Function) -> Values:
-    return tuple(
-        (repr(value), "files" if isinstance(value, str) and value in FILES else repr(value))
-        for parameter in test.callspec.params.values()
-        for value in parts(parameter)
-    )
-
-
-def parts(parameter: Hashable) -> tuple[Hashable, ...]:
-    """Return what counts as a parameter each: a way counts as its capture and its storage."""
-    both = (getattr(parameter, "capture", None), getattr(parameter, "storage", None))
-    return both if both[0] else (parameter,)
-
-
-def _asked(values: Values, *, pairs: bool) -> set[Hashable]:
+def asked_of(values: Values, *, pairs: bool) -> set[Hashable]:
+    """Return what a combination has that a test is to have: its values, and each two of them."""
     each: set[Hashable] = {(axis, value) for axis, (value, _) in enumerate(values)}
     if not pairs:
         return each
     counted = [(axis, counts_as) for axis, (_, counts_as) in enumerate(values)]
     return each | set(combinations(counted, 2))
+
+
+def asked_in_turns(test: str, names: Iterable[str], values: Values) -> set[Hashable]:
+    """Return what a combination has that its test, or all tests of a module, are to have."""
+    asked: set[Hashable] = {test}
+    shared: list[tuple[Hashable, Hashable]] = []
+    for axis, (name, (value, counts_as)) in enumerate(zip(names, values, strict=True)):
+        if name not in CONDITIONS:
+            asked.add((test, axis, value))
+            continue
+        asked.add((CONDITIONS[name], value))
+        shared.append((CONDITIONS[name], counts_as))
+        if CONDITIONS[name] == "storage":
+            asked.add((test, axis, counts_as))
+    return asked | set(combinations(shared, 2))
+
+
+def _asked(test: pytest.Function, marker: str) -> set[Hashable]:
+    found = [
+        (name, part)
+        for parameter, value in test.callspec.params.items()
+        for name, part in named(parameter, value)
+    ]
+    values = tuple(
+        (repr(part), "files" if isinstance(part, str) and part in FILES else repr(part))
+        for _, part in found
+    )
+    if marker == "turns":
+        names = [name for name, _ in found]
+        return asked_in_turns(test.nodeid.partition("[")[0], names, values)
+    return asked_of(values, pairs=marker == "pairs")
+
+
+def named(parameter: str, value: Hashable) -> tuple[tuple[str, Hashable], ...]:
+    """Return what counts as a parameter each: a way counts as its capture and its storage."""
+    capture, storage = (getattr(value, name, None) for name in ("capture", "storage"))
+    return (("capture", capture), ("storage", storage)) if capture else ((parameter, value),)

@@ -2,8 +2,10 @@
 
 from itertools import combinations, product
 
+import pytest
+
 from tests.support.altered_tables import Way
-from tests.support.combinations import Values, covering, parts
+from tests.support.combinations import Values, asked_in_turns, asked_of, covering, named
 
 
 def values(*numbers: int) -> Values:
@@ -12,7 +14,7 @@ def values(*numbers: int) -> Values:
 
 def test_each_two_values_are_together_in_one_combination() -> None:
     found = list(product(range(3), range(2), range(4), range(2)))
-    kept = [found[n] for n in covering([values(*one) for one in found], pairs=True)]
+    kept = [found[n] for n in covering([asked_of(values(*one), pairs=True) for one in found])]
     for a, b in combinations(range(4), 2):
         assert {(one[a], one[b]) for one in kept} == {(one[a], one[b]) for one in found}
     assert len(kept) <= 15  # of 48; 12 is the least there can be
@@ -20,7 +22,7 @@ def test_each_two_values_are_together_in_one_combination() -> None:
 
 def test_each_value_is_in_one_combination() -> None:
     found = list(product(range(3), range(5)))
-    kept = [found[n] for n in covering([values(*one) for one in found], pairs=False)]
+    kept = [found[n] for n in covering([asked_of(values(*one), pairs=False) for one in found])]
     assert {a for a, _ in kept} == set(range(3))
     assert {b for _, b in kept} == set(range(5))
     assert len(kept) == 5
@@ -29,7 +31,7 @@ def test_each_value_is_in_one_combination() -> None:
 def test_mirrors_in_files_are_all_there_and_count_as_one_in_pairs() -> None:
     mirrors = [(0, "duckdb"), (1, "files"), (2, "files"), (3, "files")]
     found: list[Values] = [(mirror, (n, n)) for mirror in mirrors for n in range(6)]
-    kept = [found[n] for n in covering(found, pairs=True)]
+    kept = [found[n] for n in covering([asked_of(one, pairs=True) for one in found])]
     assert {mirror for mirror, _ in kept} == set(mirrors)
     assert {(mirror[1], n) for mirror, n in kept} == {(mirror[1], n) for mirror, n in found}
     assert len(kept) == 12
@@ -37,10 +39,41 @@ def test_mirrors_in_files_are_all_there_and_count_as_one_in_pairs() -> None:
 
 def test_what_cannot_be_together_is_not_asked_for() -> None:
     found = [values(0, 0, 0), values(0, 1, 1), values(1, 0, 1)]
-    assert covering(found, pairs=True) == {0, 1, 2}
-    assert covering(found[:1], pairs=True) == {0}
+    assert covering([asked_of(one, pairs=True) for one in found]) == {0, 1, 2}
+    assert covering([asked_of(found[0], pairs=True)]) == {0}
 
 
 def test_a_way_counts_as_its_capture_and_its_mirror() -> None:
-    assert parts(Way("trigger", None)) == ("trigger", None)
-    assert parts("trigger") == ("trigger",)
+    assert named("way", Way("trigger", None)) == (("capture", "trigger"), ("storage", None))
+    assert named("way", "trigger") == (("way", "trigger"),)
+
+
+MIRRORS = {"duckdb": "duckdb", "ipc": "files", "delta": "files"}
+MODES = ("destructive", "temporal")
+
+
+def in_turns(tests: int) -> list[tuple[int, str, str, str]]:
+    """Return what runs of tests which all have each mode, each mirror, and two cases."""
+    found = list(product(range(tests), MODES, MIRRORS, ("a", "b")))
+    asked = [
+        asked_in_turns(
+            f"test {test}",
+            ("mode", "storage", "case"),
+            ((mode, mode), (mirror, MIRRORS[mirror]), (case, case)),
+        )
+        for test, mode, mirror, case in found
+    ]
+    return [found[n] for n in sorted(covering(asked))]
+
+
+@pytest.mark.parametrize("tests", [1, 2, 5, 20])
+def test_tests_that_take_turns_meet_all_conditions_between_them(tests: int) -> None:
+    ran = in_turns(tests)
+    assert {mirror for _, _, mirror, _ in ran} == set(MIRRORS)
+    met = {(mode, MIRRORS[mirror]) for _, mode, mirror, _ in ran}
+    assert met == set(product(MODES, MIRRORS.values()))
+    for test in range(tests):
+        own = [(MIRRORS[mirror], case) for number, _, mirror, case in ran if number == test]
+        assert {engine for engine, _ in own} == set(MIRRORS.values())
+        assert {case for _, case in own} == {"a", "b"}
+    assert len(ran) <= 2 * tests + 3  # of 12 each

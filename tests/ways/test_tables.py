@@ -10,6 +10,8 @@ from tests.support.fix_world import World
 from tests.support.parts import engine_of
 from tests.support.refusals import filled_in, refused, rhei
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 Follow = Callable[[World, tuple[str, ...]], None]
 

@@ -11,6 +11,8 @@ from tests.support.fix_world import World
 from tests.support.other_process import copy
 from tests.support.refusals import refused
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 
 
@@ -128,7 +130,6 @@ def restore(world: World, write_before_sync: int) -> None:
         world.run(f"update orders set status = 'other life {turn}' where id = 1")
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("writes", [0, 1, 3, 10])
 def test_an_older_backup_put_back(orders: World, writes: int) -> None:
     restore(orders, writes)

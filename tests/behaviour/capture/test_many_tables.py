@@ -33,6 +33,8 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of
 
+pytestmark = pytest.mark.turns
+
 _FEW, _MANY = 3, 9
 #: A cycle is counted so often, and the least is taken: the server itself writes to its log, too.
 _ROUNDS = 3

@@ -17,6 +17,8 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.polled_histories import POSTGRES_NOW, SQLITE_NOW
 
+pytestmark = pytest.mark.turns
+
 Polled = World | PostgresWorld
 Make = Callable[..., Polled]
 
@@ -170,7 +172,6 @@ def _source(
             yield them
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("deletes", ["disabled", "reconcile"])
 @pytest.mark.parametrize("step", UNBUFFERED_STEPS)
 def test_a_crash_at_any_step_loses_nothing(make: Make, step: Step, deletes: str) -> None:

@@ -17,6 +17,8 @@ from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 #: What one row became, in order; None where it was deleted.
 Values = list[Any]

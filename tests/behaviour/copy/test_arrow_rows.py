@@ -25,6 +25,8 @@ from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_world import World
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 
 #: The time as SQLite knows it, to the millisecond.

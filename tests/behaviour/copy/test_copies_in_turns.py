@@ -21,6 +21,8 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of, manifest_of
 
+pytestmark = pytest.mark.turns
+
 if TYPE_CHECKING:
     from rhei_pipeline.model.reports import SyncReport
 
@@ -111,7 +113,6 @@ class Writes:
             self.seen += found["n"][0].as_py() == 2
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("storage", [None, "parquet", "delta"])
@@ -136,7 +137,6 @@ def test_tables_in_place_are_synced_while_another_is_copied(
     assert world.htap.verify().equal
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-trigger", "postgres-logical"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("storage", [None, "parquet"])
@@ -195,7 +195,6 @@ def one_batch_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "_LOOK_SECONDS", 0.01)
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.usefixtures("one_batch_a_part")

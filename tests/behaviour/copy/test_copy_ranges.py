@@ -42,6 +42,8 @@ from tests.support.fix_ranges import (
 )
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 FILES = ("ipc", "parquet", "delta")
 WRITER_STEPS = [
     Step.COPY_BEGUN,
@@ -54,7 +56,6 @@ WRITER_STEPS = [
 ]
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("storage", FILES)
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("capture", CAPTURES)
@@ -89,7 +90,6 @@ def test_the_mirror_equals_the_source_whoever_copied_which_range_and_whatever_wa
     assert_whole(world)
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-logical"])
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("storage", FILES)

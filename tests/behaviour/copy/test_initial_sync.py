@@ -19,6 +19,8 @@ from tests.support.fix_world import World
 from tests.support.model import source_rows
 from tests.support.parts import connection_of, engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 

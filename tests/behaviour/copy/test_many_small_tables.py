@@ -14,6 +14,8 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 TABLES = 8
 LARGE = TABLES - 1  # the last one has more rows
 

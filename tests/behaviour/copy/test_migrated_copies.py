@@ -18,7 +18,7 @@ from rhei_pipeline.sync.schema_watch import ATTEMPTS
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 AnyWorld = World | PostgresWorld
 MakeWorld = Callable[..., World]

@@ -24,6 +24,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync import copy_ranges as sharing
 from rhei_pipeline.testing.faults import Crash, CrashAt
 from rhei_pipeline.wiring.copy_ranges import copy_range
+from tests.support.declared_worlds import CAPTURES
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_ranges import (
     BATCH,
@@ -39,6 +40,8 @@ from tests.support.fix_ranges import (
     root,
 )
 from tests.support.fix_world import World
+
+pytestmark = pytest.mark.turns
 
 MODES = ["destructive", "temporal"]
 
@@ -334,7 +337,6 @@ def test_a_worker_to_which_other_rows_count_as_deleted_is_refused(
     assert alive(world) == ROWS * 2 // 3
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("source", ["sqlite", "postgres"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("first", ["disabled", "soft_delete:gone", "reconcile"])
@@ -385,7 +387,6 @@ DDL: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-trigger", "postgres-logical"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("step", [Step.RANGES_PLANNED, Step.RANGE_RECORDED])
@@ -450,7 +451,6 @@ def lose_capture(world: AnyWorld) -> None:
         connection.execute(free)
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize(
     "capture", ["sqlite-trigger", "sqlite-trigger-buffer", "postgres-trigger", "postgres-logical"]
 )
@@ -561,12 +561,12 @@ def test_another_mode_goes_on_with_the_ranges(make: Make, first: str) -> None:
     assert_whole(world)
 
 
-@pytest.mark.parametrize("method", ["trigger", "polling", "logical", "stream"])
-def test_a_worker_needs_no_more_than_to_read_the_table(make: Make, method: str) -> None:
-    world = make(f"postgres-{method}")
+@pytest.mark.parametrize("capture", [name for name in CAPTURES if name.startswith("postgres")])
+def test_a_worker_needs_no_more_than_to_read_the_table(make: Make, capture: str) -> None:
+    world = make(capture)
     assert isinstance(world, PostgresWorld)
     begin(world)
-    role = f"range_reader_{method}"
+    role = f"range_reader_{capture.removeprefix('postgres-')}"
     world.run(f"create role {role} login", f"grant select on t to {role}")
     dsn = make_conninfo(world.dsn, user=role)
     other = Settings(**{**world.settings.model_dump(), "source": {"kind": "postgres", "dsn": dsn}})

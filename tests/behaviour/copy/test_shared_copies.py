@@ -27,6 +27,8 @@ from tests.support.forked import Forked, output_of
 from tests.support.masking import KEY
 from tests.support.model import source_rows
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 ROWS, BATCH = 120, 4
 EXAMPLES = 25

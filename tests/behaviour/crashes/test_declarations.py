@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from tests.support.declarations import histories
 from tests.support.declared_worlds import CAPTURES, MODES, STORAGES, Cell
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 #: `make torture` plays as many as there is time for.
 EXAMPLES = 2

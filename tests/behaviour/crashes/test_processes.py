@@ -18,6 +18,8 @@ from tests.support.forked import Forked, run
 from tests.support.model import source_rows
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 
 KILLS = 3

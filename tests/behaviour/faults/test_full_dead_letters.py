@@ -11,6 +11,8 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.refusals import rhei
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 WAY = (
     "correct the rows in the source, run 'rhei dead-letters --table {} --drop', or raise"

@@ -7,6 +7,8 @@ import pytest
 from tests.support.fix_world import World
 from tests.support.model import instant_between
 
+pytestmark = pytest.mark.turns
+
 #: A value of each type that a text can be declared as; the first is of none.
 VALUES = {
     None: "none of these",

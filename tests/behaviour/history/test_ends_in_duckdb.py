@@ -10,6 +10,8 @@ import pytest
 from rhei_pipeline.mirrors.duckdb import versions as ending
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 #: How many bytes a vector is worth: then no version is written again, or each. What few keys are.
 WAYS = {"in place": (0, 0), "written again": (2**40, 250)}
 

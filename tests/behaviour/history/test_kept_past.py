@@ -13,7 +13,7 @@ from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_world import World
 from tests.support.parts import engine_of
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., World]
 STORAGES = (None, "memory", "ipc", "parquet", "delta")

@@ -19,6 +19,8 @@ from tests.support.forked import output_of
 from tests.support.model import instant_between
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 MIRRORS = pytest.mark.parametrize("storage", [None, "memory", "ipc", "parquet", "delta"])
 KEPT = pytest.mark.parametrize("storage", [None, "parquet"])

@@ -21,7 +21,7 @@ from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Mirror
 from tests.support.fix_world import World
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., World]
 Open = Callable[[], Mirror]

@@ -25,6 +25,8 @@ from tests.support.fix_world import World
 from tests.support.forked import output_of
 from tests.support.parts import engine_of, manifest_of, objects_of, store_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 COLUMNS = (Column("k", pa.int64()), Column("v", pa.int64()))
@@ -265,7 +267,6 @@ def test_a_manifest_deleted_from_a_bucket_is_noticed(
 # A whole pipeline
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("kind", ["flip half", "remove"])
 @pytest.mark.parametrize("suffix", [".parquet", ".bin"])
 def test_a_delta_table_that_is_damaged_is_made_anew(

@@ -32,6 +32,8 @@ from tests.support.forked import run
 from tests.support.model import source_rows
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -181,7 +183,6 @@ _INSTANTS = {
 }
 
 
-@pytest.mark.each
 @BOTH_MODES
 @pytest.mark.parametrize("vectors", [False, True])
 @pytest.mark.parametrize("instant", _INSTANTS.values(), ids=_INSTANTS.keys())

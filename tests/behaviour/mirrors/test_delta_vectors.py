@@ -23,6 +23,8 @@ from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_world import World
 from tests.support.model import source_rows
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 ROWS = 70_000

@@ -23,6 +23,8 @@ from tests.support.forked import Forked
 from tests.support.model import instant_between
 from tests.support.parts import manifest_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 STORAGES = ("ipc", "parquet", "delta")
 TABLE = Table(TableSchema("t", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))
@@ -298,7 +300,6 @@ def test_namespaces_are_schemas_and_public_need_not_be_named(tmp_path: Path) -> 
     mirror.close()
 
 
-@pytest.mark.each
 @pytest.mark.parametrize(
     "sql",
     [

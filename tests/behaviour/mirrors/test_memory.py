@@ -23,6 +23,8 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of
 
+pytestmark = pytest.mark.turns
+
 MB = 2**20
 #: Cycles until caches have filled, and those after which one object kept in each would show.
 WARM_UP, CYCLES, SAMPLES = 20, 60, 6

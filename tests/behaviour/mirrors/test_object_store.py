@@ -33,6 +33,8 @@ from tests.support.fix_world import World
 from tests.support.model import source_rows
 from tests.support.parts import manifest_of, store_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 TABLE = Table(TableSchema("t", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

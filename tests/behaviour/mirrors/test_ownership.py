@@ -26,7 +26,7 @@ from tests.support.forked import output_of
 from tests.support.model import source_rows
 from tests.support.other_process import copy
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., World]
 MIRRORS = pytest.mark.parametrize("storage", [None, "ipc", "parquet", "delta"])

@@ -12,7 +12,7 @@ from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., PostgresWorld]
 LOGICAL: dict[str, Any] = {"method": "logical"}

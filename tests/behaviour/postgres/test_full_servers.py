@@ -10,6 +10,8 @@ from rhei_pipeline.sources.postgres import database
 from rhei_pipeline.sources.postgres.logical import reader
 from tests.support.fix_postgres import PostgresWorld
 
+pytestmark = pytest.mark.turns
+
 ROWS, BATCH = 200, 20
 ROLE = "few_sessions"
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.fix_postgres import PostgresWorld
 
+pytestmark = pytest.mark.turns
+
 MakePostgres = Callable[..., PostgresWorld]
 METHODS = ("logical", "trigger", "polling")
 #: What was, a value of it, what it becomes, a value of that, and the type that holds both: None

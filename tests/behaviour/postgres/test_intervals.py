@@ -14,6 +14,8 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.refusals import rhei
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 
 #: As PostgreSQL takes them: parts of either sign, beside each other, and the ends of their ranges.

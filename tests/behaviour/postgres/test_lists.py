@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.fix_postgres import PostgresWorld
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 
 AN_ID = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"

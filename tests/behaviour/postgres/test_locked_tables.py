@@ -19,6 +19,8 @@ from rhei_pipeline.sources.waiting import wait_until
 from tests.support.fix_postgres import CHOSEN, AnyServer, PostgresWorld, database, started
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 LOCKED = "lock table locked in access exclusive mode"
 MIRRORS = ((None, "destructive"), ("parquet", "temporal"))

@@ -25,6 +25,8 @@ from tests.support.fix_postgres import PostgresWorld, drop_slots
 from tests.support.left_out import assert_left_out
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 

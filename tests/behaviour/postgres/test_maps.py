@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.fix_postgres import PostgresWorld
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 Labels = dict[str, str | None] | None
 

@@ -16,6 +16,8 @@ from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 MakePostgres = Callable[..., PostgresWorld]
 State = dict[str, Any] | None
 

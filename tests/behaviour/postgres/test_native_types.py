@@ -13,6 +13,8 @@ from rhei_pipeline.wiring.kept_texts import validate_texts
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.refusals import rhei
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 
 #: Some of them have the bit set that makes a signed number negative.

@@ -29,6 +29,8 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
 from tests.support.parts import connection_of, engine_of
 
+pytestmark = pytest.mark.turns
+
 Make = Callable[..., PostgresWorld]
 
 UNBUFFERED_STEPS = sorted(
@@ -104,7 +106,6 @@ KINDS = {
 }
 
 
-@pytest.mark.each
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [

@@ -25,6 +25,8 @@ from tests.support.fix_postgres import AnyServer, PostgresWorld, database
 from tests.support.installed_postgres import Pooler
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 _WRITERS = 3
 _TRANSACTIONS = 60
 _TABLE = (

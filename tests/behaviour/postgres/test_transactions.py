@@ -11,7 +11,7 @@ import pytest
 from rhei_pipeline.sources.postgres.instants import apart
 from tests.support.fix_postgres import PostgresWorld
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., PostgresWorld]
 LOGICAL: dict[str, Any] = {"method": "logical"}

@@ -19,6 +19,8 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
 from tests.support.parts import engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 
 CREATE = "create table orders(id int primary key, status text, amount numeric(10, 2))"
@@ -141,7 +143,6 @@ def test_what_the_applications_own_triggers_do_is_captured(make: MakeWorld) -> N
     ]
 
 
-@pytest.mark.each
 @pytest.mark.parametrize(
     ("kind", "values", "changed"),
     [
@@ -186,7 +187,6 @@ def test_keys_of_every_kind(
     assert world.htap.verify().equal
 
 
-@pytest.mark.each
 @pytest.mark.parametrize(
     "migration",
     [

@@ -30,6 +30,8 @@ from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.parts import connection_of, engine_of
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 

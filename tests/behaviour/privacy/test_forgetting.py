@@ -22,6 +22,8 @@ from tests.support.masking import KEY
 from tests.support.parts import engine_of
 from tests.support.refusals import refused, rhei
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]
 AnyWorld = World | PostgresWorld

@@ -18,6 +18,8 @@ from tests.support.fix_world import World
 from tests.support.masking import KEY
 from tests.support.refusals import refused, rhei
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 AnyWorld = World | PostgresWorld
 PEOPLE = {

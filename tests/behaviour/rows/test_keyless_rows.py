@@ -8,6 +8,8 @@ import pytest
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]
 
@@ -55,7 +57,6 @@ def unkept(world: World) -> int:
     return found.dead_letters
 
 
-@pytest.mark.each
 @BOTH_MODES
 @ALL_WAYS
 def test_a_row_with_a_null_key_is_named_until_it_gets_a_key_or_goes(
@@ -82,7 +83,6 @@ def test_a_row_with_a_null_key_is_named_until_it_gets_a_key_or_goes(
     world.assert_equal("t")
 
 
-@pytest.mark.each
 @BOTH_MODES
 @ALL_WAYS
 def test_a_key_that_becomes_null_ends_its_row_and_names_it(
@@ -102,7 +102,6 @@ def test_a_key_that_becomes_null_ends_its_row_and_names_it(
     assert (keyed(world), letters(world), unkept(world)) == (["a", "b"], [], 0)
 
 
-@pytest.mark.each
 @BOTH_MODES
 @ALL_WAYS
 def test_a_composite_key_that_is_null_in_part_is_named_by_the_part_it_has(

@@ -9,7 +9,7 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import engine_of
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]

@@ -8,7 +8,7 @@ import pytest
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]

@@ -8,7 +8,7 @@ import pytest
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 MIRRORS = pytest.mark.parametrize("storage", [None, "parquet"])

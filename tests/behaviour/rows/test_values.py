@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 
@@ -82,7 +84,6 @@ def test_every_double_comes_back_bit_for_bit(
     assert all(same(stored[place], found[place]) for place in stored)
 
 
-@pytest.mark.each
 @BOTH_MODES
 @pytest.mark.parametrize(
     ("declared", "value", "expected"),
@@ -110,7 +111,6 @@ def test_declared_types_are_what_the_mirror_has(
     assert mirror_values(world) == {1: expected}
 
 
-@pytest.mark.each
 @BOTH_MODES
 @pytest.mark.parametrize(
     ("declared", "value"),

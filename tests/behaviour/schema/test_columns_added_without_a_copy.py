@@ -14,6 +14,8 @@ from tests.support.altered_tables import STEPS, STORAGES, Way, put_back_after
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 AnyWorld = World | PostgresWorld
 MakeWorld = Callable[..., AnyWorld]
 
@@ -82,7 +84,6 @@ def test_no_row_is_read_for_columns_whose_values_are_known(make: MakeWorld, way:
     assert [told.partition(" ")[0] for told in change.new] == ["c", "d", "e"]
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(
     "way", [Way("sqlite", "parquet"), Way("logical", None), Way("trigger", "delta")], ids=str
@@ -276,7 +277,6 @@ def _fail() -> None:
     raise SourceUnreachableError("it is away")
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("storage", [None, "memory", "ipc", "parquet", "delta"])
 def test_a_history_takes_a_column_without_default_and_keeps_each_version(
     make: MakeWorld, make_postgres: MakeWorld, storage: str | None

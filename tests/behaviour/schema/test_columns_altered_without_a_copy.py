@@ -8,6 +8,8 @@ import pytest
 from rhei_pipeline.protocols import Step
 from tests.support.fix_postgres import PostgresWorld
 
+pytestmark = pytest.mark.turns
+
 MakePostgres = Callable[..., PostgresWorld]
 
 _CREATE = (
@@ -41,7 +43,6 @@ def make(make_postgres: MakePostgres) -> MakePostgres:
     return made
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("storage", [None, "parquet", "delta"])
 @pytest.mark.parametrize("case", _ALIKE)
@@ -108,7 +109,6 @@ _OF_OWN_TYPES = {
 }
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("method", ["logical", "polling"])
 @pytest.mark.parametrize("case", _OF_OWN_TYPES)
@@ -143,7 +143,6 @@ def test_a_column_of_an_own_type_is_read_alone(
         assert not world.htap.broken_histories("t").num_rows
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("step", [Step.SNAPSHOT, Step.APPLIED, Step.RECORDED, Step.COMMITTED])
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_a_crash_while_a_column_is_widened_loses_and_doubles_nothing(

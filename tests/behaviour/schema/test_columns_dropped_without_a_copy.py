@@ -12,6 +12,8 @@ from tests.support.altered_tables import STEPS, STORAGES, Way, put_back_after
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 AnyWorld = World | PostgresWorld
 MakeWorld = Callable[..., AnyWorld]
 Version = dict[str, Any]
@@ -55,7 +57,6 @@ def make(request: pytest.FixtureRequest) -> MakeWorld:
     return made
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_no_row_is_read_for_a_column_that_was_dropped(make: MakeWorld, way: Way) -> None:
     world = make(way)
@@ -76,7 +77,6 @@ def test_no_row_is_read_for_a_column_that_was_dropped(make: MakeWorld, way: Way)
     assert [told.partition(" ")[0] for told in change.old] == ["a", "b"]
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_history_keeps_a_dropped_column_and_has_null_in_it_from_then_on(
     make: MakeWorld, way: Way
@@ -105,7 +105,6 @@ def test_a_history_keeps_a_dropped_column_and_has_null_in_it_from_then_on(
     assert world.htap.verify("t").equal
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("way", [Way("logical", None), Way("logical", "parquet")], ids=str)

@@ -16,6 +16,8 @@ from rhei_pipeline.sources.postgres.rows import PostgresRowReader
 from tests.support.altered_tables import STEPS, STORAGES, Way
 from tests.support.fix_postgres import PostgresWorld
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 
 _CREATE = (
@@ -76,7 +78,6 @@ def change(world: PostgresWorld, case: str) -> None:
     world.run(f"update t set {written} where id = 2", "delete from t where id = 5")
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("case", _CASES)
 def test_one_column_is_read_and_the_mirror_equals_its_source(
@@ -115,7 +116,6 @@ def test_nothing_but_the_key_and_the_column_is_read(
     world.assert_equal("t")
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("way", [Way("logical", None), Way("logical", "parquet")], ids=str)
 @pytest.mark.parametrize("case", sorted(_CASES.keys() - _COPIED))
 def test_a_history_gets_what_differs_as_versions_and_keeps_its_past(
@@ -178,7 +178,6 @@ def test_a_history_is_copied_where_what_was_written_before_may_read_otherwise(
     world.assert_equal("t")
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("case", ["computed", "volatile"])

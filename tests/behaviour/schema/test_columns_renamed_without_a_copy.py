@@ -13,6 +13,8 @@ from tests.support.altered_tables import STEPS, STORAGES, Way
 from tests.support.consumer import Consumer
 from tests.support.fix_postgres import PostgresWorld
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., PostgresWorld]
 
 _CREATE = (
@@ -46,7 +48,6 @@ def make(make_postgres: Callable[..., PostgresWorld]) -> MakeWorld:
     return made
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_no_row_is_read_for_a_column_that_was_renamed(make: MakeWorld, way: Way) -> None:
     world = make(way)
@@ -71,7 +72,6 @@ def test_no_row_is_read_for_a_column_that_was_renamed(make: MakeWorld, way: Way)
     )
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_history_has_all_its_versions_under_the_new_name(make: MakeWorld, way: Way) -> None:
     world, consumer = make(way, mode="temporal"), Consumer("t", ["id"])
@@ -107,7 +107,6 @@ def test_a_history_has_all_its_versions_under_the_new_name(make: MakeWorld, way:
     assert "renamed 'a' to 'amount'" in world.htap.schema_log("t")[0].what
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("way", [Way("logical", None), Way("logical", "parquet")], ids=str)
@@ -132,7 +131,6 @@ def test_a_crash_while_a_column_is_renamed_loses_and_doubles_nothing(
         ]
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("way", [Way("logical", None), Way("logical", "parquet")], ids=str)
 def test_the_key_may_be_renamed_and_a_name_may_have_another_case(
@@ -213,7 +211,6 @@ _OTHERWISE = {
 }
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("case", _OTHERWISE)
 def test_a_table_is_copied_where_a_name_does_not_prove_its_column(

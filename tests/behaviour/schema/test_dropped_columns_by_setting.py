@@ -13,6 +13,8 @@ from tests.support.altered_tables import STEPS, STORAGES, Way
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 AnyWorld = World | PostgresWorld
 MakeWorld = Callable[..., AnyWorld]
 
@@ -60,7 +62,6 @@ def _rows(world: AnyWorld, names: str = "id, a, b, c") -> list[tuple[object, ...
     return [tuple(row.values()) for row in found.to_pylist()]
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_plain_mirror_keeps_a_dropped_column_with_the_last_values(
     make: MakeWorld, way: Way
@@ -82,7 +83,6 @@ def test_a_plain_mirror_keeps_a_dropped_column_with_the_last_values(
     assert world.htap.verify("t").equal
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("way", SOME, ids=str)
 def test_a_copy_and_a_repair_keep_what_a_plain_mirror_has_in_a_dropped_column(
     make: MakeWorld, way: Way
@@ -103,7 +103,6 @@ def test_a_copy_and_a_repair_keep_what_a_plain_mirror_has_in_a_dropped_column(
     assert world.htap.verify("t").equal
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("way", SOME, ids=str)
 def test_a_kept_column_is_the_sources_again_when_it_comes_back(make: MakeWorld, way: Way) -> None:
     world = make(way, "keep")
@@ -121,7 +120,6 @@ def test_a_kept_column_is_the_sources_again_when_it_comes_back(make: MakeWorld, 
     assert world.htap.verify("t").equal
 
 
-@pytest.mark.pairs
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_history_drops_a_column_where_that_is_said(make: MakeWorld, way: Way) -> None:
     world = make(way, "drop", mode="temporal")
@@ -145,7 +143,6 @@ def test_a_history_drops_a_column_where_that_is_said(make: MakeWorld, way: Way) 
     assert world.htap.verify("t").equal
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("way", SOME, ids=str)
 @pytest.mark.parametrize("dropped", ["keep", "drop"])
 def test_a_column_that_is_left_out_of_the_mirror_is_kept_or_dropped_as_well(
@@ -189,7 +186,6 @@ def test_a_polled_table_keeps_and_drops_columns(
         world.assert_equal("t")
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("way", SOME, ids=str)
 def test_another_setting_counts_for_the_columns_that_were_kept(make: MakeWorld, way: Way) -> None:
     for mode, before in (("destructive", "keep"), ("temporal", None)):
@@ -207,7 +203,6 @@ def test_another_setting_counts_for_the_columns_that_were_kept(make: MakeWorld, 
         world.close()
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("way", SOME, ids=str)

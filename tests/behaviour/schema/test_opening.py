@@ -17,6 +17,8 @@ from rhei_pipeline.monitoring.metrics import Monitoring
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]
 #: Each name is a table that cannot be mirrored, and what is said of it.

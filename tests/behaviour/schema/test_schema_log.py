@@ -13,6 +13,8 @@ from rhei_pipeline.model.schema import SchemaPolicy
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_each_change_that_was_followed_is_kept(make_world: Callable[..., World], mode: str) -> None:

@@ -10,6 +10,8 @@ from rhei_pipeline.protocols import Step
 from tests.support.altered_tables import STEPS, Way
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 
 _COLUMNS = "id integer primary key, a integer, b text, c integer, at integer not null"
@@ -60,7 +62,6 @@ _TOLD = (
 )
 
 
-@pytest.mark.pairs
 @MODES
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_no_row_is_copied_for_columns_that_are_renamed_dropped_and_added(
@@ -113,7 +114,6 @@ def test_every_version_that_triggers_log_beside_a_change_is_kept(
     assert world.htap.verify("t").equal
 
 
-@pytest.mark.each
 @MODES
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("change", ["rename column a to amount", "drop column b", "add column n"])
@@ -143,7 +143,6 @@ _OTHERWISE = {
 }
 
 
-@pytest.mark.each
 @MODES
 @pytest.mark.parametrize("case", _OTHERWISE)
 def test_what_is_not_sure_is_read_again(make: MakeWorld, case: str, mode: str) -> None:
@@ -254,7 +253,6 @@ def test_what_an_older_version_captured_gets_identities_when_it_is_opened(
     assert "renamed" in world.htap.schema_log("t")[0].what
 
 
-@pytest.mark.each
 @pytest.mark.parametrize(
     "column", ["a integer", '"a" integer', "[a] integer", "`a` int check (`a` > 0)"]
 )

@@ -28,6 +28,8 @@ from tests.support.other_process import digest
 from tests.support.parts import connection_of, engine_of
 from tests.support.refusals import refused
 
+pytestmark = pytest.mark.turns
+
 NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 HOUR = 3600.0
 
@@ -236,7 +238,6 @@ def test_a_row_that_changes_within_the_newest_timestamp_is_seen(
         world.assert_equal("t")
 
 
-@pytest.mark.each
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_timestamps_of_every_kind_are_kept_exactly(make: Make, kind: str) -> None:
     declared, stamp = KINDS[kind]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.fix_world import World
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., World]
 

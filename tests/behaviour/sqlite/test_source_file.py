@@ -16,6 +16,8 @@ from rhei_pipeline.errors import SourceError
 from tests.support.fix_world import World
 from tests.support.refusals import refused
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])

@@ -15,6 +15,8 @@ from tests.support.fix_world import World
 from tests.support.left_out import assert_left_out
 from tests.support.model import source_rows
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 
@@ -118,7 +120,6 @@ def test_a_rename_through_a_case_insensitive_key(make_world: MakeWorld, mode: st
     world.assert_equal("t")
 
 
-@pytest.mark.each
 @BOTH_MODES
 @pytest.mark.parametrize(
     "name",

@@ -12,6 +12,8 @@ from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.turns
+
 MakeWorld = Callable[..., World]
 
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
