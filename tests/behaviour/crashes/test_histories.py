@@ -30,12 +30,10 @@ from tests.support.strategies import (
     stormy,
 )
 
-pytestmark = pytest.mark.pairs
+pytestmark = pytest.mark.turns
 
-EXAMPLES = 5
-BUFFERED_EXAMPLES = 3
-STORAGE_EXAMPLES = 4
-SOAK_EXAMPLES = 2_000
+EXAMPLES = 2
+SOAK_EXAMPLES = 2_500
 DURABLE = ("ipc", "parquet", "delta")
 STORAGES = ("memory", *DURABLE)
 _PACES = (("items", 1), ("items", 3), ("pairs", 1), ("child", 2))
@@ -163,7 +161,7 @@ def test_a_mirror_equals_its_source_through_crashes_and_migrations(
     play(actions, mode, batch_rows, dated=False)
 
 
-@settings(max_examples=BUFFERED_EXAMPLES)
+@settings(max_examples=EXAMPLES)
 @given(actions=calm)
 def test_a_buffered_temporal_mirror_equals_the_source_at_every_instant(
     actions: Sequence[Any],
@@ -172,7 +170,7 @@ def test_a_buffered_temporal_mirror_equals_the_source_at_every_instant(
 
 
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
-@settings(max_examples=BUFFERED_EXAMPLES)
+@settings(max_examples=EXAMPLES)
 @given(actions=stormy)
 def test_a_buffered_mirror_equals_its_source_through_crashes_and_migrations(
     actions: Sequence[Any], mode: str
@@ -181,7 +179,7 @@ def test_a_buffered_mirror_equals_its_source_through_crashes_and_migrations(
 
 
 @pytest.mark.parametrize("storage", DURABLE)
-@settings(max_examples=STORAGE_EXAMPLES)
+@settings(max_examples=EXAMPLES)
 @given(actions=calm)
 def test_a_temporal_mirror_in_files_equals_the_source_at_every_instant(
     actions: Sequence[Any], storage: str
@@ -191,7 +189,7 @@ def test_a_temporal_mirror_in_files_equals_the_source_at_every_instant(
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
-@settings(max_examples=STORAGE_EXAMPLES)
+@settings(max_examples=EXAMPLES)
 @given(actions=stormy)
 def test_a_mirror_in_files_equals_its_source_through_crashes_and_migrations(
     actions: Sequence[Any], mode: str, storage: str

@@ -14,8 +14,10 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.polled_histories import POSTGRES_NOW, SQLITE_NOW, TABLES, Play, drawn, schema
 
-EXAMPLES = 4
-SOAK_EXAMPLES = 250
+pytestmark = pytest.mark.turns
+
+EXAMPLES = 2
+SOAK_EXAMPLES = 400
 
 MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 

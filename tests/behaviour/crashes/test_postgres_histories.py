@@ -23,8 +23,10 @@ from tests.support.postgres_histories import (
     triggers_stormy,
 )
 
-EXAMPLES = 3
-SOAK_EXAMPLES = 400
+pytestmark = pytest.mark.turns
+
+EXAMPLES = 2
+SOAK_EXAMPLES = 500
 TRIGGERS = {"method": "trigger"}
 
 MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -69,7 +71,6 @@ def test_a_temporal_mirror_equals_the_source_at_every_instant(
     play(dsn, actions, "temporal", batch_rows, by_log(streaming=streaming), dated=True)
 
 
-@pytest.mark.each
 @MODES
 @WAYS
 @settings(max_examples=EXAMPLES)
@@ -96,7 +97,6 @@ def test_triggers_tell_every_instant_between_transactions(dsn: str, actions: Seq
     play(dsn, alone, "temporal", 50_000, TRIGGERS, dated=True)
 
 
-@pytest.mark.each
 @MODES
 @pytest.mark.parametrize("batch_rows", [2, 50_000])
 @settings(max_examples=EXAMPLES)
