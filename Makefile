@@ -37,8 +37,8 @@ test-postgres: $(READY) ## run PostgreSQL's tests on an installed server: make t
 	@RHEI_TEST_POSTGRES=$(PG) $(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal \
 		$(ARGS) $$(grep -rlE --include='*.py' 'dsn|PostgresWorld' tests/behaviour) tests/contract
 
-combinations: $(READY) ## run tests in the modes, captures and mirrors that 'make test' leaves out
-	@$(BIN)/python -m tests -m combination -n auto --maxprocesses 4 --dist worksteal
+combinations: $(READY) ## run tests in all the modes, captures and mirrors of which 'make test' draws some
+	@$(BIN)/python -m tests -m '(each or pairs or turns) and not soak and not cluster' -n auto --maxprocesses 4 --dist worksteal
 
 soak: $(READY) ## run the long tests: thousands of crashes; then plot what a process takes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0

@@ -31,7 +31,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out of the suite what `make combinations` runs."""
+    """Draw the combinations of parameters that the suite runs."""
     mark_left_out(items)
 
 

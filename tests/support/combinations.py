@@ -1,4 +1,4 @@
-"""Which combinations of a test's parameters the suite runs: `make combinations` runs the others.
+"""Which combinations of a test's parameters the suite runs: `make combinations` runs them all.
 
 Most tests with many parameters hold one mechanism under several conditions. Marked `each`, a test
 runs with as few combinations as have each value once. Marked `pairs`, each two values are together
