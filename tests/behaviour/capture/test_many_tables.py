@@ -46,9 +46,9 @@ class Counted:
     def __init__(self, connection: duckdb.DuckDBPyConnection, sent: list[str]) -> None:
         self._connection, self._sent = connection, sent
 
-    def execute(self, sql: str, *parameters: object) -> object:
-        """Count a statement and run it."""
-        self._sent.append(sql)
+    def execute(self, sql: str | duckdb.Statement, *parameters: object) -> object:
+        """Count a statement, parsed or not, and run it."""
+        self._sent.append(sql if isinstance(sql, str) else sql.query)
         return self._connection.execute(sql, *parameters)
 
     def cursor(self) -> "Counted":
@@ -92,7 +92,7 @@ def counting(htap: rhei.HTAP) -> list[str]:
     """Count what is sent to the mirror from now on."""
     sent: list[str] = []
     mirror: Any = engine_of(htap).pipeline._mirror
-    mirror._connection = Counted(mirror._connection, sent)
+    mirror._connection = mirror._statements.connection = Counted(mirror._connection, sent)
     return sent
 
 
@@ -353,6 +353,8 @@ def test_describing_a_table_of_sqlite_does_not_read_the_names_of_all(world: Worl
 
 def test_a_cycle_of_one_change_sends_six_statements(world: World) -> None:
     world.htap.sync_now()
+    world.run("update orders set amount = 8.5 where id = 1")
+    world.htap.sync_now()  # asks once for the table's highest key
     world.run("update orders set amount = 9.5 where id = 1")
     sent = counting(world.htap)
     assert world.htap.sync_now().updated == 1
