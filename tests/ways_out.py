@@ -68,6 +68,7 @@ FOLLOWED = {
     "give one or more declarations to rhei.reader": "tests/behaviour/server/test_joint_reader.py::test_pipelines_are_told_apart_by_their_names",
     "give all of them one 'mirror.kind', or ask each by a reader of its own": "tests/behaviour/server/test_joint_reader.py::test_pipelines_are_told_apart_by_their_names",
     "masking.key: the mask 'hash' needs a key; set the environment variable {}MASKING__KEY": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
+    "mirror.path: this is the source's own file: give the mirror a path of its own": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "put the mask back; or drop the history with 'rhei drop-table {} --discard-history', and the next sync begins a new one": "tests/behaviour/privacy/test_masks.py::test_a_history_is_not_masked_later_and_is_begun_again_if_asked",
     "remove the key's mask, or capture changes by triggers or from the log": "tests/behaviour/privacy/test_masks.py::test_the_key_of_a_polled_table_is_not_masked",
     "return values of one type": "tests/behaviour/privacy/test_masks.py::test_a_mask_that_does_not_suit_leaves_its_table_out",

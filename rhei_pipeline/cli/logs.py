@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from rhei_pipeline.cli.output import print_text
 from rhei_pipeline.model.log_context import current_cycle
 
 
@@ -17,6 +18,11 @@ def log_to_stderr(*, as_json: bool) -> None:
     logger = logging.getLogger("rhei_pipeline")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
+
+
+def log_as_text() -> None:
+    """Send warnings that nobody else logs to standard error, as errors are told."""
+    logging.lastResort = _Told(logging.WARNING)
 
 
 def json_lines() -> logging.Formatter:
@@ -43,6 +49,14 @@ def _complete(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapp
     if raised := line.pop("exc_info", None):
         line["error"] = raised[0].__name__
     return line
+
+
+class _Told(logging.Handler):
+    """Prints messages; a terminal's lines are broken between words."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        print_text(record.getMessage())
 
 
 class _StandardError(logging.StreamHandler[TextIO]):

@@ -19,6 +19,7 @@ from rhei_pipeline.cli.commands import (
     querying,
     syncing,
 )
+from rhei_pipeline.cli.logs import log_as_text
 from rhei_pipeline.cli.options import FAILED, Quiet, Verbose, be_quiet, be_verbose
 from rhei_pipeline.cli.output import notes, print_error
 from rhei_pipeline.cli.talking import talking
@@ -78,6 +79,7 @@ def before_the_command(
 
 def main() -> None:
     """Run the command line."""
+    log_as_text()
     try:
         app(prog_name="rhei")
     except RheiError as error:

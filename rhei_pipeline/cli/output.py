@@ -37,13 +37,17 @@ def show(
     *,
     as_json: bool,
     rare: Collection[str] = (),
+    is_told_besides: bool = False,
 ) -> None:
     """Print a report: all of it as JSON, or these columns of its rows as a table.
 
-    Columns in `rare` are shown only if one of the rows has a value.
+    Columns in `rare` are shown only if one of the rows has a value. No table is shown without rows
+    where what is printed besides tells why there are none.
     """
     if as_json:
         _write_json(whole)
+        return
+    if is_told_besides and not rows:
         return
     wanted = [name for name in columns if name not in rare or any(row.get(name) for row in rows)]
     cells = [[_cell(row.get(name)) for name in wanted] for row in rows]
@@ -90,6 +94,11 @@ def show_rows(table: "pa.Table", *, as_json: bool) -> None:
 def print_error(text: str) -> None:
     """Print an error; a terminal's lines are broken between words."""
     err.print(Text.assemble(("error ", "red"), for_shard(text)), soft_wrap=not err.is_terminal)
+
+
+def print_text(text: str) -> None:
+    """Print what is no answer; a terminal's lines are broken between words."""
+    err.print(Text(text), soft_wrap=not err.is_terminal)
 
 
 def print_note(text: str) -> None:

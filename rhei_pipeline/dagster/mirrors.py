@@ -18,6 +18,7 @@ from rhei_pipeline.dagster.relay import (
     COPYING,
     FREEING_SECONDS,
     LEFT_BEHIND,
+    NOTHING,
     SUCCESSOR,
     WAITING,
     lead_seconds,
@@ -244,7 +245,7 @@ class _SessionRun:
         found = [name for name in status.copying if name in tables and tables[name].error is None]
         copying = ", ".join(sorted(found))
         if copying != self.copying:
-            self.context.instance.add_run_tags(self._run_id, {COPYING: copying})
+            self.context.instance.add_run_tags(self._run_id, {COPYING: copying or NOTHING})
             self.copying = copying
 
     def _results(self) -> Iterator[dg.MaterializeResult[None]]:

@@ -10,6 +10,8 @@ WAITING = "rhei/waiting"
 LEFT_BEHIND = "rhei/left_behind"
 #: The tag of a session with the tables that it copies: where it ended before, the next one goes on.
 COPYING = "rhei/copying"
+#: What it says once all are copied: a tag cannot be taken back, and an empty one says little.
+NOTHING = "(nothing)"
 #: After so long a session looks again whether tables that were left out can be followed.
 RETRY_SECONDS = 300.0
 #: About how long it takes from the last sync of a session until its slot in the pool is free.

@@ -11,7 +11,7 @@ from rhei_pipeline.dagster.heartbeat import end_the_dead
 from rhei_pipeline.dagster.observing import Observer
 from rhei_pipeline.dagster.own_runs import ACTIVE, LIVE, own_records
 from rhei_pipeline.dagster.pool import limit_to_one_writer
-from rhei_pipeline.dagster.relay import COPYING, LEFT_BEHIND, RETRY_SECONDS, SUCCESSOR
+from rhei_pipeline.dagster.relay import COPYING, LEFT_BEHIND, NOTHING, RETRY_SECONDS, SUCCESSOR
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.errors import TransientError
 
@@ -84,7 +84,8 @@ def _of_source(
 def _left_half_copied(context: dg.SensorEvaluationContext, job_name: str) -> str:
     """Return the tables that the last session has not copied to the end, however it ended."""
     for record in own_records(context, job_name, limit=1):
-        return record.dagster_run.tags.get(COPYING, "")
+        copying = record.dagster_run.tags.get(COPYING, NOTHING)
+        return "" if copying == NOTHING else copying
     return ""
 
 

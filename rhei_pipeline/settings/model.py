@@ -29,7 +29,7 @@ from rhei_pipeline.settings.keeping import (
     checked_people,
     refuse_apart,
 )
-from rhei_pipeline.settings.mirror import MirrorSettings
+from rhei_pipeline.settings.mirror import MirrorSettings, refuse_source_file
 from rhei_pipeline.settings.problems import ENVIRONMENT_PREFIX, describe, is_misformed
 from rhei_pipeline.settings.reading import project_directory, read_declaration
 from rhei_pipeline.settings.sections import (
@@ -176,6 +176,7 @@ class Settings(BaseSettings):
 
     def _refuse_unfit_capture(self) -> None:
         self._refuse_hash_without_key()
+        refuse_source_file(self.mirror, getattr(self.source, "path", None))
         refuse_unfit(self.tables or (), self.mode, are_files=self.mirror.is_of_files)
         fitting = METHODS[self.source.kind]
         if self.source.kind == "log" and (self.capture.method or self.capture.buffer):

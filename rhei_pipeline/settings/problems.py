@@ -12,6 +12,8 @@ ENVIRONMENT_PREFIX = "RHEI__"
 #: Kinds of problems of a field that has parts.
 _OF_PARTS = {"list_type", "dict_type", "model_type", "model_attributes_type"}
 
+#: Kinds of problems of a field that has fields of its own.
+_OF_FIELDS = {"model_type", "model_attributes_type"}
 #: Fields of which there are several kinds.
 _OF_KINDS = {("source",), ("shards",)}
 
@@ -54,6 +56,9 @@ def _problem(root: type[BaseModel], path: tuple[str | int, ...], kind: str, mess
         return f"field '{dotted}.kind': use {' or '.join(map(repr, METHODS))}"
     if kind == "missing":
         return f"field {dotted!r} is missing"
+    if kind in _OF_FIELDS:
+        first = next(iter(_fields_beside(root, (*path, ""))), "...")
+        return f"{named}: it has fields of its own, such as {{{first}: ...}}"
     message = message.removeprefix("Value error, ")
     if not path:  # it is of no single field, and says which ones
         return message
@@ -79,7 +84,7 @@ def _nearest_beside(
 def _fields_beside(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     """Return the names of the fields at this position of the path, of each kind that fits."""
     models: list[type[BaseModel]] = [root]
-    for part in path[:-1]:
+    for part in (part for part in path[:-1] if isinstance(part, str)):
         inner = [m.model_fields[part] for m in models if part in m.model_fields]
         models = [model for field in inner for model in _models_in(field.annotation)] or models
     return list(dict.fromkeys(name for model in models for name in model.model_fields))

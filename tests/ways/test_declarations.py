@@ -39,6 +39,11 @@ WALKS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "masking": {"key": "sixteen letters!"},
         },
     ),
+    (
+        "mirror.path: this is the source's own file: give the mirror a path of its own",
+        {"mirror": SOURCE},
+        {"mirror": MIRROR},
+    ),
     ("use one of: {}", _of_types(v="strnig"), _of_types(v="string")),
     ("use one of: {}", _of_types(v="number"), _of_types(v="decimal(9,2)")),
     (

@@ -117,7 +117,10 @@ def demo(
         chapters.append({"title": chapter.title, "seconds": chapter.seconds})
         if json_:
             continue
-        out.print(f"[green]done[/] {chapter.title} ({chapter.seconds:.1f} s)", soft_wrap=True)
+        out.print(
+            f"[green]done[/] {chapter.title} ({chapter.seconds:.1f} s)",
+            soft_wrap=not out.is_terminal,
+        )
         if chapter.answer is not None:
             show_rows(chapter.answer, as_json=False)
     if json_:

@@ -26,6 +26,12 @@ _FULL = (
     "Out of disk",
     "not write all",
 )
+#: What it says of a file of others: a directory; SQLite's, for which it would load an extension.
+_NO_DATABASE = (
+    "not a valid DuckDB database",
+    "Is a directory",
+    "Loading external extensions is disabled",
+)
 #: How DuckDB says which process has a file open.
 _PROCESS = re.compile(r"\(PID (\d+)\)")
 
@@ -105,7 +111,7 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
         return passing
     if is_damage(error):
         return damage_of(error, path)
-    if "not a valid DuckDB database" in text:
+    if any(reason in text for reason in _NO_DATABASE):
         return MirrorError(
             f"{path!r} exists and is not a DuckDB database",
             hint=f"correct mirror.path, or move {path!r} away, with '{path}.wal' if it exists",

@@ -67,6 +67,14 @@ def test_sync_reports_what_it_did(rhei: Rhei, world: World) -> None:
     assert "orders" in rhei("sync").output
 
 
+def test_a_sync_that_leaves_all_out_prints_why_and_no_empty_table(rhei: Rhei, world: World) -> None:
+    world.run("alter table orders rename to other")
+    found = rhei("sync")
+    assert found.exit_code == 3
+    assert "no such table" in found.output
+    assert "watermark" not in found.output
+
+
 def test_copy_status_check_verify_repair(rhei: Rhei) -> None:
     (copied,) = answer(rhei("copy", "--table", "orders", "--json"))["tables"]
     assert copied["rows"] == 3

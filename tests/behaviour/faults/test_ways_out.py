@@ -3,6 +3,7 @@
 import re
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -22,10 +23,17 @@ def test_what_stands_in_the_way_is_moved_and_the_next_sync_goes_on(
     with pytest.raises(RheiError, match="delete it"):
         world.htap.sync_now()
     registry.unlink()
-    mirror.write_bytes(b"no mirror" * 1000)
-    with pytest.raises(RheiError, match=r"move .* away"):
-        world.htap.sync_now()
-    mirror.rename(world.directory / "away")
+
+    def of_sqlite() -> None:
+        with closing(sqlite3.connect(mirror)) as other:
+            other.execute("create table t(id integer primary key)")
+
+    in_the_way = (lambda: mirror.write_bytes(b"no mirror" * 1000), of_sqlite, mirror.mkdir)
+    for number, put in enumerate(in_the_way):
+        put()
+        with pytest.raises(RheiError, match=r"is not a DuckDB database.*move .* away"):
+            world.htap.sync_now()
+        mirror.rename(world.directory / f"away{number}")
     world.app.close()
     source = world.path.rename(world.directory / "elsewhere.db")
     with pytest.raises(RheiError, match="create it with your application first"):
