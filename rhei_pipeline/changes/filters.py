@@ -269,14 +269,14 @@ def _refuse_left_out(
 def _with_tombstones(events: pa.Table, inside: pa.Array, schema: TableSchema) -> pa.Table:
     # By a new array: a value that is only marked as null would remain in memory, and be stored.
     positions = pc.if_else(inside, np.arange(len(events)), None)
-    columns = []
-    for field in events.schema:
-        values = events[field.name]
+    unkeyed = {*schema.names} - {*schema.primary_key}
+
+    def of(field: pa.Field, values: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
         if field.name == LIVE:
-            values = inside
-        elif field.name in schema.names and field.name not in schema.primary_key:
-            values = values.take(positions)
-        columns.append(values)
+            return inside
+        return values.take(positions) if field.name in unkeyed else values
+
+    columns = [of(*each) for each in zip(events.schema, events.columns, strict=True)]
     return pa.table(columns, schema=events.schema)
 
 

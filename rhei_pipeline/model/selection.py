@@ -1,4 +1,4 @@
-"""Rows chosen by a mask or by their numbers, without a copy where they stand side by side."""
+"""Columns by name; rows chosen by a mask or by their numbers, without a copy where they can be."""
 
 from typing import TypeVar
 
@@ -7,6 +7,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Rows = TypeVar("Rows", pa.Table, pa.Array)
+
+
+def columns_of(rows: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Return the columns by name: to ask a table for each name in turn takes the square of them."""
+    return dict(zip(rows.column_names, rows.columns, strict=True))
 
 
 def chosen(rows: Rows, mask: npt.NDArray[np.bool_]) -> Rows:

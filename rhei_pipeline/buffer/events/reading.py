@@ -23,6 +23,7 @@ from rhei_pipeline.model.changes import (
 from rhei_pipeline.model.logical_texts import admit_texts
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import Column, TableSchema, nearest
+from rhei_pipeline.model.selection import columns_of
 from rhei_pipeline.model.type_names import INSTANT
 
 
@@ -87,8 +88,9 @@ def _batch(
         LIVE: _filled(part, LIVE, pa.scalar(value=True), pa.bool_()),
     }
     misfits: dict[str, np.ndarray] = {}
+    own = columns_of(part)
     for column in schema.columns:
-        given = part[column.name] if column.name in part.column_names else pa.nulls(count)
+        given = own[column.name] if column.name in own else pa.nulls(count)
         made[column.name], misfits[column.name] = _fitting(given, column)
     events = pa.table([made[name] for name in event_schema(schema).names], event_schema(schema))
     return without_keyless(_without_misfits(events, misfits, schema), schema)

@@ -21,6 +21,9 @@ from rhei_pipeline.sql.text import mirror_table, quote
 #: Columns that one query asks about.
 _COLUMNS = 50
 
+#: What is compared of a column.
+_KINDS = ("count", "min", "max", "nan")
+
 _Summary = Mapping[str, pa.Scalar]
 
 
@@ -81,7 +84,7 @@ def _terms(field: pa.Field) -> Iterator[str]:
 
 
 def _agree(field: pa.Field, held: _Summary, found: _Summary) -> bool:
-    keys = [key for key in held if key.rpartition("/")[0] == field.name]
+    keys = [key for kind in _KINDS if (key := _key(field, kind)) in held]
     return all(held[key].equals(found[key].cast(held[key].type)) for key in keys)
 
 

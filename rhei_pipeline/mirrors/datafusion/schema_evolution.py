@@ -24,7 +24,7 @@ from rhei_pipeline.mirrors.exact_casts import (
 )
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, FormerNames, Mode, Table
-from rhei_pipeline.model.selection import each_once
+from rhei_pipeline.model.selection import columns_of, each_once
 
 _INTEGERS = (pa.int16(), pa.int32(), pa.int64())
 #: Appends versions of a table, that have ended or have not, to a buffer of it.
@@ -170,16 +170,16 @@ def _reshaped(standing: pa.Schema, table: Table) -> pa.Schema:
 
 
 def _in_shape(rows: pa.Table, shape: pa.Schema, table: str) -> pa.Table:
-    columns = []
+    own, columns = columns_of(rows), []
     for field in shape:
-        if field.name not in rows.column_names:
+        values = own.get(field.name)
+        if values is None:
             columns.append(pa.nulls(rows.num_rows, field.type))
             continue
-        old = rows[field.name].type
         try:
-            chunks = [cast_exactly(chunk, field.type) for chunk in rows[field.name].chunks]
+            chunks = [cast_exactly(chunk, field.type) for chunk in values.chunks]
         except InexactError as error:
-            raise past_does_not_fit(table, field.name, old, field.type) from error
+            raise past_does_not_fit(table, field.name, values.type, field.type) from error
         columns.append(pa.chunked_array(chunks, field.type))
     return pa.table(columns, schema=shape)
 

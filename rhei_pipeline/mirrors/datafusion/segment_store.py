@@ -32,6 +32,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 from rhei_pipeline.mirrors.datafusion.unchanged_parts import UnchangedParts
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 from rhei_pipeline.model.large_rows import are_large, give_back_freed
+from rhei_pipeline.model.selection import columns_of
 
 DATA = "data"
 INDEX = ".index"
@@ -393,11 +394,11 @@ def conform(
     rows: pa.Table, schema: pa.Schema, constants: Mapping[str, Any] | None = None
 ) -> pa.Table:
     """Give rows a table's columns: constants and nulls for missing ones, wider types."""
-    constants = constants or {}
+    constants, own = constants or {}, columns_of(rows)
     columns = []
     for field in schema:
-        if field.name in rows.column_names:
-            columns.append(rows[field.name].cast(field.type))
+        if field.name in own:
+            columns.append(own[field.name].cast(field.type))
         elif field.name in constants:
             value = as_scalar(constants[field.name], field.type)
             columns.append(pa.repeat(value, rows.num_rows))

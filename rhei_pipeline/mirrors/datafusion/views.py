@@ -96,8 +96,9 @@ def _value(segment: Segment, wanted: pa.Field) -> str:
 
 
 def _standing(segment: Segment, wanted: pa.Field) -> str:
-    if wanted.name in segment.schema.names:
-        standing = segment.schema.field(wanted.name).type
+    place = segment.schema.get_field_index(wanted.name)
+    if place >= 0:
+        standing = segment.schema.field(place).type
         own = quote(wanted.name)
         return own if standing.equals(wanted.type) else _cast(own, wanted)
     constant = segment.constants.get(wanted.name)

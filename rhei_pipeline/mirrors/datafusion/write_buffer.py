@@ -200,7 +200,7 @@ class WriteBuffer:
         """Add rows; their keys must have no present row."""
         if not rows.num_rows:
             return
-        wanted = pa.schema([f for f in self.schema if f.name in rows.column_names])
+        wanted = pa.schema([f for f in self.schema if rows.schema.get_field_index(f.name) >= 0])
         staged = _Staged(conform(rows, wanted), KeyIndex.build(hashes, digests_or_ends), past=past)
         self._parts.append(_Part(staged))
         self._staged += rows.num_rows
@@ -443,7 +443,7 @@ class WriteBuffer:
 
     def _own(self, part: _Part, columns: Sequence[str]) -> list[str]:
         if isinstance(part.rows, _Staged):
-            return [name for name in columns if name in part.rows.rows.column_names]
+            return [n for n in columns if part.rows.rows.schema.get_field_index(n) >= 0]
         return list(columns)
 
 

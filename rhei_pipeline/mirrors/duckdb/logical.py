@@ -16,6 +16,7 @@ from rhei_pipeline.model.interval_texts import INTERVAL_TYPE, intervals_of
 from rhei_pipeline.model.logical_texts import admit_texts
 from rhei_pipeline.model.map_texts import MAP_TYPE, maps_of
 from rhei_pipeline.model.schema import TableSchema
+from rhei_pipeline.model.selection import columns_of
 from rhei_pipeline.model.struct_texts import structs_of
 from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON, MAP, UUID, structure
 from rhei_pipeline.sql.logical_casts import cast_logical
@@ -81,11 +82,11 @@ def as_copied(
     connection: duckdb.DuckDBPyConnection, rows: pa.Table, schema: TableSchema
 ) -> pa.Table:
     """Return rows as the table's copy keeps them; a column is text there where one does not fit."""
-    copied, kept = _declared_types(connection, schema, COPY_PREFIX), {}
+    copied, kept, own = _declared_types(connection, schema, COPY_PREFIX), {}, columns_of(rows)
     for name, logical in schema.logical.items():
         if logical_of(copied.get(name.lower(), "")) != logical:
             continue
-        if name not in rows.column_names or _are_all(rows[name], logical):
+        if name not in own or _are_all(own[name], logical):
             kept[name] = logical
         else:
             alter_logical(connection, copy_name(schema), name, (logical, None))
