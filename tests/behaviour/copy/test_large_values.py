@@ -146,7 +146,8 @@ def test_a_large_value_of_postgres_is_held_once_when_it_is_applied(
         world.htap.sync_now()
     finally:
         tracemalloc.stop()
-    assert size <= held[0] < 1.5 * size
+    # What was there before, and is freed meanwhile, counts against it.
+    assert 0.95 * size < held[0] < 1.5 * size
     world.assert_equal("t")
 
 
