@@ -13,6 +13,7 @@ from rhei_pipeline.sync import pipeline
 from rhei_pipeline.testing.faults import Crash
 from tests.support.declared_worlds import CAPTURES, MODES
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., PostgresWorld]
 BATCH, PARTS = 10, 9
@@ -172,3 +173,43 @@ def test_a_stream_gives_way_to_it(make: MakeWorld, monkeypatch: pytest.MonkeyPat
     world.htap.sync_now()
     world.assert_equal("big", "small")
     assert world.app.execute(SLOTS).fetchall() == []
+
+
+def test_after_an_error_in_its_session_there_is_another_one(make: MakeWorld) -> None:
+    """The server drops it then."""
+    world = make()
+    rounds = Rounds(world)
+
+    def fail() -> None:
+        rounds()
+        source: Any = engine_of(world.htap).source
+        log = getattr(source, "_inner", source)._sessions
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            log.decoding.execute("select 1 / 0")
+        assert world.app.execute(SLOTS).fetchall() == []
+
+    for times, work in ((4, rounds), (2, fail), (99, rounds)):
+        world.faults.do_at(Step.COPY_BATCH, work, times)
+    world.htap.sync_now()
+    assert len(rounds.slots[-1]) == 1
+    world.assert_equal("big", "small")
+    assert world.htap.verify().equal
+
+
+def test_a_slot_that_is_dropped_in_mid_copy_has_tables_copied_again(make: MakeWorld) -> None:
+    world = make()
+    rounds = Rounds(world)
+    mine = "slot_name like 'rhei%' and not temporary and database = current_database()"
+
+    def drop() -> None:
+        rounds()
+        world.app.execute(
+            f"select pg_drop_replication_slot(slot_name) from pg_replication_slots where {mine}"
+        )
+
+    world.faults.do_at(Step.COPY_BATCH, rounds, times=2)
+    world.faults.do_at(Step.COPY_BATCH, drop)
+    world.htap.sync_now()
+    world.htap.sync_now()
+    world.assert_equal("big", "small")
+    assert world.htap.verify().equal

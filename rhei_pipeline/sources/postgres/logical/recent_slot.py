@@ -2,12 +2,14 @@
 
 A server decodes its log from where a slot stands. The slot of a mirror keeps what a table needs
 that is being copied, or is left out: so each cycle of the other tables would have all of that
-decoded again. A temporary copy of the slot goes on with those tables. It ends with its session.
+decoded again. A temporary copy of the slot goes on with those tables. It ends with its session,
+and with any error there.
 Source: postgresql.org/docs/18/functions-admin.html#FUNCTIONS-REPLICATION.
 """
 
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 
 import psycopg
@@ -26,13 +28,15 @@ STEP_BYTES = 2**20
 _COPY = b"select from pg_copy_logical_replication_slot(%s, %s, true)"
 _ADVANCE = b"select from pg_replication_slot_advance(%s, %s::pg_lsn)"
 _DROP = b"select pg_drop_replication_slot(%s)"
-#: What a server says that has no slot left, or lets us make none. Then there is none.
+#: What a server says that has no slot left, or lets us make none, or has lost the mirror's.
 _REFUSED = (
     psycopg.errors.ConfigurationLimitExceeded,
     psycopg.errors.InsufficientPrivilege,
     psycopg.errors.FeatureNotSupported,
     psycopg.errors.ObjectInUse,
+    psycopg.errors.ObjectNotInPrerequisiteState,
     psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedObject,
 )
 
 
@@ -73,18 +77,26 @@ class RecentSlot:
             self.drop()
             return
         if slot is None:
-            slot = self._copied(self._sessions.decoding, confirmed)
+            self._slot = slot = self._copied(self._sessions.decoding, confirmed)
         if slot is not None and place - slot.confirmed > STEP_BYTES:
-            self._sessions.decoding.execute(_ADVANCE, (slot.name, lsn_text(place)))
-            slot = replace(slot, confirmed=place)
-        self._slot = slot
+            try:
+                self._sessions.decoding.execute(_ADVANCE, (slot.name, lsn_text(place)))
+            except psycopg.errors.UndefinedObject:
+                self.forget()
+            else:
+                self._slot = replace(slot, confirmed=place)
 
     def drop(self) -> None:
         """Do without it; safe to repeat."""
         slot, session = self.slot, self._session
-        self._session = self._slot = None
+        self._session = self._slot = self._refused_in = None
         if slot is not None and session is not None:
-            session.execute(_DROP, (slot.name,))
+            with suppress(psycopg.errors.UndefinedObject):
+                session.execute(_DROP, (slot.name,))
+
+    def forget(self) -> None:
+        """Note that the server has dropped it, as it does after an error in its session."""
+        self._session = self._slot = None
 
     def _copied(self, session: Connection, confirmed: int) -> Slot | None:
         if session.is_pooled or session is self._refused_in:

@@ -328,7 +328,11 @@ class LogicalSource:
             view = stack.enter_context(self._row_view()) if rows else None
             moment = self._moment()
             snapshot = LogicalSnapshot(
-                self._read,
+                lambda slot, head: (
+                    self._read_recent(slot, head)
+                    if slot is moment.recent
+                    else self._read(slot, head)
+                ),
                 replace(moment, silent=moment.head == self._silent_until),
                 self._visible,
                 self._wait_for_writers,
@@ -340,10 +344,8 @@ class LogicalSource:
                 self._silent_until = moment.head
 
     def _read(self, slot: Slot, head: int) -> Iterator[LogPortion]:
-        is_temporary = slot == self._recent.slot
-        read = self._log.read_temporary if is_temporary else self._log.read
         try:
-            yield from read(slot, head)
+            yield from self._log.read(slot, head)
         except psycopg.errors.UndefinedObject as error:
             raise CaptureError(
                 f"publication {self._publication.name!r} did not exist while rows were written, "
@@ -351,6 +353,20 @@ class LogicalSource:
                 hint=f"run: select pg_drop_replication_slot('{self._name}'); the next sync "
                 "creates the slot again, and copies tables by their difference",
             ) from error
+
+    def _read_recent(self, slot: Slot, head: int) -> Iterator[LogPortion]:
+        """Read the temporary slot; where it is gone, all of the log, which has the same in it."""
+        is_begun = False
+        try:
+            for part in self._log.read_temporary(slot, head):
+                is_begun = True
+                yield part
+        except psycopg.errors.UndefinedObject:
+            self._recent.forget()
+            kept = self._slot()
+            if is_begun or kept is None:
+                raise
+            yield from self._read(kept, head)
 
     def _moment(self) -> LogMoment:
         if self._connection.is_pooled:
