@@ -8,6 +8,7 @@ from rhei_pipeline.errors import CaptureError as CaptureError
 from rhei_pipeline.errors import ChangesLostError as ChangesLostError
 from rhei_pipeline.errors import ComputeUnreachableError as ComputeUnreachableError
 from rhei_pipeline.errors import DeadLettersFullError as DeadLettersFullError
+from rhei_pipeline.errors import ForkedProcessError as ForkedProcessError
 from rhei_pipeline.errors import HiddenRowsError as HiddenRowsError
 from rhei_pipeline.errors import MirrorBusyError as MirrorBusyError
 from rhei_pipeline.errors import MirrorConflictError as MirrorConflictError

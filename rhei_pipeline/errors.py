@@ -30,6 +30,7 @@
         |-- QueryError                 a query cannot be run as asked
         |   |-- QueryLimitError          a query takes more time or memory than one may
         |   `-- ChangesLostError         what changed since a consumer's position is not known
+        |-- ForkedProcessError         the process is a fork of one with a pipeline
         `-- MissingExtraError          an optional package is not installed
 
 A message names the thing first and never holds a row's values or a secret; the hint says what to
@@ -207,6 +208,10 @@ class QueryLimitError(QueryError):
 
 class ChangesLostError(QueryError):
     """What changed since a consumer's position is not known; the whole table is."""
+
+
+class ForkedProcessError(PermanentError):
+    """The process is a fork of one that has opened a pipeline, and cannot use any."""
 
 
 class MissingExtraError(PermanentError):

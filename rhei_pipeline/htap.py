@@ -16,6 +16,7 @@ from rhei_pipeline.holder.keeping_up import KeepingUp
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forgetting import ForgetReport, PersonReport
+from rhei_pipeline.model.forking import is_fork, keep_from_forks, note_opened, refuse_in_fork
 from rhei_pipeline.model.instants import When, as_instant
 from rhei_pipeline.model.reports import (
     CopyReport,
@@ -61,10 +62,12 @@ class HTAP(Closing):
 
     def __init__(self, settings: Settings, *, on_step: OnStep = no_step, hold: bool = True) -> None:
         settings.refuse_whole()
+        note_opened()
+        keep_from_forks(self)
         self.settings = settings
         # Made here, and not by the first who asks: two threads would make one each.
         self._cluster = Cluster(settings) if settings.compute is not None else None
-        self._access = Access(settings, on_step, keep=hold)
+        self._opened = Access(settings, on_step, keep=hold)
         self._background: BackgroundSync | None = None
         #: What serves metrics and the status page, once `start_sync` was asked for that.
         self.monitoring: MonitoringServer | None = None
@@ -72,14 +75,24 @@ class HTAP(Closing):
         self._note_closed = close_at_exit(self.close)
 
     def close(self) -> None:
-        """Stop the background sync and close everything; safe to repeat."""
+        """Stop the background sync and close everything; safe to repeat.
+
+        In a fork of the process that opened this, it does nothing: all of it is the parent's.
+        """
         self._note_closed()
+        if is_fork():
+            return
         self.stop_sync()
         if self.monitoring is not None:
             self.monitoring.close()
         if self._cluster is not None:
             self._cluster.close()
-        self._access.close()
+        self._opened.close()
+
+    @property
+    def _access(self) -> Access:
+        refuse_in_fork()
+        return self._opened
 
     @property
     def holds(self) -> bool:
@@ -162,8 +175,9 @@ class HTAP(Closing):
             QueryError: The statement does not only read, or its side refuses it.
         """
         if hint == "cluster":
-            asked = self._cluster or Cluster(self.settings)  # without one, it says what to declare
-            return asked.query(sql, params, begun, lambda: self.query(sql, params, "olap"))
+            return self._asked_cluster().query(
+                sql, params, begun, lambda: self.query(sql, params, "olap")
+            )
         demand = Demand(max_staleness, after, self._writes.last)
         return self._access.answer_without(
             lambda it: it.query(sql, params, hint, demand, begun),
@@ -189,12 +203,17 @@ class HTAP(Closing):
                 has come of it.
         """
         if hint == "cluster":
-            asked = self._cluster or Cluster(self.settings)
-            return asked.stream(sql, params, rows, begun, lambda: self.query(sql, params, "olap"))
+            return self._asked_cluster().stream(
+                sql, params, rows, begun, lambda: self.query(sql, params, "olap")
+            )
         return self._access.stream_without(
             lambda it: it.stream(sql, params, rows, begun, self._writes.last),
             lambda source: source.stream(sql, params, rows, begun),
         )
+
+    def _asked_cluster(self) -> Cluster:
+        refuse_in_fork()
+        return self._cluster or Cluster(self.settings)  # without one, it says what to declare
 
     def reads(self, sql: str) -> bool:
         """Return whether a statement is a query, judged by its text."""
@@ -327,13 +346,14 @@ class HTAP(Closing):
             metrics_port: Serve `/metrics`, `/healthz`, `/readyz` and a status page there, for
                 this machine alone, until this is closed; 0 chooses any free port.
         """
+        access = self._access
         if metrics_port is not None and self.monitoring is None:
             self.monitoring = _monitoring(self, metrics_port)
         if self._background is None or not self._background.running:
             interval = interval_seconds or self.settings.sync.interval_seconds
-            keeping = KeepingUp(self._access)
+            keeping = KeepingUp(access)
             self._background = keeping.background = BackgroundSync(keeping, interval)
-            self._access.background = self._background
+            access.background = self._background
             self._background.start()
         elif interval_seconds is not None:
             self._background.change_interval(interval_seconds)
@@ -341,6 +361,7 @@ class HTAP(Closing):
 
     def stop_sync(self) -> None:
         """Stop the background sync after the running cycle."""
+        refuse_in_fork()
         if self._background is not None:
             self._background.stop()
 

@@ -33,6 +33,7 @@ from rhei_pipeline.buffer.writer import LogState, LogWriter
 from rhei_pipeline.errors import BufferFullError, CaptureError, PositionLostError
 from rhei_pipeline.model.changes import SEQUENCE, Position
 from rhei_pipeline.model.closing import Closing
+from rhei_pipeline.model.forking import keep_from_forks, note_opened
 from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 
 #: What this version writes and reads: keys, extents, batches and facts.
@@ -80,6 +81,8 @@ class ChangeLog(Closing):
         self._lock = threading.RLock()
         self._state = LogState()
         self._pruned_bytes = 0
+        note_opened()
+        keep_from_forks(self)
         self._rocks = RocksDirectory(self.path)
         try:
             self._recover()

@@ -24,6 +24,7 @@ from rhei_pipeline.holder.place import is_private
 from rhei_pipeline.holder.worker import Worker
 from rhei_pipeline.mirrors.locking import LockNote
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
+from rhei_pipeline.model.forking import keep_from_forks, note_opened
 from rhei_pipeline.model.query_limits import QueryClock, QueryLimits, whole
 from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -74,6 +75,8 @@ class Holder:
                 "folder that only this user can enter",
                 hint="run both as the same user, and delete a folder that is not private",
             )
+        note_opened()
+        keep_from_forks(self)
         self.note, self._on_query = note, on_query
         self._worker = Worker()
         self._clock, self._limits = QueryClock(limits.seconds), limits

@@ -14,6 +14,7 @@ from rhei_pipeline.holder.making_way import making_way
 from rhei_pipeline.mirrors.joining import Part, every_table
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, held, is_locked
 from rhei_pipeline.model.closing import Closing
+from rhei_pipeline.model.forking import note_opened
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.settings.model import Settings
@@ -71,6 +72,7 @@ class JointReader(Closing):
             QueryError: The statement does not only read, or is refused.
             MirrorBusyError: A process holds one of the mirrors, and that has no published copy.
         """
+        note_opened()
         first = self._pipelines[0][1].mirror
         waiting = Waiting(str(first.path), first.lock_timeout_seconds, lambda: None)
         is_open_elsewhere = False

@@ -13,6 +13,7 @@ from rhei_pipeline.holder.joint_reader import READ_FROM, Declared, JointReader, 
 from rhei_pipeline.holder.making_way import making_way
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, is_locked
 from rhei_pipeline.model.closing import Closing
+from rhei_pipeline.model.forking import is_fork, keep_from_forks, note_opened
 from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.results import labelled
@@ -32,6 +33,7 @@ class OpenReader(Closing):
     """
 
     def __init__(self, settings: Settings) -> None:
+        keep_from_forks(self)
         self._mirror = settings.mirror
         self._lock = lock_file(settings.mirror) if settings.mirror.kind == "duckdb" else None
         self._limits = query_limits(settings)
@@ -40,6 +42,8 @@ class OpenReader(Closing):
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""
+        if is_fork():
+            return  # it is the parent's
         holder, self._holder = self._holder, None
         if holder is not None:
             holder.close()
@@ -56,6 +60,7 @@ class OpenReader(Closing):
             QueryError: The statement does not only read, or is refused.
             MirrorBusyError: A process holds the mirror that cannot be asked.
         """
+        note_opened()
         if self._lock is None:
             return self._from_files(sql, params, "file")
         waiting = Waiting(

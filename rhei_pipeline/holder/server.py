@@ -19,6 +19,7 @@ from rhei_pipeline.holder.gate import StoodAsideError
 from rhei_pipeline.holder.held import ANSWERED, Held
 from rhei_pipeline.holder.place import sever
 from rhei_pipeline.model.change_feed import TableChanges
+from rhei_pipeline.model.forking import keep_from_forks
 from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.model.streaming import Streamed
 
@@ -131,6 +132,7 @@ class HolderServer(flight.FlightServerBase):  # type: ignore[misc]
     """
 
     def __init__(self, socket: Path, desk: Desk, seconds: float) -> None:
+        keep_from_forks(self)
         self.socket = socket
         self._desk, self._seconds = desk, seconds
         self._under_way: dict[str, _Asked] = {}

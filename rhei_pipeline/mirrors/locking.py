@@ -5,6 +5,7 @@ another descriptor of the file does not release it, as it would a POSIX record l
 """
 
 import fcntl
+import io
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from rhei_pipeline.errors import MirrorBusyError
+from rhei_pipeline.model.forking import leave_to_parent
 
 _log = logging.getLogger(__name__)
 
@@ -149,21 +151,30 @@ class WriterLock:
     """
 
     def __init__(self, path: Path, mirror: str, timeout_seconds: float) -> None:
-        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = lockable(path)
         try:
-            _wait_for(self._descriptor, path, mirror, timeout_seconds)
-            _write(self._descriptor, LockNote.of_this_process())
+            _wait_for(self._file.fileno(), path, mirror, timeout_seconds)
+            _write(self._file.fileno(), LockNote.of_this_process())
         except BaseException:
-            os.close(self._descriptor)
+            self._file.close()
             raise
 
     def release(self) -> None:
         """Release the lock; safe to repeat."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            # Closing alone would leave it to a forked child that has the descriptor as well.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+        if not self._file.closed:
+            # Closing alone would leave it to a fork that has the descriptor as well.
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._file.close()
+
+
+def lockable(path: Path) -> io.FileIO:
+    """Open a file to lock it; it is created when it is missing.
+
+    A fork does not keep it locked when its parent has ended.
+    """
+    opened = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+    leave_to_parent(opened)
+    return opened
 
 
 def lock_of_file(mirror: Path) -> Path:

@@ -10,6 +10,7 @@ from rhei_pipeline.errors import MirrorError, needs_extra
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.locking import lock_of_directory, lock_of_file
+from rhei_pipeline.model.forking import note_opened
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.streaming import Begun
@@ -42,6 +43,7 @@ class OwnedMirror(Mirror, Protocol):
 
 def open_mirror(mirror: MirrorSettings) -> OwnedMirror:
     """Open a mirror, alone among all processes that write; whoever opened it closes it."""
+    note_opened()
     if mirror.kind == "duckdb":
         copy = mirror.published
         return DuckDBMirror(
@@ -93,6 +95,7 @@ def read_mirror(mirror: MirrorSettings, path: Path | None = None) -> ReadMirror:
         MirrorBusyError: A process has the DuckDB file open for writing.
         MirrorError: There is no mirror yet, or it is in memory.
     """
+    note_opened()
     refuse_unread(mirror, path)
     if mirror.kind == "duckdb":
         file, limit = path or mirror.path, mirror.memory_limit

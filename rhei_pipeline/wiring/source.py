@@ -11,6 +11,7 @@ from rhei_pipeline.buffer.events.declared import declared_schema
 from rhei_pipeline.buffer.events.source import EventLogSource, unapplied
 from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.errors import RheiError, SchemaError, SourceError, needs_extra
+from rhei_pipeline.model.forking import refuse_in_fork
 from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import TableOptions, TableSchema
@@ -72,6 +73,7 @@ def open_database(settings: Settings, *, looking: bool = False) -> SourceDatabas
 
     Where it is only looked at, not even its journal mode is changed.
     """
+    refuse_in_fork()
     source = settings.source
     if isinstance(source, SqliteSettings):
         if source.create:

@@ -23,7 +23,7 @@ from rhei_pipeline.mirrors.datafusion.files import (
     committed_meanwhile,
     missing,
 )
-from rhei_pipeline.mirrors.locking import WriterLock, lock_of_directory
+from rhei_pipeline.mirrors.locking import WriterLock, lock_of_directory, lockable
 from rhei_pipeline.model.durable import make_durable
 
 #: Holds the number of the newest manifest.
@@ -203,13 +203,13 @@ class LocalFiles:
         pin = self._path / _PINS / f"{version}-{uuid.uuid4().hex}"
         with self._translated():
             pin.parent.mkdir(exist_ok=True)
-            descriptor = os.open(pin, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            opened = lockable(pin)
+            fcntl.flock(opened, fcntl.LOCK_SH)
         try:
             yield
         finally:
             pin.unlink(missing_ok=True)
-            os.close(descriptor)
+            opened.close()
 
     def abandoned(self, folder: str) -> set[str]:
         """Return all files of a folder: the caller holds the lock."""

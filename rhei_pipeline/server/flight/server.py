@@ -15,6 +15,7 @@ from pyarrow import flight
 
 from rhei_pipeline.errors import QueryError, TransientError
 from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.forking import keep_from_forks
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.server.flight import catalog
 from rhei_pipeline.server.flight.access import (
@@ -87,6 +88,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         port: int = 0,
         options: ServerOptions | None = None,
     ) -> None:
+        keep_from_forks(self)
         options = options or ServerOptions()
         refuse_open_server(host, options.access)
         scheme = "grpc+tls" if options.tls else "grpc"

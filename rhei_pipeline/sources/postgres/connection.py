@@ -17,6 +17,7 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool import ConnectionPool
 
+from rhei_pipeline.model.forking import leave_to_parent
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 from rhei_pipeline.sql.text import literal, quote
 
@@ -52,6 +53,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     keeps_path = True
     _reads_by_default = False
     _held: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(*arguments, **options)
+        leave_to_parent(self)
 
     def execute(  # type: ignore[override]
         self,

@@ -25,6 +25,7 @@ from rhei_pipeline.errors import (
     TableBusyError,
     without_values,
 )
+from rhei_pipeline.model.forking import leave_to_parent
 from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.model.query_limits import AnswerLimits
 from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
@@ -194,11 +195,13 @@ class PostgresDatabase:
         escaped = {name: re.sub(r"([ \\])", r"\\\1", value) for name, value in settings.items()}
         options = " ".join(f"-c {name}={value}" for name, value in escaped.items())
         with self.translated():
-            return self._retried(
+            replicating = self._retried(
                 lambda: psycopg.connect(
                     self._direct_dsn, options=options, replication="database", **self._how
                 )
             )
+        leave_to_parent(replicating)
+        return replicating
 
     @property
     def _how(self) -> dict[str, Any]:
