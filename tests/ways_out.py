@@ -6,6 +6,8 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "no mirror can be at '{}://': give a path of this machine, s3://bucket/path or gs://bucket/path": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_where_no_url_can_be_is_refused",
+    "'{}://' begins a URL, and no path: give the path of a file or directory here": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_where_no_url_can_be_is_refused",
     "open pipelines only in processes that are not forked afterwards: after a server has started its workers, or in those of multiprocessing's 'spawn'": "tests/behaviour/server/test_forks.py::test_a_fork_uses_nothing_of_its_parent_and_ends_without_harm",
     "it is tried again; end other sessions, or allow more of them, by 'alter role ... connection limit' or the server's 'max_connections'": "tests/behaviour/postgres/test_full_servers.py::test_a_server_without_a_free_connection_is_named_until_it_has_one",
     "give the primary server in 'source.dsn'; the process with the mirror may read a standby alone": "tests/behaviour/copy/test_shared_copies.py::test_a_worker_does_not_read_a_standby",

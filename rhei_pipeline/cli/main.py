@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -79,6 +80,9 @@ def before_the_command(
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal of another encoding than UTF-8 shows what it lacks by its number.
+        sys.stdout.reconfigure(errors="backslashreplace")
     log_as_text()
     try:
         app(prog_name="rhei")

@@ -6,6 +6,15 @@ from typing import Literal, Self
 
 from pydantic import ByteSize, Field, SecretStr, model_validator
 
+from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.settings.places import (
+    IN_DIRECTORY,
+    IN_DUCKDB,
+    IN_STORE,
+    LocalPath,
+    MirrorPath,
+    unfit,
+)
 from rhei_pipeline.settings.section import Section
 from rhei_pipeline.settings.shards import beside, label
 
@@ -41,7 +50,7 @@ class ObjectStoreSettings(Section):
 class PublishedSettings(Section):
     """A copy of a DuckDB mirror for other processes to read."""
 
-    path: Path = Field(description="The file's path; each copy replaces the whole file.")
+    path: LocalPath = Field(description="The file's path; each copy replaces the whole file.")
     interval_seconds: float = Field(
         60.0, ge=0, description="Minimum time between two copies; each copies the whole file."
     )
@@ -74,7 +83,7 @@ class MirrorSettings(Section):
         " mapped into memory; parquet: compressed files; delta: the same, and Delta Lake tables"
         " for other engines. Left out: parquet.",
     )
-    path: Path = Field(
+    path: MirrorPath = Field(
         Path(_MEMORY),
         description="duckdb: the file; datafusion: the directory. Created when missing;"
         " ':memory:' is copied again at each start. Parquet and delta can also "
@@ -126,15 +135,41 @@ class MirrorSettings(Section):
             raise ValueError(f"storage {self.storage!r} needs a directory as its 'path'")
         return self
 
+    @model_validator(mode="after")
+    def _fitting_paths(self) -> Self:
+        if self.unfit_path:
+            raise ValueError(self.unfit_path)
+        return self
+
     def anchored(self, directory: Path) -> Self:
-        """Return the same settings with relative paths resolved against a directory."""
+        """Return the same settings with relative paths resolved against a directory.
+
+        Raises:
+            SettingsError: The mirror's engine takes no path in it.
+        """
         update: dict[str, object] = {}
         if not (self.in_memory or self.url):
             update["path"] = directory / self.path
         if self.published:
             place = {"path": directory / self.published.path}
             update["published"] = self.published.model_copy(update=place)
-        return self.model_copy(update=update)
+        anchored = self.model_copy(update=update)
+        if anchored.unfit_path:
+            raise SettingsError(anchored.unfit_path)
+        return anchored
+
+    @property
+    def unfit_path(self) -> str | None:
+        """Why its engine takes none of its paths; None if it takes them."""
+        if self.url:
+            return unfit("mirror.path", self.url, IN_STORE)
+        if self.in_memory:
+            return None
+        signs = IN_DUCKDB if self.kind == "duckdb" else IN_DIRECTORY
+        found = unfit("mirror.path", self.path.absolute(), signs)
+        if self.published and not found:
+            return unfit("mirror.published.path", self.published.path.absolute(), signs)
+        return found
 
     def of_shard(self, shard: int) -> Self:
         """Return the same settings with places that are one shard's own."""

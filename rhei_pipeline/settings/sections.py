@@ -14,6 +14,7 @@ from rhei_pipeline.model.masks import LEAST_KEY_CHARACTERS, parse_rule
 from rhei_pipeline.model.schema import DroppedColumns, Mode, SchemaPolicy
 from rhei_pipeline.model.type_names import parse_type
 from rhei_pipeline.settings.keeping import DeadLetterSettings, HistorySettings
+from rhei_pipeline.settings.places import LocalPath
 from rhei_pipeline.settings.section import Section
 from rhei_pipeline.settings.source import PollingSettings
 
@@ -206,7 +207,7 @@ class QuerySettings(Section):
 class RegistrySettings(Section):
     """Where the registry of schemas is stored."""
 
-    path: Path = Field(Path("data/registry.json"), description="The JSON file.")
+    path: LocalPath = Field(Path("data/registry.json"), description="The JSON file.")
 
 
 class VerifySettings(Section):
@@ -279,7 +280,7 @@ class ScheduleSettings(Section):
     snapshot_rebuild: int = Field(
         0, ge=0, description="How many of the latest windows are taken again each night."
     )
-    snapshot_files: Path | None = Field(
+    snapshot_files: LocalPath | None = Field(
         None,
         description="A directory to which each snapshot is also written, as"
         " <table>/<window>.parquet. Left out: snapshots are in the mirror only.",

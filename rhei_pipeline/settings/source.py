@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import Clock, PollOptions, parse_deletes
+from rhei_pipeline.settings.places import LocalPath
 from rhei_pipeline.settings.section import Section
 from rhei_pipeline.settings.shards import label
 
@@ -22,7 +23,7 @@ class SqliteSettings(Section):
     """An SQLite file."""
 
     kind: Literal["sqlite"] = Field("sqlite", description="What kind of database it is.")
-    path: Path = Field(description="The SQLite file.")
+    path: LocalPath = Field(description="The SQLite file.")
     create: bool = Field(
         default=False,
         description="Create the file, empty, if it is missing and nothing was mirrored from it"
@@ -38,7 +39,7 @@ class LogSettings(Section):
     """A log to which an application appends its own events, without a database."""
 
     kind: Literal["log"] = Field(description="What kind of source it is.")
-    path: Path = Field(
+    path: LocalPath = Field(
         description="The log's directory, created when missing; one process opens it."
     )
 
@@ -68,7 +69,9 @@ class BufferSettings(Section):
     """Where changes are stored between the source and the mirror."""
 
     kind: Literal["rocksdb"] = Field("rocksdb", description="What kind of buffer it is.")
-    path: Path = Field(description="The directory, created when missing; one process opens it.")
+    path: LocalPath = Field(
+        description="The directory, created when missing; one process opens it."
+    )
     max_bytes: int | None = Field(
         10 * 1024**3, ge=1, description="The most it holds; null: as much as the disk allows."
     )
@@ -158,4 +161,4 @@ class PollingSettings(Section):
 class LocalSettings(Section):
     """A local database for writes beside a read-only source."""
 
-    path: Path = Field(description="The SQLite file, created when missing.")
+    path: LocalPath = Field(description="The SQLite file, created when missing.")

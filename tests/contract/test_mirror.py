@@ -7,7 +7,8 @@ import pytest
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
-from rhei_pipeline.mirrors.duckdb.mirror import MEMORY, DuckDBMirror
+from rhei_pipeline.mirrors.duckdb.connecting import MEMORY
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.testing import StubMirror
 from rhei_pipeline.testing.mirror_contract import MirrorContract

@@ -148,7 +148,7 @@ class DeltaTarget:
     def checkpoint(self) -> None:
         """Write a checkpoint of what ten commits left, and delete entries that are older."""
         if self.version - self._state.checkpoint >= _CHECKPOINT_COMMITS:
-            uri, options = f"{self._files.root}/{self.folder}", self._files.storage_options
+            uri, options = f"{self._files.url}/{self.folder}", self._files.storage_options
             table = DeltaTable(uri, storage_options=options)
             table.create_checkpoint()
             table.cleanup_metadata()

@@ -59,6 +59,10 @@ class Files(Protocol):
         """The path that file names are relative to; None where files have no path."""
 
     @property
+    def url(self) -> str:
+        """The same as a URL, by which engines read files: no sign in it is a pattern for them."""
+
+    @property
     def storage_options(self) -> dict[str, str]:
         """Options to reach the files, by the names that object stores' clients know."""
 
@@ -137,6 +141,7 @@ class MemoryFiles:
     """Files that end with the process."""
 
     root = None
+    url = ""
     remote: ClassVar[bool] = False
     storage_options: ClassVar[dict[str, str]] = {}
 

@@ -55,6 +55,7 @@ class LocalFiles:
         self, path: Path, *, writing: bool = True, lock_timeout_seconds: float = 30.0
     ) -> None:
         self.root = str(path.resolve())
+        self.url = path.resolve().as_uri()
         self._path = path
         #: What a path begins with: to join the parts of one takes ten times as long.
         self._lead = f"{path}/"

@@ -77,7 +77,7 @@ class ObjectFiles:
 
     def __init__(self, url: str, access: StoreAccess) -> None:
         parts = urlsplit(url)
-        self.root = url.rstrip("/")
+        self.root = self.url = url.rstrip("/")
         self._scheme, self._bucket = parts.scheme, parts.netloc
         self._access = access
         self._store = _store(parts.scheme, parts.netloc, parts.path.strip("/"), access)

@@ -206,7 +206,7 @@ class SegmentStore:
         """Register a segment in a session under a name."""
         self.check([self.place(segment.name)])
         if self.files.root is not None and self._is_for_engines(segment):
-            path = f"{self.files.root}/{self.place(segment.name)}"
+            path = f"{self.files.url}/{self.place(segment.name)}"
             try:
                 context.register_parquet(name, path, file_extension=self.form.suffix)
             except Exception as error:  # DataFusion's errors have no type of their own

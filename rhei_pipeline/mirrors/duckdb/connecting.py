@@ -41,17 +41,20 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
 #: Who opens the file has its lock for at least so long: reads of the file end as they see that.
 READERS_END_SECONDS = 0.5
 _BEGUN = ".begun"
+MEMORY = ":memory:"
 
 
 def connect_once_free(
     path: str, config: dict[str, str | bool | int | float | list[str]], deadline: float
 ) -> duckdb.DuckDBPyConnection:
     """Open the file; wait also for processes that have it open without our lock."""
+    # Of a relative path with a colon, DuckDB takes what is before it for the name of an extension.
+    file = path if path == MEMORY else str(Path(path).absolute())
     waiting = Waiting(path, deadline - time.monotonic(), lambda: None)
     while True:
         try:
             with translated(path):
-                return silent(duckdb.connect(path, config=config))
+                return silent(duckdb.connect(file, config=config))
         except MirrorBusyError as error:
             waiting.reason = error
             waiting.pause()

@@ -8,11 +8,11 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.mirrors.duckdb.connecting import CONFIG, ended_by_signals
+from rhei_pipeline.mirrors.duckdb.connecting import CONFIG, MEMORY, ended_by_signals
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
 from rhei_pipeline.mirrors.duckdb.housekeeping import read_mirror_id, silent
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
-from rhei_pipeline.mirrors.duckdb.mirror import BATCH_ROWS, MEMORY
+from rhei_pipeline.mirrors.duckdb.mirror import BATCH_ROWS
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.tables import MAIN, SNAPSHOTS, in_utc, read_tables
@@ -63,7 +63,7 @@ class JointDuckDB:
             self._opened = opened.pop_all()
 
     def _attach(self, part: Part, path: Path, name: str) -> None:
-        asked = f"attach {literal(str(path))} as {quote(name)} (read_only)"
+        asked = f"attach {literal(str(path.absolute()))} as {quote(name)} (read_only)"
         self._connection.execute(asked)
         with self._connection.cursor() as cursor:
             cursor.execute(f"use {quote(name)}")

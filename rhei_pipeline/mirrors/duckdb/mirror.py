@@ -26,6 +26,7 @@ from rhei_pipeline.errors import (
 from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.connecting import (
     CONFIG,
+    MEMORY,
     READERS_END_SECONDS,
     connect_once_free,
     create_whole,
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MEMORY = ":memory:"
 
 #: How long to wait for queries to hear that they are ended.
 _PAUSE_SECONDS = 0.01

@@ -84,6 +84,6 @@ def _copy(source: Path, target: Path) -> None:
 
 def _leave_out_copies(path: Path) -> None:
     """Drop unfinished table copies; no other process knows this file yet."""
-    with duckdb.connect(str(path)) as opened:
+    with duckdb.connect(str(path.absolute())) as opened:
         drop_copies(opened)
         opened.execute("delete from _rhei_copies")

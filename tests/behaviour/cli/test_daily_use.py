@@ -112,6 +112,24 @@ def test_variables_come_from_the_projects_env_file_unless_they_are_set(
     assert (project / "by_env.duckdb").exists()
 
 
+def test_a_terminal_of_another_encoding_shows_the_numbers_of_what_it_lacks(
+    project: Path, world: World
+) -> None:
+    world.run("update orders set status = 'für 😀' where id = 1")
+    done("sync")
+    sql = "select status from orders where id = 1"
+    shown = subprocess.run(
+        [sys.executable, "-m", "rhei_pipeline.cli.main", "query", sql],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "f\\xfcr \\U0001f600" in shown
+    # A value that a program reads is whole, whatever the terminal's encoding is.
+    assert json.loads(done("query", sql, "--json")) == [{"status": "für 😀"}]
+
+
 def test_rows_are_written_in_each_format(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done("sync")
     sql = "select id, status, amount, x'00ff' as raw, null as empty from orders order by id"

@@ -8,8 +8,9 @@ import duckdb
 import pytest
 
 from rhei_pipeline.mirrors.duckdb import connecting
+from rhei_pipeline.mirrors.duckdb.connecting import MEMORY
 from rhei_pipeline.mirrors.duckdb.housekeeping import _ALL, _TABLES
-from rhei_pipeline.mirrors.duckdb.mirror import MEMORY, DuckDBMirror
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 
 #: The headers' places that differ between any two files: checksums, and the file's own id.
 _OWN = [*range(8), *range(124, 140)]

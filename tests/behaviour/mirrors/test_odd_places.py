@@ -1,0 +1,170 @@
+"""Mirrors, sources and what is beside them in places whose names mean something to an engine."""
+
+from copy import deepcopy
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import rhei_pipeline as rhei
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.errors import SettingsError
+from tests.support.fix_object_store import Store
+from tests.support.fix_world import World
+
+#: Each means something to a shell, a URL, SQL, a pattern of files, or a connection string.
+NAMES = (
+    *("a b", "it's", 'do"uble', "ha#sh", "per%20cent", "per%cent", "que?stion", "st*ar", "[[x]]"),
+    *("br[ac]ket", "br{ac}e", "\u00fcn\u00efcode", "e\u0301", "-dash", "semi;colon", "co:lon"),
+    *("$dollar", "~", "comma,name", "a&b=c", "plus+sign", "dot.", ".hidden", "x'; select 1; --"),
+    *("\N{GRINNING FACE}", "back\\slash", "new\nline", "tab\tname"),
+)
+#: Those that a mirror cannot have in its path: a DuckDB file, a directory, one in a store.
+NOT_IN_DUCKDB = {"que?stion", "back\\slash"}
+NOT_IN_DIRECTORY = {"new\nline", "tab\tname"}
+NOT_IN_STORE = NOT_IN_DUCKDB | NOT_IN_DIRECTORY
+NOT_IN_STORE |= {"ha#sh", "per%20cent", "per%cent", "[[x]]", "br[ac]ket"}
+
+
+def within_all(place: Path, unfit: set[str]) -> Path:
+    """Return a directory within directories of all names but a few."""
+    return reduce(Path.joinpath, (name for name in NAMES if name not in unfit), place)
+
+
+def see_that_it_is_kept(world: World) -> None:
+    for number in range(11):  # ten commits leave a checkpoint of a Delta table
+        world.run(f"update t set v = '{number}' where id = 1")
+        world.htap.sync_now()
+    world.htap.maintain()
+    world.assert_equal("t")
+    world.crash()
+    world.assert_equal("t")
+    world.crash()
+
+
+@pytest.mark.parametrize("storage", [None, "parquet", "ipc", "delta"])
+def test_everything_is_in_a_place_of_any_name(tmp_path: Path, storage: str | None) -> None:
+    place = within_all(tmp_path, NOT_IN_DIRECTORY if storage else NOT_IN_DUCKDB)
+    world = World(
+        place,
+        mode="temporal",
+        buffered=True,
+        storage=storage,
+        delta={"interval_seconds": 0} if storage == "delta" else None,
+        published=None if storage else {"path": place / "copy", "interval_seconds": 0},
+    )
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    see_that_it_is_kept(world)
+    world.app.close()
+
+
+def test_a_store_s_path_has_any_name_in_it(tmp_path: Path, bucket: Store) -> None:
+    world = World(tmp_path, mode="temporal", storage="delta", delta={"interval_seconds": 0})
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    names = "/".join(name for name in NAMES if name not in NOT_IN_STORE)
+    form = world.settings.model_dump()
+    form["mirror"] |= {
+        "path": f"{bucket.scheme}://{bucket.bucket}/{names}",
+        "object_store": bucket.settings | bucket.keys,
+    }
+    with HTAP(Settings(**form)) as htap:
+        for number in range(11):
+            world.run(f"update t set v = '{number}' where id = 1")
+            htap.sync_now()
+        htap.maintain()
+        assert htap.verify().equal
+    with HTAP(Settings(**form)) as htap:
+        assert htap.verify().equal
+        found = htap.query("select v from t where _rhei_valid_to is null", hint="olap")
+        assert found["v"].to_pylist() == ["10"]
+    world.app.close()
+
+
+def mirror_at(path: Path | str, **fields: Any) -> dict[str, Any]:
+    return {"source": {"path": "app.db"}, "mirror": {"path": path, **fields}}
+
+
+def test_a_place_that_an_engine_takes_for_another_is_refused(tmp_path: Path) -> None:
+    files: dict[str, Any] = {"kind": "datafusion", "storage": "parquet"}
+    cases = [
+        *((name, f"/data/{name}/m.duckdb", {}) for name in NOT_IN_DUCKDB),
+        *((name, "m.duckdb", {"published": {"path": f"/data/{name}"}}) for name in NOT_IN_DUCKDB),
+        *((name, f"/data/{name}", files) for name in NOT_IN_DIRECTORY),
+        *((name, f"s3://bucket/{name}", files) for name in NOT_IN_STORE),
+    ]
+    for name, path, fields in cases:
+        with pytest.raises(SettingsError, match="choose a path without") as refused:
+            Settings(**mirror_at(path, **fields))
+        [sign] = [sign for sign in "?\\\n\t#%[" if repr(sign) in str(refused.value)]
+        assert sign in name
+        if "published" in fields:
+            Settings(**mirror_at(path, published={"path": "/data/plain"}))
+        else:
+            Settings(**mirror_at(path.replace(name, "plain"), **fields))
+
+
+def test_a_directory_that_an_engine_takes_for_another_is_refused(tmp_path: Path) -> None:
+    for name in ("que?stion", "plain"):
+        file = tmp_path / name / "pipeline.yaml"
+        file.parent.mkdir()
+        file.write_text(yaml.safe_dump(mirror_at("m.duckdb")))
+    with pytest.raises(SettingsError, match=r"'\?'.*choose a path without"):
+        Settings.load(tmp_path / "que?stion" / "pipeline.yaml")
+    assert Settings.load(tmp_path / "plain" / "pipeline.yaml").mirror.path.parent.name == "plain"
+
+
+def test_a_url_where_no_url_can_be_is_refused(tmp_path: Path) -> None:
+    form: dict[str, Any] = {
+        "source": {"path": "app.db"},
+        "capture": {"buffer": {"path": "cdc"}},
+        "mirror": {"path": "m.duckdb", "published": {"path": "copy.duckdb"}},
+        "registry": {"path": "registry.json"},
+        "schedule": {"snapshot_files": "files"},
+    }
+    Settings(**form)
+    places = [
+        ("source", "path"),
+        ("capture", "buffer", "path"),
+        ("mirror", "path"),
+        ("mirror", "published", "path"),
+        ("registry", "path"),
+        ("local", "path"),
+        ("schedule", "snapshot_files"),
+    ]
+    for url in ("az://bucket/x", "S3://bucket/x", "file:///tmp/x", "postgresql://host/db", "s3://"):
+        for *sections, field in places:
+            changed = deepcopy(form)
+            if sections == ["local"]:
+                changed |= {"capture": {"method": "polling"}, "local": {"path": "local.db"}}
+            section = reduce(dict[str, Any].__getitem__, sections, changed)
+            section[field] = url
+            scheme = url.partition("://")[0]
+            with pytest.raises(SettingsError, match=rf"{sections[-1]}.{field}'.*'{scheme}://'"):
+                Settings(**changed)
+            section[field] = "here"
+            Settings(**changed)
+    files = {"kind": "datafusion", "storage": "parquet"}
+    assert Settings(**mirror_at("s3://bucket", **files)).mirror.url == "s3://bucket"
+    again = Settings(**mirror_at("gs://bucket/x", **files)).model_dump()
+    assert Settings(**again).mirror.url == "gs://bucket/x"
+
+
+def test_a_colon_in_a_relative_path_names_no_extension_of_duckdb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    world = World(tmp_path)
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    declared = mirror_at("sales:2026", published={"path": "copy:2026", "interval_seconds": 0})
+    settings = Settings(**declared, registry={"path": "registry.json"})
+    count = "select count(*) as n from t"
+    with HTAP(settings) as htap:
+        htap.sync_now()
+    with rhei.reader(settings) as reader:
+        assert reader.query(count)["n"][0].as_py() == 1
+    with rhei.reader({"shop": settings}) as reader:
+        assert reader.query("select count(*) as n from shop.t")["n"][0].as_py() == 1
+    assert {"sales:2026", "copy:2026"} <= {file.name for file in tmp_path.iterdir()}
+    world.app.close()
