@@ -452,6 +452,10 @@ class MirrorRecords(Protocol):
     def folds_names(self) -> bool:
         """Whether names that differ by case only are one name."""
 
+    @property
+    def taken_schemas(self) -> Collection[str]:
+        """The names of schemas, in lower case, that the mirror cannot take from the source."""
+
     def ledger(self) -> Ledger:
         """Return what is recorded."""
 

@@ -1,13 +1,19 @@
 """Names: of tables that are declared, and which ones a mirror cannot hold beside each other."""
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 
 from rhei_pipeline.errors import PermanentError, SchemaDriftError, SchemaError
 from rhei_pipeline.model.schema import Table, TableSchema, nearest
+from rhei_pipeline.protocols import MirrorRecords
 from rhei_pipeline.sql.text import as_sqlite_reads, mirror_table
 
 #: By this name DuckDB finds rows; a column of this name would hide it, and other rows be changed.
 _ROW_PLACE = "rowid"
+_OTHER_SCHEMA = (
+    "if the file of 'mirror.path' is named so, give it another name; else rename the schema in the"
+    " source, or leave the table out of 'tables'"
+)
 
 
 def declared_twice(name: str) -> SchemaError:
@@ -97,7 +103,7 @@ class TakenNames:
             those that stand in the mirror already.
         standing: The tables that are in the mirror, by name.
         declared: The names of all tables that are to be mirrored; kept up to date by the caller.
-        folds: Whether the mirror ignores case.
+        mirror: Says which names are one, and which it cannot take.
     """
 
     def __init__(
@@ -106,9 +112,10 @@ class TakenNames:
         standing: Mapping[str, Table],
         declared: Collection[str],
         *,
-        folds: bool,
+        mirror: MirrorRecords,
     ) -> None:
-        self._found, self._declared, self._folds = found, declared, folds
+        self._found, self._declared = found, declared
+        self._mirror, self._folds = mirror, mirror.folds_names
         self._found_as: dict[str, list[Table]] = {}
         self._standing_as: dict[str, list[Table]] = {}
         self._standing_of: dict[str, list[Table]] = {}
@@ -123,11 +130,13 @@ class TakenNames:
         self._found_as.setdefault(self._folded(table.schema), []).append(table)
 
     def refuse_taken(self, schema: TableSchema) -> None:
-        """Refuse a name that another table has in the mirror.
+        """Refuse a name that another table has in the mirror, or that a schema of its own has.
 
         Raises:
-            SchemaError: Another table has the name, or it is another one than the table had before.
+            SchemaError: Another table has the name, or it is another one than the table had before,
+                or the mirror cannot take the table's schema.
         """
+        self._refuse_schema(schema)
         wanted = self._folded(schema)
         for other in self._others(schema, wanted):
             if other.name != schema.name and not _is_renamed(other.schema, schema):
@@ -147,6 +156,22 @@ class TakenNames:
                     hint="declare the former 'mirror_name', or run"
                     f" 'rhei drop-table {schema.name}', with '--keep-as NAME' for its history",
                 )
+
+    def _refuse_schema(self, schema: TableSchema) -> None:
+        if schema.namespace is None:
+            return
+        name = schema.namespace.lower() if self._folds else schema.namespace
+        if name in self._taken_schemas:
+            raise SchemaError(
+                f"the mirror has something of its own with the name of its schema,"
+                f" {schema.namespace!r}",
+                table=schema.name,
+                hint=_OTHER_SCHEMA,
+            )
+
+    @cached_property
+    def _taken_schemas(self) -> Collection[str]:
+        return self._mirror.taken_schemas
 
     def _others(self, schema: TableSchema, wanted: str) -> Iterator[Table]:
         """Yield the tables that have a name, and before which this one gives way."""

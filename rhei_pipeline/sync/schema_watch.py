@@ -310,7 +310,7 @@ class SchemaWatch:
         return replace(table, schema=own) if own == table.schema else table
 
     def _names(self, standing: Mapping[str, Table]) -> TakenNames:
-        return TakenNames(self._tables, standing, self.declared, folds=self._mirror.folds_names)
+        return TakenNames(self._tables, standing, self.declared, mirror=self._mirror)
 
     def _wanted(
         self, declared: Declared, standing: Mapping[str, Table], names: TakenNames

@@ -1,7 +1,7 @@
 """A mirror in memory, queried in DuckDB's SQL. Keeps `Mirror`."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +30,7 @@ class StubMirror:
     """
 
     folds_names = False
+    taken_schemas: Collection[str] = ()
     not_published: RheiError | None = None
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed, without_positions
 from rhei_pipeline.mirrors.datafusion.files import aside
 from rhei_pipeline.mirrors.datafusion.forgetting import Forgetting
-from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
+from rhei_pipeline.mirrors.datafusion.manifest import SNAPSHOTS, Manifest, StoredTable
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.past import past_of
 from rhei_pipeline.mirrors.datafusion.repair import TableRepair
@@ -147,6 +147,11 @@ class DataFusionMirror:
     def folds_names(self) -> bool:
         """False: a name is found as written, or in lower case."""
         return False
+
+    @property
+    def taken_schemas(self) -> Collection[str]:
+        """Where snapshots are."""
+        return {SNAPSHOTS}
 
     @property
     def owner(self) -> str | None:

@@ -7,7 +7,7 @@ DELETE + INSERT on a plain table changes 10,000 random rows of a million (see be
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
@@ -54,7 +54,7 @@ from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.retention import read_kept_since
 from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.mirrors.duckdb.table_notes import TableNotes
-from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists
+from rhei_pipeline.mirrors.duckdb.tables import SNAPSHOTS, in_utc, read_tables, table_exists
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.locking import WriterLock, lock_of_file
 from rhei_pipeline.model.cancellation import Cancel
@@ -184,6 +184,13 @@ class DuckDBMirror:
     def folds_names(self) -> bool:
         """True: DuckDB's names are case-insensitive."""
         return True
+
+    @property
+    def taken_schemas(self) -> Collection[str]:
+        """Where snapshots are, and DuckDB's names of open files: `a.t` could mean either."""
+        with translated(self.path), self._cursor() as cursor:
+            found = cursor.execute("select database_name from duckdb_databases()").fetchall()
+        return {SNAPSHOTS, *(name.lower() for (name,) in found)}
 
     @property
     def owner(self) -> str | None:

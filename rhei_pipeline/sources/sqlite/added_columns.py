@@ -15,8 +15,8 @@ from rhei_pipeline.sources.sqlite.database import blank_database
 from rhei_pipeline.sources.sqlite.types import admit_column
 from rhei_pipeline.sql.text import quote
 
-_DECLARED = "select name, type, dflt_value, hidden from pragma_table_xinfo(?)"
-_STRICT = "select strict from pragma_table_list where schema = 'main' and name = ?"
+_DECLARED = "select name, type, dflt_value, hidden from temp.pragma_table_xinfo(?)"
+_STRICT = "select strict from temp.pragma_table_list where schema = 'main' and name = ?"
 
 
 def added_values(

@@ -307,13 +307,13 @@ def _bound(values: Sequence[Any]) -> pa.RecordBatch:
 def _computes(reader: SqliteRowReader) -> bool:
     """Return whether a column is computed as it is read: another SQLite may compute otherwise."""
     found = reader.connection.execute(
-        "select 1 from pragma_table_xinfo(?) where hidden = 2", (reader.source.schema.name,)
+        "select 1 from temp.pragma_table_xinfo(?) where hidden = 2", (reader.source.schema.name,)
     )
     return found.fetchone() is not None
 
 
 def _file_bytes(reader: SqliteRowReader) -> int:
     (size,) = reader.connection.execute(
-        "select page_count * page_size from pragma_page_count, pragma_page_size"
+        "select page_count * page_size from temp.pragma_page_count, temp.pragma_page_size"
     ).fetchone()
     return int(size)

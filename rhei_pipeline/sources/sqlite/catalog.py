@@ -144,12 +144,16 @@ class _Info:
         return not (self.not_null or self.rowid_alias)
 
 
+# The functions of pragmas are asked for as `temp.pragma_...`, here and wherever we ask. A table or
+# view of the user's that has the name of one comes first otherwise, and `main.` would name it.
+
+
 def table_names(connection: sqlite3.Connection) -> list[str]:
     """Return the names of all ordinary tables that have a declared primary key."""
     rows = connection.execute(
-        "select name from pragma_table_list where schema = 'main' and type = 'table'"
+        "select name from temp.pragma_table_list l where schema = 'main' and type = 'table'"
         " and name not like 'sqlite\\_%' escape '\\' and name not like '\\_rhei\\_%' escape '\\'"
-        " and exists (select 1 from pragma_table_info(pragma_table_list.name) where pk > 0)"
+        " and exists (select 1 from temp.pragma_table_info(l.name) where pk > 0)"
         " order by name"
     )
     return [name for (name,) in rows]
@@ -158,10 +162,10 @@ def table_names(connection: sqlite3.Connection) -> list[str]:
 def other_names(connection: sqlite3.Connection) -> dict[str, str]:
     """Return the names of all other tables and views, each with what it is or lacks."""
     rows = connection.execute(
-        "select name, type from pragma_table_list where schema = 'main' and type <> 'shadow'"
+        "select name, type from temp.pragma_table_list l where schema = 'main' and type <> 'shadow'"
         " and name not like 'sqlite\\_%' escape '\\' and name not like '\\_rhei\\_%' escape '\\'"
         " and not (type = 'table' and exists"
-        " (select 1 from pragma_table_info(pragma_table_list.name) where pk > 0)) order by name"
+        " (select 1 from temp.pragma_table_info(l.name) where pk > 0)) order by name"
     )
     return {name: _OTHERS.get(kind, f"it is a {kind} table") for name, kind in rows}
 
@@ -248,7 +252,8 @@ def _takes_any_number(declared: str) -> bool:
 
 def _ordinary_table(connection: sqlite3.Connection, name: str) -> str:
     listed = (
-        "pragma_table_list({}) where schema = 'main' and name not like 'sqlite\\_%' escape '\\'"
+        "temp.pragma_table_list({}) where schema = 'main'"
+        " and name not like 'sqlite\\_%' escape '\\'"
     )
     # The one alone is looked up first: of many tables, each would else read the names of all.
     found = connection.execute(f"select name, type from {listed.format('?')}", (name,)).fetchall()
@@ -274,7 +279,8 @@ def _columns(
     connection: sqlite3.Connection, table: str, wanted: Sequence[str] | None
 ) -> list[_Info]:
     rows = connection.execute(
-        'select name, type, "notnull", pk from pragma_table_xinfo(?) where hidden <> 1', (table,)
+        'select name, type, "notnull", pk from temp.pragma_table_xinfo(?) where hidden <> 1',
+        (table,),
     )
     infos = [_Info(name, declared, bool(strict), place) for name, declared, strict, place in rows]
     infos = _with_rowid_alias(infos)
@@ -351,7 +357,7 @@ def _usable_key(
 
 def _uniques(connection: sqlite3.Connection, table: str) -> list[UniqueIndex]:
     rows = connection.execute(
-        "select l.name, l.partial, m.sql from pragma_index_list(?) l"
+        "select l.name, l.partial, m.sql from temp.pragma_index_list(?) l"
         " left join sqlite_master m on m.type = 'index' and m.name = l.name where l.\"unique\"",
         (table,),
     ).fetchall()
@@ -362,7 +368,7 @@ def _unique(
     connection: sqlite3.Connection, name: str, partial: int, sql: str | None
 ) -> UniqueIndex:
     terms = connection.execute(
-        'select cid, name, coll from pragma_index_xinfo(?) where "key" order by seqno', (name,)
+        'select cid, name, coll from temp.pragma_index_xinfo(?) where "key" order by seqno', (name,)
     ).fetchall()
     return UniqueIndex(
         name,
@@ -376,7 +382,7 @@ def _unique(
 def _rowid_alias(connection: sqlite3.Connection, table: str) -> tuple[UniqueIndex, ...]:
     """Return the rowid's own uniqueness where another key than the INTEGER PRIMARY KEY is used."""
     rows = connection.execute(
-        "select name, type from pragma_table_xinfo(?) where pk > 0", (table,)
+        "select name, type from temp.pragma_table_xinfo(?) where pk > 0", (table,)
     ).fetchall()
     if len(rows) == 1 and rows[0][1].upper() == "INTEGER":
         return (UniqueIndex("rowid", (rows[0][0],), (_BINARY,), partial=False, sql=None),)

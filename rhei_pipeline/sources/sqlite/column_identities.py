@@ -73,7 +73,7 @@ def read_identities(
     connection: sqlite3.Connection, version: int, table: str | None = None
 ) -> dict[str, Identities]:
     """Return what is noted of one table, or of all, as of a count of schema changes."""
-    if connection.execute("select 1 from pragma_table_info(?)", (COLUMNS,)).fetchone() is None:
+    if connection.execute("select 1 from temp.pragma_table_info(?)", (COLUMNS,)).fetchone() is None:
         return {}
     chosen, bound = ("", (version,)) if table is None else (" and tbl = ?", (version, table))
     rows = connection.execute(

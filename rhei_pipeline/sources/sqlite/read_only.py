@@ -59,7 +59,9 @@ def lock_down(connection: sqlite3.Connection, value_bytes: int | None = None) ->
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, value_bytes)
     connection.execute("pragma query_only = on")
     built_in = {name for (name,) in connection.execute("pragma module_list")}
-    connection.set_authorizer(_Authorizer(built_in - ALLOWED_TABLES).allow)
+    # A user's own table may have the name of a module, and is read instead of it.
+    own = {name.lower() for (name,) in connection.execute("select name from sqlite_master")}
+    connection.set_authorizer(_Authorizer(built_in - ALLOWED_TABLES - own).allow)
 
 
 class _Authorizer:

@@ -42,4 +42,4 @@ def _columns_in(added: str) -> int:
             apart.execute(f"create table t(before{added})")
         except sqlite3.Error:
             return 0
-        return len(apart.execute("select * from pragma_table_xinfo('t')").fetchall()) - 1
+        return len(apart.execute("select * from temp.pragma_table_xinfo('t')").fetchall()) - 1

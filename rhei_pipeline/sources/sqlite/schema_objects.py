@@ -224,7 +224,7 @@ def _columns(connection: sqlite3.Connection) -> Mapping[str, Sequence[str]]:
     """Return the names of the columns of each table but virtual ones."""
     found: dict[str, list[str]] = {}
     for table, column in connection.execute(
-        "select t.name, c.name from sqlite_master t, pragma_table_xinfo(t.name) c"
+        "select t.name, c.name from sqlite_master t, temp.pragma_table_xinfo(t.name) c"
         " where t.type = 'table' and t.sql not like 'create virtual %'"
         " and t.name not like 'sqlite\\_%' escape '\\' order by t.name, c.cid"
     ):

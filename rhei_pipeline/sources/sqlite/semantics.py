@@ -29,7 +29,7 @@ def meaning(connection: sqlite3.Connection, table: Table, options: TableOptions)
     settings, gives it its type: then its affinity is the one that the type implies.
     """
     rows = connection.execute(
-        "select name, type from pragma_table_xinfo(?) where hidden <> 1", (table.name,)
+        "select name, type from temp.pragma_table_xinfo(?) where hidden <> 1", (table.name,)
     ).fetchall()
     declared = dict(rows)
     given = {name.lower() for name in options.types}

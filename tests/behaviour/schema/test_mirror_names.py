@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.htap import HTAP
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -116,3 +117,56 @@ def test_a_column_named_as_duckdb_finds_rows_leaves_its_table_out(
     found = _rows(world, "select a from t order by id")
     assert [row["a"] for row in found] == [9, 2]
     assert world.htap.verify("t").equal
+
+
+@pytest.mark.parametrize(
+    ("storage", "taken"), [(None, "Mirror"), (None, "temp"), ("ipc", "snapshot")]
+)
+def test_a_schema_named_as_something_of_the_mirror_gives_way(
+    make_postgres: MakePostgres, storage: str | None, taken: str
+) -> None:
+    """`mirror` is the name of its file; `temp` is DuckDB's own."""
+    world = make_postgres(storage=storage)
+    world.run(
+        f'create schema "{taken}"',
+        f'create table "{taken}".t(id int primary key)',
+        f'insert into "{taken}".t values (1)',
+        "create table good(id int primary key)",
+    )
+    assert list(world.htap.sync_now().errors) == [f"{taken}.t"]
+    world.crash()
+    if taken == "Mirror":
+        mirror = world.settings.mirror.model_copy(update={"path": world.directory / "other.duckdb"})
+        with HTAP(world.settings.model_copy(update={"mirror": mirror})) as htap:
+            assert htap.sync_now().errors == {}
+            assert htap.query('select id from "Mirror".t', hint="olap").num_rows == 1
+            assert htap.verify().equal
+    world.tables = [{"name": "good"}]
+    assert world.htap.sync_now().errors == {}
+    world.crash()
+    world.tables = None
+    world.run(f'alter schema "{taken}" rename to s')
+    assert world.htap.sync_now().errors == {}
+    world.assert_equal("s.t")
+
+
+def test_functions_of_sqlite_that_a_table_or_view_hides_are_asked_all_the_same(
+    make_world: MakeWorld,
+) -> None:
+    polled = {"updated_at": "at", "clock": "database", "deletes": "reconcile"}
+    name = "pragma_table_xinfo"
+    world = make_world(method="polling", tables=[{"name": name, "polling": polled}])
+    row = "insert into pragma_table_xinfo values ({}, strftime('%Y-%m-%d %H:%M:%f', 'now'))"
+    world.run(
+        f"create table {name}(id integer primary key, at text not null)",
+        *(
+            f"create view pragma_{hidden} as select 1 as x"
+            for hidden in ("table_list", "page_count")
+        ),
+        "create view pragma_index_list as select 1 as x",
+        row.format(1),
+    )
+    assert world.htap.sync_now().errors == {}
+    world.run(row.format(2), f"delete from {name} where id = 1")
+    assert world.htap.sync_now().errors == {}
+    assert world.htap.verify(name).equal

@@ -107,7 +107,7 @@ class SqlitePollingSource(PollingSource):
         poll = self._poll(name)
         column, schema = poll.options.updated_at, poll.source.schema
         found = self._connection.execute(
-            "select 1 from pragma_index_list(?) l, pragma_index_xinfo(l.name) x"
+            "select 1 from temp.pragma_index_list(?) l, temp.pragma_index_xinfo(l.name) x"
             " where x.seqno = 0 and x.name = ? and not l.partial",
             (schema.name, column),
         )
@@ -189,7 +189,7 @@ class SqlitePollingSource(PollingSource):
     def _spelled(self, table: str) -> PollOptions:
         """Return the table's options with its columns' names as the table has them."""
         options = self._polls.get(table.lower(), PollOptions())
-        rows = self._connection.execute("select name from pragma_table_xinfo(?)", (table,))
+        rows = self._connection.execute("select name from temp.pragma_table_xinfo(?)", (table,))
         columns = {name.lower(): name for (name,) in rows}
         updated_at = _column(table, columns, "updated_at", options.updated_at)
         if options.deleted_at is None:

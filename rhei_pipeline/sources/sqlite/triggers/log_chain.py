@@ -151,7 +151,9 @@ def newest_entry(connection: sqlite3.Connection, log: str) -> int:
 
 def holds_images(connection: sqlite3.Connection, log: str) -> bool:
     """Return whether a log holds rows as they were, and not only the keys touched."""
-    found = connection.execute("select 1 from pragma_table_info(?) where name = 'live'", (log,))
+    found = connection.execute(
+        "select 1 from temp.pragma_table_info(?) where name = 'live'", (log,)
+    )
     return found.fetchone() is not None
 
 
@@ -214,7 +216,7 @@ def drop_all(connection: sqlite3.Connection, table: str) -> None:
 def exists(connection: sqlite3.Connection, table: str) -> bool:
     """Return whether there is a table of that name; SQLite compares names without case."""
     # Found by its name alone, however many there are.
-    found = connection.execute("select 1 from pragma_table_info(?) limit 1", (table,))
+    found = connection.execute("select 1 from temp.pragma_table_info(?) limit 1", (table,))
     return found.fetchone() is not None
 
 

@@ -29,7 +29,7 @@ def rename_in_log(connection: sqlite3.Connection, table: str, former: Mapping[st
     key = tuple(names.get(name, name) for name in schema.primary_key)
     log_chain.note_renamed(connection, log, replace(schema, columns=own, primary_key=key))
     shape = shape_table(table)
-    rows = connection.execute("select name from pragma_table_info(?)", (shape,)).fetchall()
+    rows = connection.execute("select name from temp.pragma_table_info(?)", (shape,)).fetchall()
     if rows:
         connection.execute(f"drop table {quote(shape)}")
         connection.execute(shape_sql(table, sorted(names.get(name, name) for (name,) in rows)))

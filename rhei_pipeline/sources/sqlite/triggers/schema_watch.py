@@ -39,7 +39,7 @@ def is_noted(connection: sqlite3.Connection) -> bool:
         return False  # or an older version of this package did
     found = connection.execute(
         f"select version from {_STATE} where version = (select schema_version"
-        " from pragma_schema_version)"
+        " from temp.pragma_schema_version)"
     )
     return found.fetchone() is not None
 

@@ -54,7 +54,7 @@ def passing(connection: sqlite3.Connection, table: str) -> list[str]:
 
 def _writes(connection: sqlite3.Connection, table: str) -> list[str]:
     name = quote(table)
-    found = connection.execute("select name from pragma_table_info(?) limit 1", (table,))
+    found = connection.execute("select name from temp.pragma_table_info(?) limit 1", (table,))
     column = quote(found.fetchone()[0])
     return [
         f"insert into {name} default values",
