@@ -61,8 +61,6 @@ class OpenReader(Closing):
             MirrorBusyError: A process holds the mirror that cannot be asked.
         """
         note_opened()
-        if self._lock is None:
-            return self._from_files(sql, params, "file")
         waiting = Waiting(
             str(self._mirror.path),
             self._mirror.lock_timeout_seconds,
@@ -77,7 +75,7 @@ class OpenReader(Closing):
     def _tried(self, sql: str, params: Sequence[Any], waiting: Waiting) -> pa.Table | None:
         """Answer from what is to be had now; None where that is nothing."""
         try:
-            if self._lock is not None and not is_locked(self._lock):
+            if self._lock is None or not is_locked(self._lock):
                 return self._from_files(sql, params, "file")
             holder = self._found()
             if holder is not None:

@@ -127,8 +127,11 @@ class Files(Protocol):
     def register(self, context: SessionContext) -> None:
         """Enable a DataFusion session to read the files."""
 
-    def pin(self, version: int) -> AbstractContextManager[None]:
-        """Keep a version's files during the block, even if the process is killed."""
+    def pin(self, version: int) -> AbstractContextManager[bool]:
+        """Keep a version's files during the block, even if the process is killed.
+
+        The block gets whether they are kept: False if a writer cannot see that they are read.
+        """
 
     def pinned(self) -> set[int]:
         """Return the versions that readers in other processes hold."""
@@ -212,9 +215,9 @@ class MemoryFiles:
     def register(self, context: SessionContext) -> None:
         """Do nothing: a session is given the rows themselves."""
 
-    def pin(self, _version: int) -> AbstractContextManager[None]:
+    def pin(self, _version: int) -> AbstractContextManager[bool]:
         """Do nothing: no other process deletes here."""
-        return nullcontext()
+        return nullcontext(enter_result=True)
 
     def pinned(self) -> set[int]:
         """Return no version: no other process reads here."""

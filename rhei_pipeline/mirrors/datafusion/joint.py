@@ -48,10 +48,14 @@ class JointFiles:
         Raises:
             QueryError: Not one read-only statement, or DataFusion refuses it.
             QueryLimitError: The answer is larger than `limits` allow.
+            MirrorBusyError: A mirror no longer holds the state that is read.
         """
         cancel = None if begun is None else Cancel.given(begun)
-        # Where no table is found, the error names the first mirror, if that is still empty.
-        return self._session.query(sql, params, self._mirrors[0][1].manifest, cancel, limits)
+        with ExitStack() as kept:
+            for _, mirror in self._mirrors:
+                kept.enter_context(mirror.kept())
+            # Where no table is found, the error names the first mirror, if that is still empty.
+            return self._session.query(sql, params, self._mirrors[0][1].manifest, cancel, limits)
 
     def close(self) -> None:
         """Release all states; safe to repeat."""

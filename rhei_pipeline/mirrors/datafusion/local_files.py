@@ -1,5 +1,6 @@
 """A mirror's files in a local directory."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -30,6 +31,8 @@ from rhei_pipeline.model.durable import make_durable
 _NEWEST = "newest"
 _REMEMBERED = b"%012d %010d\n"
 _PINS = "pins"
+#: Why a file cannot be made by those who may read the others.
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _PARTIAL = ".partial"
 #: Where the writer creates files, and may have died while it did.
 _CREATING = (f"manifests/*{_PARTIAL}", f"delta/*/*/_delta_log/*{_PARTIAL}")
@@ -199,15 +202,26 @@ class LocalFiles:
                 self._unsynced.discard(self._path / name)
 
     @contextmanager
-    def pin(self, version: int) -> Iterator[None]:
-        """Keep a version's files during the block, even if the process is killed."""
+    def pin(self, version: int) -> Iterator[bool]:
+        """Keep a version's files during the block, even if the process is killed.
+
+        Who may only read the mirror cannot.
+        """
         pin = self._path / _PINS / f"{version}-{uuid.uuid4().hex}"
         with self._translated():
-            pin.parent.mkdir(exist_ok=True)
-            opened = lockable(pin)
-            fcntl.flock(opened, fcntl.LOCK_SH)
+            try:
+                pin.parent.mkdir(exist_ok=True)
+                opened = lockable(pin)
+            except OSError as error:
+                if error.errno not in _UNWRITABLE:
+                    raise
+                opened = None
+        if opened is None:
+            yield False
+            return
+        fcntl.flock(opened, fcntl.LOCK_SH)
         try:
-            yield
+            yield True
         finally:
             pin.unlink(missing_ok=True)
             opened.close()

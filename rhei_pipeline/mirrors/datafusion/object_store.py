@@ -210,9 +210,9 @@ class ObjectFiles:
         if names:
             self._ask(names[0], lambda: obstore.delete(self._store, names))
 
-    def pin(self, _version: int) -> AbstractContextManager[None]:
+    def pin(self, _version: int) -> AbstractContextManager[bool]:
         """Do nothing: no other process could see it."""
-        return nullcontext()
+        return nullcontext(enter_result=False)
 
     def pinned(self) -> set[int]:
         """Return no version: readers are not visible here; the retained manifests protect them."""

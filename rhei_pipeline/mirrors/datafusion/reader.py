@@ -1,6 +1,7 @@
 """Reads a mirror of files from any process, while another process writes it."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from rhei_pipeline.changes import consume
 from rhei_pipeline.changes.consume import After, OnLost
-from rhei_pipeline.errors import MirrorError, SchemaError
+from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError, MirrorError, SchemaError
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed
 from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
@@ -56,6 +57,7 @@ class MirrorReader(Closing):
     ) -> None:
         self._files = open_files("parquet", path, access)
         self._pin = ExitStack()
+        self._is_seen = False
         try:
             self.store = SegmentStore(self._files, FORMATS[_storage(self._files, path)]())
             self._session = ReadingSession(self.store)
@@ -104,9 +106,36 @@ class MirrorReader(Closing):
         Raises:
             QueryError: Not one read-only statement, or DataFusion refuses it.
             QueryLimitError: The answer is larger than `limits` allow.
+        MirrorBusyError: The state was deleted meanwhile; `refresh` moves to the newest.
         """
         cancel = None if begun is None else Cancel.given(begun)
-        return self._session.query(sql, params, self._manifest, cancel, limits)
+        with self.kept():
+            return self._session.query(sql, params, self._manifest, cancel, limits)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Refuse what is read in the block if the state was deleted under way.
+
+        A writer does not see who reads without a right to write, or in an object store. DataFusion
+        takes a file that is gone by then for one without rows.
+
+        Raises:
+            MirrorBusyError: It was deleted; `refresh` moves to the newest.
+        """
+        try:
+            yield
+        except Exception:
+            self._refuse_deleted()
+            raise
+        self._refuse_deleted()
+
+    def _refuse_deleted(self) -> None:
+        # Its manifest is deleted before its files are.
+        if not self._is_seen and self.version not in self.versions():
+            raise MirrorBusyError(
+                f"mirror {self._files.root!r} no longer holds the state that was being read",
+                hint="ask again; 'mirror.retained_manifests' says how many states are kept",
+            )
 
     def changes(self, table: str, after: After = None, on_lost: OnLost = "raise") -> TableChanges:
         """Return what changed in a temporal table up to this state; see `HTAP.changes`.
@@ -159,19 +188,34 @@ class MirrorReader(Closing):
             manifests = ManifestStore(self._files, RETAINED_MANIFESTS)
             version = manifests.versions()[-1] if wanted is None else wanted
             with ExitStack() as pin:
-                pin.enter_context(self._files.pin(version))
+                is_seen = pin.enter_context(self._files.pin(version))
                 if version in manifests.versions():
                     self._pin.close()
                     self._pin = pin.pop_all()
-                    manifest = manifests.newest() if wanted is None else manifests.read(version)
-                    if manifest is not None and manifest.version == version:
-                        self.store.learn(manifest)
-                        return manifest
+                    found = self._learned(manifests, version, is_newest=wanted is None)
+                    if found is not None:
+                        self._is_seen = is_seen
+                        return found
             if wanted is not None:
                 break
         raise MirrorError(
             f"the mirror does not hold version {wanted}", hint="read one that 'versions' names"
         )
+
+    def _learned(
+        self, manifests: ManifestStore, version: int, *, is_newest: bool
+    ) -> Manifest | None:
+        """Return a state whose files are known; None if it was deleted, or is not the newest."""
+        try:
+            manifest = manifests.newest() if is_newest else manifests.read(version)
+            if manifest is None or manifest.version != version:
+                return None
+            self.store.learn(manifest)
+        except MirrorDamagedError:
+            if version in manifests.versions():
+                raise
+            return None
+        return manifest
 
 
 def _storage(files: Files, path: Path | str) -> str:

@@ -165,7 +165,7 @@ def _refuse_older(path: str, mirror_id: str, ledger: Ledger) -> None:
     """Refuse a file that lacks commits it had; a published copy has no note of them."""
     if not noted(path):
         return
-    with closing(LastCommit(path)) as last:
+    with closing(LastCommit(path, writing=False)) as last:
         older = last.lost(mirror_id, ledger)
     if older is not None:
         raise older

@@ -21,16 +21,17 @@ class LastCommit:
 
     Args:
         path: The DuckDB file's; the note belongs to the file itself, not to a link to it.
+        writing: Whether commits are to be noted, too.
 
     Raises:
         MirrorError: The note cannot be opened.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, writing: bool) -> None:
         self._path = path
         note = os.path.realpath(path) + _SUFFIX
         try:
-            self._file = os.open(note, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(note, os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY, 0o644)
         except OSError as error:
             raise MirrorError(
                 f"mirror {path!r} cannot be used: its file {note!r}: {error.strerror or error}",

@@ -153,7 +153,7 @@ class DuckDBMirror:
         # A published copy has no such note, and one that only reads makes none.
         if self.path == MEMORY or (read_only and not noted(self.path)):
             return None
-        last = LastCommit(self.path)
+        last = LastCommit(self.path, writing=not read_only)
         opened.callback(last.close)
         self._older = last.lost(self.mirror_id, self.ledger())
         if self._older is not None:
