@@ -46,6 +46,7 @@ from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.identity import identity
 from rhei_pipeline.sources.postgres.query import Reader, returned
 from rhei_pipeline.sources.postgres.read_sessions import ReadSessions
+from rhei_pipeline.sources.postgres.refusals import DENIED, FULL, Refusals
 from rhei_pipeline.sources.postgres.semantics import finds_public, meaning
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 from rhei_pipeline.sources.postgres.versions import Since, has, refuse_older
@@ -60,8 +61,14 @@ _SESSION_WORDS = {"set", "reset", "discard", "listen", "unlisten", "prepare", "d
 #: Statements that write rows, and set nothing for a session.
 _ROW_WORDS = {"insert", "update", "delete", "merge"}
 _RETRIES = 5
-#: What a server says that has no connection free for a user, a database, or at all.
+#: What a server or pooler says that has no connection free for a user, a database, or at all.
 _FULL = ("too many connections", "too many clients", "remaining connection slots")
+#: Classes of errors that the driver counts as trouble of the connection, which stands: what the
+#: server lacks or cannot read for now, and transactions that gave way to others ...
+_PASSING = {"40", "58"}
+_LACKING = {"53000", "53100", "53200", "53400"}
+#: ... and statements that ask for too much, or in a state that does not allow it.
+_OF_STATEMENTS = {"54", "55"}
 _FIRST_WAIT_SECONDS = 0.1
 #: What a connection starts with; poolers know both parameters, and keep them apart by client.
 _STARTED_WITH: dict[str, Any] = {
@@ -120,6 +127,7 @@ class PostgresDatabase:
         refuse_unreadable(dsn, "source.dsn")
         refuse_unreadable(direct_dsn or dsn, "source.direct_dsn")
         dsn = with_keepalives(dsn)
+        self._refusals = Refusals()
         self._dsn = dsn
         self._direct_dsn = with_keepalives(direct_dsn or dsn)
         self._more = {"transaction_read_only": "on"} if read_only else {}
@@ -174,7 +182,7 @@ class PostgresDatabase:
 
     def _connected(self, dsn: str) -> Connection:
         with self.translated():
-            connection = self._retried(lambda: Connection.connect(dsn, **self._how))
+            connection = self._retried(dsn, lambda: Connection.connect(dsn, **self._how))
             unlimited = (
                 _UNLIMITED if has(connection, Since.TRANSACTION_TIMEOUT) else _UNLIMITED_BEFORE
             )
@@ -196,9 +204,10 @@ class PostgresDatabase:
         options = " ".join(f"-c {name}={value}" for name, value in escaped.items())
         with self.translated():
             replicating = self._retried(
+                self._direct_dsn,
                 lambda: psycopg.connect(
                     self._direct_dsn, options=options, replication="database", **self._how
-                )
+                ),
             )
         leave_to_parent(replicating)
         return replicating
@@ -210,7 +219,7 @@ class PostgresDatabase:
             "connect_timeout": max(int(self._connect_timeout), 2),
         }
 
-    def _retried(self, connect: Callable[[], _Opened]) -> _Opened:
+    def _retried(self, dsn: str, connect: Callable[[], _Opened]) -> _Opened:
         """Try again with growing pauses while the server cannot be reached."""
         wait = _FIRST_WAIT_SECONDS
         deadline = time.monotonic() + self._connect_timeout
@@ -218,11 +227,16 @@ class PostgresDatabase:
             try:
                 return connect()
             except psycopg.OperationalError as error:
+                self._refusals.name(error, dsn, self._connect_timeout)
                 if _is_refusal(error) or time.monotonic() + wait > deadline:
                     raise
             time.sleep(wait)
             wait *= 2
-        return connect()
+        try:
+            return connect()
+        except psycopg.OperationalError as error:
+            self._refusals.name(error, dsn, self._connect_timeout)
+            raise
 
     def _refuse_other_encodings(self, connection: Connection) -> None:
         found = connection.execute("show server_encoding").fetchone()
@@ -469,7 +483,9 @@ def pooled_stream() -> CaptureError:
 def _is_refusal(error: psycopg.OperationalError) -> bool:
     """Return whether the server answered: then a new try does not help."""
     text = str(error)
-    return any(part in text for part in ("authentication", "does not exist", "no pg_hba.conf"))
+    return error.sqlstate in DENIED or any(
+        part in text for part in ("authentication", "does not exist", "no pg_hba.conf")
+    )
 
 
 def translate(error: psycopg.Error) -> RheiError:
@@ -484,7 +500,10 @@ def translate(error: psycopg.Error) -> RheiError:
             hint="grant the missing privilege; of what mirroring needs, 'rhei check' shows the "
             "statements",
         )
-    if isinstance(error, psycopg.OperationalError):
+    of = (error.sqlstate or "")[:2]
+    if error.sqlstate in _LACKING or of in _PASSING:
+        return _busy(error)
+    if isinstance(error, psycopg.OperationalError) and of not in _OF_STATEMENTS:
         return _connection_error(error)
     # The primary message names objects, but of a value that does not fit, the value; the detail,
     # which may quote values, stays out.
@@ -527,7 +546,7 @@ def _connection_error(error: psycopg.OperationalError) -> RheiError:
             hint="it is tried again; let the pool hold two more sessions for a sync, or give the "
             "server's own address as source.direct_dsn",
         )
-    if any(part in str(error) for part in _FULL):
+    if error.sqlstate == FULL or any(part in str(error) for part in _FULL):
         return SourceFullError(
             f"the source has no connection free: {_last_line(error)}",
             hint="it is tried again; end other sessions, or allow more of them, by 'alter role ... "

@@ -1,12 +1,24 @@
 """A server that has few connections for the user: what needs more than one goes on with one."""
 
+import socket
+import struct
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
 
-from rhei_pipeline.errors import SourceFullError
+from rhei_pipeline.errors import (
+    QueryError,
+    RheiError,
+    SourceBusyError,
+    SourceError,
+    SourceFullError,
+    SourceUnreachableError,
+)
 from rhei_pipeline.sources.postgres import database
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical import reader
 from tests.support.fix_postgres import PostgresWorld
 
@@ -76,3 +88,75 @@ def test_a_server_without_a_free_connection_is_named_until_it_has_one(
     world.run(f"alter role {ROLE} connection limit 5")
     assert world.htap.sync_now().tables["t"].copied_rows == ROWS
     world.assert_equal("t")
+
+
+@contextmanager
+def refusing(code: str, words: str) -> Iterator[tuple[str, list[int]]]:
+    """Answer every connection as a server does that is set to another language; count them."""
+    fields = {b"S": "SCHWERWIEGEND", b"V": "FATAL", b"C": code, b"M": words}
+    told = b"".join(name + text.encode() + b"\0" for name, text in fields.items()) + b"\0"
+    asked: list[int] = []
+
+    def answer(listening: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listening.accept()
+            except OSError:
+                return
+            with client:
+                client.recv(4096)
+                client.sendall(b"E" + struct.pack("!i", len(told) + 4) + told)
+                asked.append(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = threading.Thread(target=answer, args=(listening,))
+        answering.start()
+        where = f"host=127.0.0.1 port={listening.getsockname()[1]} user=u dbname=d"
+        yield f"{where} sslmode=disable gssencmode=disable", asked
+        listening.shutdown(socket.SHUT_RDWR)
+    answering.join()
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "kind", "tries"),
+    [
+        (
+            "53300",
+            "Verbindungslimit f\u00fcr Rolle \u00bbu\u00ab \u00fcberschritten",
+            SourceFullError,
+            7,
+        ),
+        ("28P01", "Passwort-Authentifizierung f\u00fcr Benutzer \u00bbu\u00ab", SourceError, 2),
+        ("3D000", "Datenbank \u00bbd\u00ab existiert nicht", SourceError, 2),
+        ("57P03", "das Datenbanksystem startet", SourceUnreachableError, 7),
+    ],
+)
+def test_what_a_server_refuses_is_known_whatever_its_language(
+    code: str, words: str, kind: type[RheiError], tries: int
+) -> None:
+    """A refused connection is made once more, which has its code; for the same words only once."""
+    with refusing(code, words) as (dsn, asked):
+        with pytest.raises(kind, match=words) as met:
+            PostgresDatabase(dsn)
+        assert type(met.value) is kind
+        assert len(asked) == tries
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        *((code, SourceBusyError) for code in ("53100", "53200", "58030", "40001", "40P01")),
+        *((code, QueryError) for code in ("54000", "55000")),
+    ],
+)
+def test_what_a_server_lacks_is_not_taken_for_its_absence(
+    make_postgres: Callable[..., PostgresWorld], code: str, kind: type[RheiError]
+) -> None:
+    world = make_postgres()
+    world.run("create table t(id int primary key)")
+    world.htap.sync_now()
+    raised = f"do $$ begin raise exception 'voll' using errcode = '{code}'; end $$"
+    with pytest.raises(kind, match="voll") as met:
+        world.htap.execute(raised)
+    assert type(met.value) is kind
+    assert world.htap.execute("insert into t values (1)") == 1
