@@ -10,6 +10,7 @@ FOLLOWED = {
     "no mirror can be at '{}://': give a path of this machine, s3://bucket/path or gs://bucket/path": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_where_no_url_can_be_is_refused",
     "'{}://' begins a URL, and no path: give the path of a file or directory here": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_where_no_url_can_be_is_refused",
     "open pipelines only in processes that are not forked afterwards: after a server has started its workers, or in those of multiprocessing's 'spawn'": "tests/behaviour/server/test_forks.py::test_a_fork_uses_nothing_of_its_parent_and_ends_without_harm",
+    "start this process again: it opens what is there now, and copies the tables where nothing is": "tests/behaviour/faults/test_deleted_places.py::test_what_is_gone_is_named_by_the_next_cycle_and_opened_by_the_next_process",
     "if the file of 'mirror.path' is named so, give it another name; else rename the schema in the source, or leave the table out of 'tables'": "tests/behaviour/schema/test_mirror_names.py::test_a_schema_named_as_something_of_the_mirror_gives_way",
     "it is tried again; end other sessions, or allow more of them, by 'alter role ... connection limit' or the server's 'max_connections'": "tests/behaviour/postgres/test_full_servers.py::test_a_server_without_a_free_connection_is_named_until_it_has_one",
     "give the primary server in 'source.dsn'; the process with the mirror may read a standby alone": "tests/behaviour/copy/test_shared_copies.py::test_a_worker_does_not_read_a_standby",

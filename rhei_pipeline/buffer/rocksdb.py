@@ -14,6 +14,7 @@ from rhei_pipeline.errors import (
     TransientError,
     needs_extra,
 )
+from rhei_pipeline.model.held_place import OPENED_AGAIN, HeldPlace
 
 _log = logging.getLogger(__name__)
 #: What a full disk, a full quota and a file that may not grow are called.
@@ -86,6 +87,7 @@ class RocksDirectory:
 
     def batch(self) -> Any:  # noqa: ANN401  (the package is not there at import)
         """Return an empty write batch: `put`, `delete`, `delete_range`, `size_in_bytes`."""
+        self._opened()
         return self._rocks.WriteBatch(raw_mode=True)
 
     def write(self, batch: Any, *, sync: bool) -> None:  # noqa: ANN401
@@ -124,6 +126,11 @@ class RocksDirectory:
     def _opened(self) -> Any:  # noqa: ANN401
         if self._database is None:
             raise BufferBusyError(f"buffer {str(self.path)!r} is closed", hint="open it again")
+        if self._place.is_left:
+            raise BufferDamagedError(
+                f"buffer {str(self.path)!r} was deleted or replaced while this process had it open",
+                hint=OPENED_AGAIN,
+            )
         return self._database
 
     def _open(self) -> Any:  # noqa: ANN401
@@ -142,6 +149,7 @@ class RocksDirectory:
         options.set_wal_recovery_mode(rocks.DBRecoveryMode.tolerate_corrupted_tail_records())
         options.set_compression_type(rocks.DBCompressionType.none())  # batches come compressed
         options.set_keep_log_file_num(4)
+        self._place = HeldPlace(self.path)
         return rocks.Rdict(str(self.path), options)
 
     @contextmanager

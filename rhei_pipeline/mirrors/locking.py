@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from rhei_pipeline.errors import MirrorBusyError
+from rhei_pipeline.errors import MirrorBusyError, MirrorError
 from rhei_pipeline.model.forking import leave_to_parent
+from rhei_pipeline.model.held_place import OPENED_AGAIN, HeldPlace
 
 _log = logging.getLogger(__name__)
 
@@ -152,6 +153,8 @@ class WriterLock:
 
     def __init__(self, path: Path, mirror: str, timeout_seconds: float) -> None:
         self._file = lockable(path)
+        #: The lock's file, which is in or beside the mirror.
+        self.place = HeldPlace(path)
         try:
             _wait_for(self._file.fileno(), path, mirror, timeout_seconds)
             _write(self._file.fileno(), LockNote.of_this_process())
@@ -227,6 +230,14 @@ def _wait_for(descriptor: int, path: Path, mirror: str, timeout: float) -> None:
             waiting.pause()
         else:
             return
+
+
+def left(mirror: str) -> MirrorError:
+    """Return the error for a mirror that was deleted or replaced while it was open."""
+    return MirrorError(
+        f"mirror {mirror!r} was deleted or replaced while this process had it open",
+        hint=OPENED_AGAIN,
+    )
 
 
 def held(mirror: str, by: LockNote | None) -> MirrorBusyError:

@@ -142,8 +142,11 @@ class Registry:
         `followed` says of a table how a change of its schema was followed.
         """
         news = [table for table in tables if self._take_in(table, followed)]
-        if news or self._is_unwritten:
+        if news or self._is_unwritten or self._is_deleted():
             self._save()
+
+    def _is_deleted(self) -> bool:
+        return self._path is not None and bool(self._tables) and not self._path.exists()
 
     def _take_in(self, table: Table, followed: Callable[[str], Followed] | None) -> bool:
         """Take a table over; return whether anything about it is new."""

@@ -82,6 +82,13 @@ class Files(Protocol):
     def set_aside(self, names: Iterable[str]) -> None:
         """Move files out of readers' sight; missing ones are ignored."""
 
+    def refuse_left(self) -> None:
+        """Refuse to go on where others deleted or replaced what these files are in; cheap.
+
+        Raises:
+            MirrorError: Says so.
+        """
+
     def remember(self, version: int) -> None:
         """Store the number of the newest manifest apart from the manifests; cheap, never fails."""
 
@@ -167,6 +174,9 @@ class MemoryFiles:
     def set_aside(self, names: Iterable[str]) -> None:
         """Delete files."""
         self.delete(names)
+
+    def refuse_left(self) -> None:
+        """Do nothing: nobody else reaches them."""
 
     def remember(self, version: int) -> None:
         """Do nothing: memory files do not outlive the process."""

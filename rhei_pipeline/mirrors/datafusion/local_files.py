@@ -24,7 +24,7 @@ from rhei_pipeline.mirrors.datafusion.files import (
     committed_meanwhile,
     missing,
 )
-from rhei_pipeline.mirrors.locking import WriterLock, lock_of_directory, lockable
+from rhei_pipeline.mirrors.locking import WriterLock, left, lock_of_directory, lockable
 from rhei_pipeline.model.durable import make_durable
 
 #: Holds the number of the newest manifest.
@@ -109,6 +109,15 @@ class LocalFiles:
                 with suppress(FileNotFoundError):
                     (self._path / name).rename(target)
                 self._unsynced.discard(self._path / name)
+
+    def refuse_left(self) -> None:
+        """Refuse to go on where the directory, or the lock in it, is not the one that was opened.
+
+        Raises:
+            MirrorError: Says so.
+        """
+        if self._lock is not None and self._lock.place.is_left:
+            raise left(self.root)
 
     def remember(self, version: int) -> None:
         """Write it into a small file, without waiting for the disk."""

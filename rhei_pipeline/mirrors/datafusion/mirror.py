@@ -376,6 +376,7 @@ class DataFusionMirror:
     @contextmanager
     def _undoing(self, *, despite_damage: bool = False) -> Iterator[None]:
         self._refuse_closed()
+        self._files.refuse_left()
         if not despite_damage:
             self._refuse_unusable()
         if self._settle():

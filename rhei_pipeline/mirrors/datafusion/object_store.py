@@ -135,6 +135,9 @@ class ObjectFiles:
                 self.link(aside(name), name)
             self.delete([name])
 
+    def refuse_left(self) -> None:
+        """Do nothing: a name in a store is all that there is of a file."""
+
     def remember(self, version: int) -> None:
         """Keep the number until this is closed: one more request for each commit is too many."""
         self._newest = version

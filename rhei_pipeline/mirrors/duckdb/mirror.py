@@ -56,9 +56,10 @@ from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.mirrors.duckdb.table_notes import TableNotes
 from rhei_pipeline.mirrors.duckdb.tables import SNAPSHOTS, in_utc, read_tables, table_exists
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
-from rhei_pipeline.mirrors.locking import WriterLock, lock_of_file
+from rhei_pipeline.mirrors.locking import WriterLock, left, lock_of_file
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
+from rhei_pipeline.model.held_place import HeldPlace
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, gathered, whole
 from rhei_pipeline.model.retention import Ageing, ExpiredHistory
@@ -133,6 +134,7 @@ class DuckDBMirror:
                 deadline = max(deadline, time.monotonic() + READERS_END_SECONDS)
             self._config = config
             self._connection = connect_once_free(self.path, config, deadline)
+            self._place = HeldPlace(self.path)
             self._statements = Statements(self._connection)
             self._lent = LentRows(self._connection)
             opened.callback(self._disconnect)
@@ -480,6 +482,7 @@ class DuckDBMirror:
     def _connect_again(self) -> None:
         deadline = time.monotonic() + REOPENED_SECONDS
         self._connection = connect_once_free(self.path, self._config, deadline)
+        self._place = HeldPlace(self.path)
         self._statements = Statements(self._connection)
         self._lent = LentRows(self._connection)
 
@@ -488,7 +491,12 @@ class DuckDBMirror:
         """Open the file again before a block if DuckDB has given it up; hold the lock.
 
         It does where the disk fails as a commit is made durable, and answers nothing any more.
+
+        Raises:
+            MirrorError: The file was deleted or replaced meanwhile.
         """
+        if self._place.is_left:
+            raise left(self.path)
         if self._is_given_up and self.path != MEMORY:
             with self._door.shut(self._end_queries) as is_empty:
                 if is_empty:
