@@ -22,7 +22,9 @@ class Worker:
         """Make a call in the thread."""
         if self._calls is None:
             self._calls = queue.SimpleQueue()
-            threading.Thread(target=_work, args=(self._calls,), daemon=True).start()
+            threading.Thread(
+                target=_work, args=(self._calls,), name="rhei-worker", daemon=True
+            ).start()
         self._calls.put((answer, call))
 
     def leave(self) -> None:
