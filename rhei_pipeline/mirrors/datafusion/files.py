@@ -282,6 +282,14 @@ def committed_meanwhile(root: str) -> MirrorBusyError:
     )
 
 
+def deleted_meanwhile(root: str | None) -> MirrorBusyError:
+    """Return the error for a state whose files another process has deleted while it was read."""
+    return MirrorBusyError(
+        f"mirror {root!r} no longer holds the state that was being read",
+        hint="ask again; 'mirror.retained_manifests' says how many states are kept",
+    )
+
+
 def refuse_silent_store(error: BaseException, message: str, *, table: str | None = None) -> None:
     """Raise an engine's error as what it is where its cause is a store that does not answer.
 

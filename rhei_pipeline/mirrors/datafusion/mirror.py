@@ -8,13 +8,13 @@ import logging
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
@@ -28,7 +28,7 @@ from rhei_pipeline.errors import (
 from rhei_pipeline.mirrors.datafusion.copy_ranges import CopyRanges
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed, without_positions
-from rhei_pipeline.mirrors.datafusion.files import aside
+from rhei_pipeline.mirrors.datafusion.files import aside, committed_meanwhile, deleted_meanwhile
 from rhei_pipeline.mirrors.datafusion.forgetting import Forgetting
 from rhei_pipeline.mirrors.datafusion.manifest import SNAPSHOTS, Manifest, StoredTable
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
@@ -63,6 +63,11 @@ if TYPE_CHECKING:
     from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 
 _log = logging.getLogger(__name__)
+_Found = TypeVar("_Found")
+#: How many states are read in turn at most.
+_TRIES = 5
+#: How long a commit under way here is waited for, before what others have committed is looked for.
+_COMMIT_SECONDS = 5.0
 
 #: Manifests kept by default: whoever reads one has two more commits to say so.
 RETAINED_MANIFESTS = 3
@@ -384,6 +389,7 @@ class DataFusionMirror:
                 f"mirror {self.path!r}: a commit has arrived whose answer was lost",
                 hint="try again: it goes on from there",
             )
+        self._refuse_outdated()
         try:
             yield
         except BaseException:
@@ -393,6 +399,13 @@ class DataFusionMirror:
             with suppress(RheiError):  # a store that is away says no more now
                 self._settle()
             raise
+
+    def _refuse_outdated(self) -> None:
+        """Refuse work on a state that is not the newest: in a store any process may write."""
+        if self._files.remote and self._manifest.version not in self._manifests.versions()[-1:]:
+            self._feeds, self._is_in_doubt = {}, True
+            if self._settle():
+                raise committed_meanwhile(self.path)
 
     def _settle(self) -> bool:
         """Where it is in doubt what was committed last, take it on; return whether it is new.
@@ -447,14 +460,14 @@ class DataFusionMirror:
         """
         self._refuse_unusable()
         cancel = None if begun is None else Cancel.given(begun)
-        with self._held() as manifest:
-            return self._session.query(sql, params, manifest, cancel, limits)
+        return self._read(lambda state: self._session.query(sql, params, state, cancel, limits))
 
     def stream(self, sql: str, params: Params, rows: int, begun: Begun | None = None) -> Streamed:
         """Run one read-only statement, and return its rows in batches, all of one state.
 
         Raises:
             QueryError: It is not one read-only statement, or DataFusion refuses it.
+            MirrorBusyError: Another process has deleted the state; also after the last batch.
         """
         self._refuse_unusable()
         cancel = Cancel.given(begun)
@@ -462,9 +475,56 @@ class DataFusionMirror:
             manifest = held.enter_context(self._held())
             frame = self._session.plan(sql, params, manifest, None if begun is None else cancel)
             batches = streamed(frame, cancel) if begun is None else interruptible(frame, cancel)
-            gathered = _gathered(batches, rows, held.pop_all())
+            gathered = _gathered(self._kept(manifest, batches), rows, held.pop_all())
         next(gathered)  # begun, it lets go of its files even where nobody takes a row
         return Streamed(plain_schema(frame), gathered, cancel)
+
+    def _read(self, read: Callable[[Manifest], _Found]) -> _Found:
+        """Read the current state, or the next where another process has deleted it meanwhile.
+
+        In an object store any process may write. DataFusion takes a file that is gone for one
+        without rows.
+        """
+        for _ in range(_TRIES):
+            with self._held() as manifest:
+                try:
+                    found = read(manifest)
+                except Exception:
+                    if self._keeps(manifest):
+                        raise
+                else:
+                    if self._keeps(manifest):
+                        return found
+            self._move_on()
+        raise deleted_meanwhile(self._files.root)
+
+    def _kept(
+        self, manifest: Manifest, batches: Iterator[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except Exception:
+            self._refuse_deleted(manifest)
+            raise
+        self._refuse_deleted(manifest)
+
+    def _refuse_deleted(self, manifest: Manifest) -> None:
+        if not self._keeps(manifest):
+            self._move_on()
+            raise deleted_meanwhile(self._files.root)
+
+    def _keeps(self, manifest: Manifest) -> bool:
+        """Return whether all files of a state are there: its manifest is deleted before them."""
+        return not self._files.remote or manifest.version in self._manifests.versions()
+
+    def _move_on(self) -> None:
+        """Take on what another process has committed, unless a commit is under way here."""
+        if self._lock.acquire(timeout=_COMMIT_SECONDS):
+            try:
+                self._feeds, self._is_in_doubt = {}, True
+                self._settle()
+            finally:
+                self._lock.release()
 
     @contextmanager
     def _held(self) -> Iterator[Manifest]:
@@ -502,8 +562,7 @@ class DataFusionMirror:
     def feed(self, table: Table) -> FeedState | None:
         """Return which state of a temporal table's history this is; None if there is no table."""
         self._refuse_unusable()
-        with self._held() as manifest:
-            return read_feed(manifest, table, self._session)
+        return self._read(lambda state: read_feed(state, table, self._session))
 
     def instant_text(self, microseconds: int) -> str:
         """Write an instant in the mirror's SQL."""
@@ -512,9 +571,11 @@ class DataFusionMirror:
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""
         self._refuse_unusable()
-        with self._held() as manifest:
-            name = manifest.letters
-            kept = self._store.letters(name) if name else LETTERS.empty_table()
+        kept = self._read(
+            lambda state: (
+                self._store.letters(state.letters) if state.letters else LETTERS.empty_table()
+            )
+        )
         kept = kept.filter(is_open(kept, table)).drop_columns(["resolved_at"])
         order = [(column, "ascending") for column in ("captured_at", "table_name", "key")]
         return kept.sort_by(order)

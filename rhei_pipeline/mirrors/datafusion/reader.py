@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from rhei_pipeline.changes import consume
 from rhei_pipeline.changes.consume import After, OnLost
-from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError, MirrorError, SchemaError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, SchemaError
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed
-from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.files import Files, deleted_meanwhile
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.mirror import RETAINED_MANIFESTS
@@ -132,10 +132,7 @@ class MirrorReader(Closing):
     def _refuse_deleted(self) -> None:
         # Its manifest is deleted before its files are.
         if not self._is_seen and self.version not in self.versions():
-            raise MirrorBusyError(
-                f"mirror {self._files.root!r} no longer holds the state that was being read",
-                hint="ask again; 'mirror.retained_manifests' says how many states are kept",
-            )
+            raise deleted_meanwhile(self._files.root)
 
     def changes(self, table: str, after: After = None, on_lost: OnLost = "raise") -> TableChanges:
         """Return what changed in a temporal table up to this state; see `HTAP.changes`.

@@ -199,8 +199,8 @@ def test_a_commit_that_arrived_as_the_store_went_away_is_gone_on_from(
     mirror.close()
     away = list[str]()
 
-    def last_served(_method: str, path: str) -> str:
-        is_last = not away and "manifests" in path
+    def last_served(method: str, path: str) -> str:
+        is_last = not away and method == "PUT" and "manifests" in path
         fault = "unsaid" if is_last else "503" if away else ""
         away.extend([path] if is_last else [])
         return fault

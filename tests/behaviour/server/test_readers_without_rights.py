@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.errors import MirrorBusyError
-from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
-from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 from tests.support.holding import OtherProcess, written
 
@@ -98,31 +95,4 @@ def test_a_reader_whom_no_writer_sees_finds_one_state_after_another(place: Path)
         reading.process.stdin.close()
         assert int(reading.process.stdout.readline()) > 1
         assert reading.process.wait(60) == 0
-    world.app.close()
-
-
-def test_a_state_that_was_deleted_is_no_damage(tmp_path: Path, bucket: Store) -> None:
-    world = World(tmp_path, mode="destructive")
-    made(world)
-    form = world.settings.model_dump()
-    form["mirror"] = {
-        "kind": "datafusion",
-        "storage": "parquet",
-        "retained_manifests": 1,
-        "path": bucket.url,
-        "object_store": bucket.settings | bucket.keys,
-    }
-    world.crash()
-    count = "select sum(v) as n from t"
-    with HTAP(Settings(**form)) as htap:
-        htap.sync_now()
-        with MirrorReader(bucket.url, access=bucket.access) as reader:
-            for number in range(1, 3):
-                world.run(f"update t set v = {number}")
-                htap.sync_now()
-                htap.maintain()
-            with pytest.raises(MirrorBusyError, match="ask again"):
-                reader.query(count)
-            reader.refresh()
-            assert reader.query(count)["n"][0].as_py() == 1000
     world.app.close()
