@@ -30,6 +30,9 @@ INSTALLED = CHOSEN or "15"
 
 AnyServer = Server | InstalledServer
 
+#: The first version that can be told how to copy a new database's files; those before copy files.
+_CHOOSES_COPY = 150000
+
 #: A copy waits until the log is on disk; a quiet server writes it there only that often.
 _QUICK_LOG = {"wal_writer_delay": "10ms"}
 
@@ -122,7 +125,9 @@ def database(server: AnyServer, locale: str = "") -> Iterator[str]:
     template = f"template template0 {locale}" if locale else ""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        connection.execute(f"create database {name} {template}".encode())
+        # Not through the log, page by page: that takes the server a third more of the processor.
+        copied = "strategy file_copy" if connection.info.server_version >= _CHOOSES_COPY else ""
+        connection.execute(f"create database {name} {template} {copied}".encode())
     yield server.dsn(name)
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         drop_slots(connection, name)
