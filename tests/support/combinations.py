@@ -106,6 +106,12 @@ def _asked(test: pytest.Function, marker: str) -> set[Hashable]:
 
 
 def named(parameter: str, value: Hashable) -> tuple[tuple[str, Hashable], ...]:
-    """Return what counts as a parameter each: a way counts as its capture and its storage."""
+    """Return what counts as a parameter each.
+
+    A way counts as its capture and its storage, and a cell of a matrix as its place on each axis.
+    """
+    axes: tuple[tuple[str, Hashable], ...] | None = getattr(value, "axes", None)
+    if axes is not None:
+        return axes
     capture, storage = (getattr(value, name, None) for name in ("capture", "storage"))
     return (("capture", capture), ("storage", storage)) if capture else ((parameter, value),)

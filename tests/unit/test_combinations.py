@@ -4,6 +4,7 @@ from itertools import combinations, product
 
 import pytest
 
+from tests.behaviour.schema.test_drift import sample
 from tests.support.altered_tables import Way
 from tests.support.combinations import Values, asked_in_turns, asked_of, covering, named
 
@@ -46,6 +47,16 @@ def test_what_cannot_be_together_is_not_asked_for() -> None:
 def test_a_way_counts_as_its_capture_and_its_mirror() -> None:
     assert named("way", Way("trigger", None)) == (("capture", "trigger"), ("storage", None))
     assert named("way", "trigger") == (("way", "trigger"),)
+
+
+def test_a_cell_of_a_matrix_counts_as_its_place_on_each_axis() -> None:
+    found = [named("cell", cell) for cell in sample()]
+    axes = {name for name, _ in found[0]}
+    assert axes == {"drift", "moment", "capture", "mode", "mirror"}
+    numbered = [tuple((value, value) for _, value in one) for one in found]
+    kept = covering([asked_of(one, pairs=False) for one in numbered])
+    assert {pair for n in kept for pair in found[n]} == {pair for one in found for pair in one}
+    assert len(kept) < len(found) * 2 / 3
 
 
 MIRRORS = {"duckdb": "duckdb", "ipc": "files", "delta": "files"}

@@ -416,7 +416,7 @@ def test_a_table_that_leaves_in_the_middle_of_its_copy_leaves_nothing(
     world.assert_equal("late")
 
 
-@pytest.mark.pairs
+@pytest.mark.each
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("storage", [None, "parquet", "delta"])
 @pytest.mark.parametrize("case", ["first", "again", "ranges"])

@@ -1,7 +1,8 @@
 """Whatever is done to a table: its mirror is equal again, or it is named with a way that works.
 
 `make drift` plays the whole matrix and prints it; the suite plays a sample in which every drift,
-every capture, every mirror and every moment has its turn.
+every capture, every mirror and every moment has its turn. Each run of the suite draws another half
+of the sample, in which all of them are still; `make combinations` plays the sample.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ def postgres(cell: Cell, request: pytest.FixtureRequest) -> Server | None:
     return request.getfixturevalue("server") if needed else None
 
 
+@pytest.mark.each
 def test_a_sample_of_the_drift_matrix(cell: Cell, tmp_path: Path, postgres: Server | None) -> None:
     with staged(cell, tmp_path, postgres) as stage:
         play(cell, stage)

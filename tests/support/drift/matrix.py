@@ -1,7 +1,7 @@
 """The drift matrix: each drift, at each moment, for each way to mirror a table."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tests.support.drift.drifts import BY_NAME, Drift
 
@@ -51,6 +51,11 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.drift}-{self.moment}-{self.capture}-{self.mode}-{self.mirror}"
+
+    @property
+    def axes(self) -> tuple[tuple[str, str], ...]:
+        """What it is a combination of."""
+        return tuple((field.name, getattr(self, field.name)) for field in fields(self))
 
     @property
     def drifts(self) -> Drift:
