@@ -46,10 +46,13 @@ _BOOLEAN, _NUMBERS = 16, {20, 21, 23, 700, 701, 1700}
 #: The role whose members see when others' transactions began.
 _SEES_ALL = "pg_read_all_stats"
 
+#: Its distance from UTC is asked for once a day, for a year: a clock is put forward and back months
+#: apart. Asked for each quarter of an hour, this took the server 30 ms.
 _GOES_BACK = """
-select bool_or(next <= shown) from (
-    select at at time zone %s as shown, lead(at at time zone %s) over (order by at) as next
-    from generate_series(now(), now() + interval '1 year', '15 minutes') at
+select bool_or(next < ahead) from (
+    select ahead, lead(ahead) over (order by at) as next
+    from generate_series(now(), now() + interval '1 year', '24 hours') at
+    cross join lateral (select (at at time zone %s) - (at at time zone 'UTC')) of_utc(ahead)
 ) shown
 """
 
@@ -243,7 +246,7 @@ class PostgresPollingSource(PollingSource):
         """Return the default time zone of the application's sessions."""
         if self._zone is None:
             name = self._database.default_zone()
-            self._zone = Zone(name, bool(one(self._connection, _GOES_BACK, name, name)[0]))
+            self._zone = Zone(name, bool(one(self._connection, _GOES_BACK, name)[0]))
         return self._zone
 
 
