@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.triggers import source as trigger_source
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from tests.support.fix_world import World
 from tests.support.left_out import assert_left_out
 from tests.support.model import source_rows
+from tests.support.parts import connection_of, engine_of
 
 pytestmark = pytest.mark.turns
 
@@ -318,3 +321,56 @@ def test_touched_rows_are_read_in_the_order_of_their_keys(tmp_path: Path) -> Non
     source.close()
     database.close()
     application.close()
+
+
+@BOTH_MODES
+@pytest.mark.parametrize(("most", "transactions"), [(12, 1), (11, 3)])
+def test_a_cycle_of_few_changes_takes_the_writers_lock_once(
+    make_world: MakeWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    most: int,
+    transactions: int,
+) -> None:
+    """Where more is to be forgotten than one transaction may, each table has its own."""
+    monkeypatch.setattr(trigger_source, "PRUNE_ROWS", most)
+    world = make_world(mode=mode)
+    world.run("create table a(id integer primary key)", "create table b(id integer primary key)")
+    world.htap.sync_now()
+    for name in "ab":
+        for key in range(6):
+            world.run(f"insert into {name} values ({key})")
+    statements: list[str] = []
+    connection = connection_of(engine_of(world.htap).source)
+    connection.set_trace_callback(statements.append)
+    report = world.htap.sync_now()
+    connection.set_trace_callback(None)
+    assert report.rows_pruned == report.events == 12
+    assert statements.count("begin immediate") == transactions
+    assert [world.app.execute(f"select count(*) from _rhei_log_{n}").fetchone() for n in "ab"] == [
+        (1,),
+        (1,),
+    ]
+    assert world.htap.verify().equal
+
+
+@BOTH_MODES
+def test_a_log_is_forgotten_with_its_acknowledgement_or_not_at_all(
+    make_world: MakeWorld, mode: str
+) -> None:
+    world = make_world(mode=mode)
+    world.run("create table t(id integer primary key)")
+    world.htap.sync_now()
+    world.run("insert into t values (1), (2)")
+    noted = "select seq from _rhei_consumer union all select count(*) from _rhei_log_t"
+    before = world.app.execute(noted).fetchall()
+    world.run(
+        "create trigger full before delete on _rhei_log_t"
+        " begin select raise(abort, 'the disk is full'); end"
+    )
+    with pytest.raises(RheiError, match="the disk is full"):
+        world.htap.sync_now()
+    assert world.app.execute(noted).fetchall() == before
+    world.run("drop trigger full")
+    assert world.htap.sync_now().rows_pruned == 2
+    assert world.htap.verify().equal

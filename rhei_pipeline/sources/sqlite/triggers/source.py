@@ -6,7 +6,7 @@ same snapshot, so no stale image can reach the mirror.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -53,6 +53,11 @@ from rhei_pipeline.sources.sqlite.triggers.ddl import (
 from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, exists, newest_entry
 from rhei_pipeline.sources.sqlite.triggers.needs import Need
+from rhei_pipeline.sources.sqlite.triggers.read_entries import (
+    ReadEntries,
+    delete_before,
+    find_read,
+)
 from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
 from rhei_pipeline.sql.text import quote
 
@@ -366,30 +371,33 @@ class SqliteTriggerSource:
         """Record the mirror's positions, then delete what no mirror needs.
 
         The entry at a watermark itself is kept: it proves, next time, that the log is the same.
-        Saying the same again costs nothing.
+        Saying the same again costs nothing. Where little is to be deleted, that is in the same
+        transaction, so that writers wait for one lock.
         """
         news = self._acknowledged.news(needed_from)
         if not news:
             return 0
         with self._writing():
-            self._connection.executemany(
-                "insert into _rhei_consumer values(?, ?, ?, ?) on conflict do update set"
-                " seq = excluded.seq, seen_at = excluded.seen_at",
-                [
-                    (self._mirror_id, name, position.order, _now())
-                    for name, position in news.items()
-                ],
-            )
-            self._connection.executemany(
-                "delete from _rhei_consumer where mirror = ? and tbl = ? collate nocase"
-                " and tbl <> ?",
-                [(self._mirror_id, name, name) for name in news],
-            )
-            forgotten = _now() - FORGET_MIRROR_AFTER // timedelta(microseconds=1)
-            self._connection.execute("delete from _rhei_consumer where seen_at < ?", (forgotten,))
-            needs.forget_the_absent(self._connection, forgotten)
+            self._note_read(news)
+            pruned = self._prune_few(self._prunable(news)) if prune else 0
         self._acknowledged.note(news)
-        return sum(self._prune(name) for name in self._prunable(news)) if prune else 0
+        if pruned is None:
+            return sum(self._prune(name) for name in self._prunable(news))
+        return pruned
+
+    def _note_read(self, news: Mapping[str, Position]) -> None:
+        self._connection.executemany(
+            "insert into _rhei_consumer values(?, ?, ?, ?) on conflict do update set"
+            " seq = excluded.seq, seen_at = excluded.seen_at",
+            [(self._mirror_id, name, position.order, _now()) for name, position in news.items()],
+        )
+        self._connection.executemany(
+            "delete from _rhei_consumer where mirror = ? and tbl = ? collate nocase and tbl <> ?",
+            [(self._mirror_id, name, name) for name in news],
+        )
+        forgotten = _now() - FORGET_MIRROR_AFTER // timedelta(microseconds=1)
+        self._connection.execute("delete from _rhei_consumer where seen_at < ?", (forgotten,))
+        needs.forget_the_absent(self._connection, forgotten)
 
     def _prunable(self, news: Mapping[str, Position]) -> set[str]:
         """Return the tables with news, and those that may be gone, and whose old logs may go."""
@@ -502,33 +510,33 @@ class SqliteTriggerSource:
         for table in object_names(name)[0]:
             self._connection.execute(f"drop table if exists {quote(table)}")
 
+    def _prune_few(self, names: Iterable[str]) -> int | None:
+        """Forget what every mirror has read of tables, in a writing transaction.
+
+        None, and nothing is forgotten, where that would hold the lock for long.
+        """
+        found = [read for name in names for read in find_read(self._connection, name)]
+        if any(read.is_over for read in found) or sum(r.numbers for r in found) > PRUNE_ROWS:
+            return None
+        few = [read for read in found if read.numbers]
+        return sum(delete_before(self._connection, read.log, read.end) for read in few)
+
     def _prune(self, name: str) -> int:
         """Forget what every mirror has read; a retired log goes with its last entry."""
         with self._database.translated():
-            (keep,) = self._connection.execute(
-                "select min(seq) from _rhei_consumer where tbl = ? collate nocase", (name,)
-            ).fetchone()
-            logs = log_chain.find_logs(self._connection, name)
-        return sum(self._forget(log, keep) for log in logs)
+            found = find_read(self._connection, name)
+        return sum(self._forget(read) for read in found)
 
-    def _forget(self, log: TriggerLog, keep: int | None) -> int:
-        name = quote(log.name)
-        with self._database.translated():
-            low, newest = self._connection.execute(
-                f"select min(seq), max(seq) from {name}"
-            ).fetchone()
-        if keep is None:  # no mirror reads it
-            keep = newest + 1 if log.retired and low is not None else low
-        end, forgotten = low, 0
-        while end is not None and end < min(keep, newest + 1):
-            end = min(end + PRUNE_ROWS, keep)
+    def _forget(self, read: ReadEntries) -> int:
+        end, forgotten = read.first, 0
+        while end < read.end:
+            end = min(end + PRUNE_ROWS, read.end)
             with self._writing():
-                cursor = self._connection.execute(f"delete from {name} where seq < ?", (end,))
-                forgotten += cursor.rowcount
-        if log.retired and (newest is None or newest < keep):
+                forgotten += delete_before(self._connection, read.log, end)
+        if read.is_over:
             with self._writing():
                 schema_watch.mark_changed(self._connection)
-                log_chain.drop_retired(self._connection, log)
+                log_chain.drop_retired(self._connection, read.log)
                 schema_watch.note(self._connection)
         return forgotten
 
