@@ -177,6 +177,7 @@ class LogWriter:
         free = shutil.disk_usage(path).free
         if free < RESERVE_BYTES + more:
             raise BufferFullError(
-                f"the disk that holds {str(path)!r} has {free:,} bytes left",
+                f"the disk that holds {str(path)!r} has {free:,} bytes left, and"
+                f" {RESERVE_BYTES + more:,} are needed, {RESERVE_BYTES:,} of them to work with",
                 hint="free space, or let the mirror catch up",
             )
