@@ -11,6 +11,7 @@ from rhei_pipeline.protocols import Database
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.settings.source import PostgresSettings
+from rhei_pipeline.sources.postgres import grants
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical import standing as of_log
 from rhei_pipeline.sources.postgres.logical import validate
@@ -139,6 +140,12 @@ def findings(
         settings.capture.publication,
         streaming=settings.capture.streaming,
     )
+
+
+def creators(database: PostgresDatabase) -> list[Finding]:
+    """Return the schemas whose functions may run as the pipeline's user; changes nothing."""
+    with database.translated(), closing(database.connect()) as connection:
+        return list(grants.creators(connection))
 
 
 def unread_logs(database: PostgresDatabase, reader: str | None) -> list[Finding]:

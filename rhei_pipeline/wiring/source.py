@@ -188,6 +188,7 @@ def validate(settings: Settings) -> list[Finding]:
             *_validate_masks(settings, database, registry, names),
             *_validate_registry(registry, names),
             *_abandoned_logs(settings, database),
+            *_validate_sessions(database),
         ]
     finally:
         database.close()
@@ -213,6 +214,14 @@ def _abandoned_logs(settings: Settings, database: SourceDatabase) -> Iterator[Fi
         with needs_extra("postgres", _POSTGRES):
             from rhei_pipeline.wiring import postgres
         yield from postgres.unread_logs(postgres.of_postgres(database), reader)
+
+
+def _validate_sessions(database: SourceDatabase) -> list[Finding]:
+    if isinstance(database, SqliteDatabase | EventLogDatabase):
+        return []
+    with needs_extra("postgres", _POSTGRES):
+        from rhei_pipeline.wiring import postgres
+    return postgres.creators(postgres.of_postgres(database))
 
 
 def _reader_of(settings: Settings) -> str | None:

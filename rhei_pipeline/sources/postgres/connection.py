@@ -8,7 +8,7 @@ Source: pgbouncer.org/features.html (what breaks with transactions pooled).
 
 import select
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
@@ -46,11 +46,13 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         is_pooled: Whether a pooler stands between us and the server.
         keeps_path: Whether our session keeps our search path; an application's statements use the
             path of its own sessions.
+        namespaces: The schemas of others on our path, as they have operators of keys' types.
     """
 
     settings: Mapping[str, str] = SESSION_SETTINGS
     is_pooled = False
     keeps_path = True
+    namespaces: Sequence[str] = ()
     _reads_by_default = False
     _held: Mapping[str, str] = MappingProxyType({})
 
@@ -159,6 +161,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         self.is_pooled = pid != self.info.backend_pid
         if self.is_pooled:
             self.prepare_threshold = None
+        self.namespaces = tuple(namespaces)
         path = {"search_path": ", ".join(map(quote, ["pg_catalog", *namespaces, "pg_temp"]))}
         if not self.is_pooled:
             self._hold({**self.settings, **path} if self.keeps_path else self.settings)

@@ -26,9 +26,35 @@ select has_schema_privilege(c.relnamespace, 'usage'),
     (select n.nspname::text from pg_namespace n where n.oid = c.relnamespace)
 from pg_class c where c.oid = %s
 """
+#: Owners and superusers are trusted: they may do more than that.
+_CREATORS = """
+select n.nspname::text, array_agg(distinct r.rolname::text order by r.rolname::text)
+from pg_namespace n
+cross join lateral aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
+left join pg_roles r on r.oid = a.grantee
+where n.nspname = any(%s) and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
+    and (r.oid is null or not (r.rolsuper or r.rolname = current_user))
+    and has_schema_privilege(n.oid, 'usage')  -- or nothing in it is found
+group by 1 order by 1
+"""
 _OWNS = """
 select pg_has_role(relowner, 'usage'), pg_get_userbyid(relowner)::text from pg_class where oid = %s
 """
+
+
+def creators(connection: Connection) -> Iterator[Finding]:
+    """Return the schemas on our path in which others may create functions.
+
+    One of a better-matching signature is called in the place of the server's own.
+    """
+    for name, roles in connection.execute(_CREATORS, (list(connection.namespaces),)).fetchall():
+        who = ", ".join("public" if role is None else quote(role) for role in roles)
+        yield Finding(
+            Severity.WARNING,
+            f"functions that others create in the schema {name!r} may run as this user",
+            "it has operators of keys' types, so this user's sessions look for functions there",
+            f"revoke create on schema {quote(name)} from {who}",
+        )
 
 
 def replication(connection: Connection) -> Iterator[Finding]:

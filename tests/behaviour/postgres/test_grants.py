@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.reports import Finding, Severity
-from rhei_pipeline.wiring.source import validate
+from rhei_pipeline.wiring.postgres import of_postgres
+from rhei_pipeline.wiring.source import open_database, validate
 from tests.support.fix_postgres import PostgresWorld, drop_slots
 from tests.support.parts import engine_of
 
@@ -226,3 +228,33 @@ def test_a_publication_that_others_keep_is_never_touched(world: PostgresWorld) -
     world.assert_equal(*_NAMES)
     engine_of(world.htap).source.forget_mirror()  # type: ignore[attr-defined]
     assert world.app.execute("select pubname from pg_publication").fetchall() == [("shop",)]
+
+
+@pytest.mark.parametrize("way", sorted(_WAYS))
+def test_a_schema_whose_functions_may_run_as_our_user_is_named(
+    way: str, world: PostgresWorld
+) -> None:
+    world.run("drop role if exists somebody", "create role somebody")
+    world.run("create schema tools", "grant create on schema public, tools to public")
+    _as_rhei(world, way)
+    world.run(*_granted(way, world.dsn))
+    assert validate(world.settings) == []  # neither is on our path
+    world.run("create extension citext schema tools", "grant create on schema tools to somebody")
+    assert validate(world.settings) == []  # without a right to use it, nothing in it is found
+    world.run("grant usage on schema tools to public")
+    [found] = validate(world.settings)
+    assert (found.severity, "'tools'" in found.what) == (Severity.WARNING, True)
+    assert found.remedy == 'revoke create on schema "tools" from "somebody", public'
+    # What is warned of: it matches better than the server's own, which takes other types.
+    world.run(
+        "create function tools.pg_has_role(text, text) returns boolean language sql as"
+        " $$select nullif(current_user, 'rhei') is not null$$",
+    )
+    asked = "select pg_has_role('rhei'::text, 'usage'::text)"
+    database = of_postgres(open_database(world.settings))
+    with closing(database), closing(database.connect()) as session:
+        assert session.execute(asked).fetchall() == [(False,)]
+    world.run("drop function tools.pg_has_role", found.remedy)
+    assert validate(world.settings) == []
+    _works(world)
+    world.run("revoke create on schema public, tools from somebody", "drop role somebody")
