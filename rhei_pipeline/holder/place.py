@@ -25,6 +25,7 @@ _PLAIN = "/:@!$&'()*+;="
 #: How long a process that is alive may take to accept a connection.
 _SWEEP_SECONDS = 0.2
 _counter = itertools.count(1)
+_NETWORK = {socket.AF_INET, socket.AF_INET6}
 
 
 def new_socket(lock: Path, environment: Mapping[str, str] | None = None) -> Path:
@@ -110,19 +111,23 @@ def _can_bind(name: Path) -> bool:
     return True
 
 
-def sever(name: Path) -> None:
-    """Cut all connections of this process that were accepted at a socket."""
+def sever(place: Path | int) -> None:
+    """Cut all connections of this process that were accepted at a socket, or at a port."""
     for number in map(int, os.listdir("/dev/fd")):  # noqa: PTH208  (names alone)
         with suppress(OSError):
             if stat.S_ISSOCK(os.fstat(number).st_mode):
-                _cut(number, str(name))
+                _cut(number, place)
 
 
-def _cut(number: int, name: str) -> None:
+def _cut(number: int, place: Path | int) -> None:
     # Never closed here: the descriptor is somebody else's.
     one = socket.socket(fileno=number)
     try:
-        if one.family == socket.AF_UNIX and one.getsockname() == name:
+        if one.family == socket.AF_UNIX and isinstance(place, Path):
+            is_own = one.getsockname() == str(place)
+        else:
+            is_own = one.family in _NETWORK and one.getsockname()[1] == place
+        if is_own:
             one.shutdown(socket.SHUT_RDWR)
     finally:
         one.detach()

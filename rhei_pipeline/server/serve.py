@@ -69,7 +69,7 @@ def serving(
     """Serve and sync during the block; yield the ports of Flight SQL and of metrics."""
     with ExitStack() as stack:
         server = FlightSqlServer(htap, addresses.host, addresses.port, options)
-        stack.callback(server.shutdown)
+        stack.callback(server.close)
         metrics_port = _serve_metrics(htap, addresses, stack)
         htap.start_sync()
         stack.callback(htap.stop_sync)

@@ -154,6 +154,13 @@ class QueryRegistry:
                 if not self._queries[handle]:
                     del self._queries[handle]
 
+    def end(self) -> None:
+        """Cancel all running queries."""
+        with self._lock:
+            found = [query for own in self._queries.values() for query in own]
+        for query in found:
+            query.end()
+
     def cancel(self, handle: bytes) -> bool:
         """Cancel every running query of a handle; return whether there was one."""
         with self._lock:

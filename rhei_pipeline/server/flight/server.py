@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from pyarrow import flight
 
 from rhei_pipeline.errors import QueryError, TransientError
+from rhei_pipeline.holder.place import sever
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.forking import keep_from_forks
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -42,6 +43,8 @@ _ONLY_READS = QueryError(
 )
 #: So many bytes of a ticket make it another one than that of the same query asked again.
 _OWN_BYTES = 8
+#: How long queries under way have, when it closes, before more is done to end them.
+_GRACE_SECONDS = 2.0
 
 
 @dataclass
@@ -107,6 +110,21 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         self._running = QueryRegistry(options.limits)
         self._prepared: OrderedDict[bytes, _Prepared] = OrderedDict()
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Listen no more. What is under way may end for a few seconds, and is then cancelled.
+
+        Flight's own `shutdown` waits until the last client has taken its answer.
+        """
+        ending = threading.Thread(target=self.shutdown, name="rhei-closing", daemon=True)
+        ending.start()
+        ending.join(_GRACE_SECONDS)
+        if ending.is_alive():
+            self._running.end()
+            ending.join(_GRACE_SECONDS)
+        if ending.is_alive():  # a client takes nothing of what it is sent
+            sever(self.port)
+            ending.join(_GRACE_SECONDS)
 
     @answered
     def get_flight_info(

@@ -4,15 +4,18 @@ import json
 import logging
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import adbc_driver_flightsql.dbapi as flight_sql
 import pytest
 import yaml
+from pyarrow import flight
 from typer.testing import CliRunner
 
 from rhei_pipeline import Settings
@@ -22,6 +25,8 @@ from rhei_pipeline.cli.main import app
 from rhei_pipeline.cli.repl import Shell
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.log_context import one_cycle
+from rhei_pipeline.server.flight.generated import flight_sql_pb2 as wire
+from rhei_pipeline.server.flight.messages import pack
 from rhei_pipeline.server.serve import access_from, tls_from
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -186,6 +191,56 @@ def test_serving_is_a_process_that_syncs_answers_and_ends(world: World, tmp_path
         process.wait(60)
     # What DuckDB's bindings print at the end of an interpreter is none of ours.
     assert process.returncode == 0
+
+
+def test_a_server_ends_whatever_its_clients_do(world: World, tmp_path: Path) -> None:
+    """One waits for an answer that takes minutes, another takes none of its answer."""
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(
+        f"source: {{path: {world.path}}}\nmirror: {{path: {tmp_path / 'm.duckdb'}}}\n"
+        f"registry: {{path: {tmp_path / 'r.json'}}}\n"
+    )
+    command = [sys.executable, "-m", "rhei_pipeline.cli.main", "serve", "--config", str(config)]
+    with subprocess.Popen(
+        [*command, "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        asking, met = threading.Event(), list[Exception]()
+
+        def wait() -> None:
+            asking.set()
+            try:
+                clients[0].do_get(_ticket("count(*)", 10**12)).read_all()
+            except flight.FlightError as error:
+                met.append(error)
+
+        with flight.FlightClient(address) as one, flight.FlightClient(address) as other:
+            clients = one, other
+            taking = other.do_get(_ticket("i, 'much text to send ' || i", 3_000_000))
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            asking.wait()
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)  # a query may take five minutes
+            waiting.join(60)
+            with pytest.raises(flight.FlightError):
+                taking.read_all()
+    assert process.returncode == 0
+    assert met
+
+
+def _ticket(columns: str, rows: int) -> flight.Ticket:
+    """Return what asks for rows that any engine makes, so many."""
+    sql = (
+        "with recursive n(i) as (select 1 union all select i + 1 from n"
+        f" where i < {rows}) select {columns} from n"
+    )
+    handle = secrets.token_bytes(8) + sql.encode()
+    return flight.Ticket(pack(wire.TicketStatementQuery(statement_handle=handle)))
 
 
 def test_an_open_server_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
