@@ -6,6 +6,7 @@ A command imports what it works with when it runs: nobody waits for engines to r
 import errno
 import os
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Annotated
@@ -82,7 +83,8 @@ def main() -> None:
     """Run the command line."""
     if isinstance(sys.stdout, TextIOWrapper):
         # A terminal of another encoding than UTF-8 shows what it lacks by its number.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with suppress(OSError):  # one that was replaced by a pipe cannot be changed
+            sys.stdout.reconfigure(errors="backslashreplace")
     log_as_text()
     try:
         app(prog_name="rhei")

@@ -15,6 +15,7 @@ PROGRAM = """
 import os, signal, sys, threading, time
 import rhei_pipeline as rhei
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 htap, asks = rhei.open(sys.argv[1]), threading.Event()
 
 def ask():

@@ -81,7 +81,11 @@ class RecentSlot:
         if slot is not None and place - slot.confirmed > STEP_BYTES:
             try:
                 self._sessions.decoding.execute(_ADVANCE, (slot.name, lsn_text(place)))
-            except psycopg.errors.UndefinedObject:
+            except (
+                psycopg.errors.UndefinedObject,
+                # It is further on: the mirror's slot was dropped, and made anew before the copy.
+                psycopg.errors.ObjectNotInPrerequisiteState,
+            ):
                 self.forget()
             else:
                 self._slot = replace(slot, confirmed=place)
