@@ -196,16 +196,24 @@ def test_after_an_error_in_its_session_there_is_another_one(make: MakeWorld) -> 
     assert world.htap.verify().equal
 
 
-def test_a_slot_that_is_dropped_in_mid_copy_has_tables_copied_again(make: MakeWorld) -> None:
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_a_slot_that_is_dropped_in_mid_copy_has_tables_copied_again(
+    make: MakeWorld, *, is_made_anew: bool
+) -> None:
     world = make()
     rounds = Rounds(world)
     mine = "slot_name like 'rhei%' and not temporary and database = current_database()"
 
     def drop() -> None:
         rounds()
-        world.app.execute(
-            f"select pg_drop_replication_slot(slot_name) from pg_replication_slots where {mine}"
-        )
+        dropped = world.app.execute(
+            "select slot_name, pg_drop_replication_slot(slot_name) from pg_replication_slots"
+            f" where {mine}"
+        ).fetchall()
+        if is_made_anew:  # by somebody else, behind what nobody has read
+            world.run("insert into small values (7777, 7)")
+            make_slot = "select pg_create_logical_replication_slot(%s, 'pgoutput')"
+            world.app.execute(make_slot, (dropped[0][0],))
 
     world.faults.do_at(Step.COPY_BATCH, rounds, times=2)
     world.faults.do_at(Step.COPY_BATCH, drop)
