@@ -83,7 +83,7 @@ class RecentSlot:
                 self._sessions.decoding.execute(_ADVANCE, (slot.name, lsn_text(place)))
             except (
                 psycopg.errors.UndefinedObject,
-                # It is further on: the mirror's slot was dropped, and made anew before the copy.
+                # It is further on: the mirror's slot was dropped and created again before the copy.
                 psycopg.errors.ObjectNotInPrerequisiteState,
             ):
                 self.forget()
