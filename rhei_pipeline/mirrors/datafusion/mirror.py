@@ -490,7 +490,7 @@ class DataFusionMirror:
                 try:
                     found = read(manifest)
                 except Exception:
-                    if self._keeps(manifest):
+                    if self._may_keep(manifest):
                         raise
                 else:
                     if self._keeps(manifest):
@@ -504,8 +504,8 @@ class DataFusionMirror:
         try:
             yield from batches
         except Exception:
-            self._refuse_deleted(manifest)
-            raise
+            if self._may_keep(manifest):
+                raise
         self._refuse_deleted(manifest)
 
     def _refuse_deleted(self, manifest: Manifest) -> None:
@@ -516,6 +516,13 @@ class DataFusionMirror:
     def _keeps(self, manifest: Manifest) -> bool:
         """Return whether all files of a state are there: its manifest is deleted before them."""
         return not self._files.remote or manifest.version in self._manifests.versions()
+
+    def _may_keep(self, manifest: Manifest) -> bool:
+        """Return the same after an error; True where the store is away, as the error tells."""
+        try:
+            return self._keeps(manifest)
+        except RheiError:
+            return True
 
     def _move_on(self) -> None:
         """Take on what another process has committed, unless a commit is under way here."""
@@ -571,11 +578,9 @@ class DataFusionMirror:
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""
         self._refuse_unusable()
-        kept = self._read(
-            lambda state: (
-                self._store.letters(state.letters) if state.letters else LETTERS.empty_table()
-            )
-        )
+        kept = LETTERS.empty_table()
+        if self._manifest.letters:  # or the store is not asked
+            kept = self._read(lambda it: self._store.letters(it.letters) if it.letters else kept)
         kept = kept.filter(is_open(kept, table)).drop_columns(["resolved_at"])
         order = [(column, "ascending") for column in ("captured_at", "table_name", "key")]
         return kept.sort_by(order)

@@ -1,7 +1,7 @@
 """Reads a mirror of files from any process, while another process writes it."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,12 @@ import pyarrow as pa
 
 from rhei_pipeline.changes import consume
 from rhei_pipeline.changes.consume import After, OnLost
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError, SchemaError
+from rhei_pipeline.errors import (
+    MirrorDamagedError,
+    MirrorError,
+    MirrorUnreachableError,
+    SchemaError,
+)
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed
 from rhei_pipeline.mirrors.datafusion.files import Files, deleted_meanwhile
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
@@ -125,7 +130,8 @@ class MirrorReader(Closing):
         try:
             yield
         except Exception:
-            self._refuse_deleted()
+            with suppress(MirrorUnreachableError):  # the error tells that, too
+                self._refuse_deleted()
             raise
         self._refuse_deleted()
 
