@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
-from rhei_pipeline.holder.worker import Worker
+from rhei_pipeline.holder.worker import Worker, awaited
 from rhei_pipeline.model.streaming import Begun
 
 _Found = TypeVar("_Found")
@@ -26,7 +26,7 @@ def interruptible(ask: Callable[[Begun], _Found]) -> _Found:
     cancels: list[Callable[[], None]] = []
     worker.put(answer, lambda: ask(cancels.append))
     try:
-        return answer.result()
+        return awaited(answer)
     except KeyboardInterrupt:
         while not answer.done():
             for cancel in cancels:

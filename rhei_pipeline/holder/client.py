@@ -21,7 +21,7 @@ from rhei_pipeline.errors import MirrorBusyError, QueryError
 from rhei_pipeline.holder import wire
 from rhei_pipeline.holder.held import ANSWERED, Hint
 from rhei_pipeline.holder.place import is_private
-from rhei_pipeline.holder.worker import Worker
+from rhei_pipeline.holder.worker import Worker, awaited
 from rhei_pipeline.mirrors.locking import LockNote
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.forking import keep_from_forks, note_opened
@@ -250,7 +250,7 @@ class Holder:
                 answer.exception(_TOLD_SECONDS)
             if not answer.done():
                 _log.warning("waiting for the answer of %s", self.note.shown)
-            return answer.result()
+            return awaited(answer)
         except KeyboardInterrupt:
             self._worker.leave()
             cancel()

@@ -3,10 +3,16 @@
 import queue
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+_Found = TypeVar("_Found")
+
+#: How late Ctrl-C may be heard.
+_STEP_SECONDS = 1.0
 
 
 class Worker:
@@ -32,6 +38,17 @@ class Worker:
         calls, self._calls = self._calls, None
         if calls is not None:
             calls.put(None)
+
+
+def awaited(answer: "Future[_Found]") -> _Found:
+    """Return an answer once it is there, so that Ctrl-C is heard before.
+
+    Waited for in steps: a signal that comes just before a wait has no effect until it ends.
+    """
+    while not answer.done():
+        with suppress(TimeoutError):
+            answer.exception(_STEP_SECONDS)
+    return answer.result()
 
 
 def _work(calls: "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:

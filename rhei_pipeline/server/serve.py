@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-import threading
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from rhei_pipeline.server.flight.access import Credentials
 from rhei_pipeline.server.flight.server import FlightSqlServer, ServerOptions
 
 _log = logging.getLogger(__name__)
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,22 @@ def _serve_metrics(htap: HTAP, addresses: Addresses, stack: ExitStack) -> int | 
     return made.port
 
 
-def wait_for_signal() -> None:
-    """Wait until the process is asked to stop."""
-    asked = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.set())
-    asked.wait()
-    _log.info("stopping: the running cycle is finished first")
+class StopSignal:
+    """SIGINT and SIGTERM, which from now on end nothing by themselves.
+
+    An event set by a handler would not do: a signal that comes just before a thread begins to
+    wait runs its handler only when the wait ends.
+    """
+
+    def __init__(self) -> None:
+        self._told, self._teller = socket.socketpair()
+        self._teller.settimeout(0)  # as Python asks for
+        signal.set_wakeup_fd(self._teller.fileno())
+        for number in _STOPPING:
+            signal.signal(number, lambda *_: None)
+
+    def wait(self) -> None:
+        """Wait until the process is asked to stop."""
+        while self._told.recv(1)[0] not in _STOPPING:
+            continue  # another signal
+        _log.info("stopping: the running cycle is finished first")

@@ -51,10 +51,10 @@ def serve(
     from rhei_pipeline.server.flight.server import ServerOptions
     from rhei_pipeline.server.serve import (
         Addresses,
+        StopSignal,
         access_from,
         serving,
         tls_from,
-        wait_for_signal,
     )
 
     take_environment(config)
@@ -67,8 +67,9 @@ def serve(
         addresses = Addresses(host, port, metrics_port)
         with serving(htap, addresses, options) as (flight_port, _):
             scheme = "grpc+tls" if options.tls else "grpc"
+            asked = StopSignal()  # whoever reads the address may send one at once
             out.print(f"serving {scheme}://{host}:{flight_port}", markup=False)
-            wait_for_signal()
+            asked.wait()
 
 
 @commands.command(epilog=example("maintain"))

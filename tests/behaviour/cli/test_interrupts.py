@@ -1,6 +1,8 @@
 """Ctrl-C ends any query, whichever engine works on it; the shell goes on."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -104,3 +106,41 @@ def test_ctrl_c_ends_what_a_server_does(
         command.press(INTERRUPT)
         assert command.exit_code() == 130
         assert watching.execute(under_way).fetchone() == (0,)
+
+
+#: A thread that gets a process's signal is what a signal is that comes just before a wait: the
+#: main thread, which runs handlers, is not woken.
+UNNOTICED = """
+import signal, sys, threading, time
+from concurrent.futures import Future
+
+def ring():
+    time.sleep(0.3)
+    signal.pthread_kill(threading.get_ident(), signal.{number})
+
+def served():
+    from rhei_pipeline.server.serve import StopSignal
+    asked = StopSignal()
+    threading.Thread(target=ring).start()
+    asked.wait()
+
+def awaited():
+    from rhei_pipeline.holder.worker import awaited
+    threading.Thread(target=ring).start()
+    try:
+        awaited(Future())
+    except KeyboardInterrupt:
+        return
+    sys.exit("not heard")
+
+{waiting}()
+"""
+
+
+@pytest.mark.parametrize(
+    ("waiting", "number"), [("served", "SIGTERM"), ("served", "SIGINT"), ("awaited", "SIGINT")]
+)
+def test_a_signal_just_before_a_wait_is_heard(waiting: str, number: str) -> None:
+    script = UNNOTICED.format(waiting=waiting, number=number)
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    subprocess.run([sys.executable, "-c", heard + script], check=True, timeout=60)

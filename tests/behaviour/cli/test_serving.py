@@ -188,7 +188,7 @@ def test_serving_is_a_process_that_syncs_answers_and_ends(world: World, tmp_path
             cursor.execute("select count(*) as n from orders")
             assert cursor.fetchall() == [(3,)]
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        _end_of(process)
     # What DuckDB's bindings print at the end of an interpreter is none of ours.
     assert process.returncode == 0
 
@@ -225,12 +225,21 @@ def test_a_server_ends_whatever_its_clients_do(world: World, tmp_path: Path) -> 
             waiting.start()
             asking.wait()
             process.send_signal(signal.SIGTERM)
-            process.wait(60)  # a query may take five minutes
+            _end_of(process)  # a query may take five minutes
             waiting.join(60)
             with pytest.raises(flight.FlightError):
                 taking.read_all()
     assert process.returncode == 0
     assert met
+
+
+def _end_of(process: subprocess.Popen[str]) -> None:
+    """Wait until a process ends; one that does not is killed, or the test would not end either."""
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def _ticket(columns: str, rows: int) -> flight.Ticket:
