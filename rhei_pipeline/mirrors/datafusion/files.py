@@ -29,6 +29,8 @@ class Mark:
     tag: str
 
 
+#: Is told a file's mark, once it is known.
+Noted = Callable[[Mark], object]
 #: Writes a file's content, piece after piece.
 Fill = Callable[["Sink"], None]
 
@@ -66,15 +68,17 @@ class Files(Protocol):
     def storage_options(self) -> dict[str, str]:
         """Options to reach the files, by the names that object stores' clients know."""
 
-    def put(self, name: str, content: pa.Buffer) -> Mark | None:
-        """Write a file; it is durable once `flush` has returned.
+    def put(self, name: str, content: pa.Buffer, noted: Noted = bool) -> None:
+        """Write a file; it can be read from now on, and is durable once `flush` has returned.
 
-        Returns:
-            The mark of the written file; None where files cannot be damaged.
+        `noted` is told its mark before that; never where files cannot be damaged.
         """
 
-    def write(self, name: str, fill: Fill) -> Mark | None:
+    def write(self, name: str, fill: Fill, noted: Noted = bool) -> None:
         """Write a file piece by piece; as `put` does."""
+
+    def each(self, names: Iterable[str], do: Callable[[str], object]) -> None:
+        """Do something with each file, side by side where that is a request."""
 
     def mark(self, name: str) -> Mark | None:
         """Return the mark of a file; None if there is none."""
@@ -158,13 +162,18 @@ class MemoryFiles:
     def __init__(self) -> None:
         self._content: dict[str, pa.Buffer] = {}
 
-    def put(self, name: str, content: pa.Buffer) -> None:
+    def put(self, name: str, content: pa.Buffer, _noted: Noted = bool) -> None:
         """Store a file."""
         self._content[name] = content
 
-    def write(self, name: str, fill: Fill) -> None:
+    def write(self, name: str, fill: Fill, _noted: Noted = bool) -> None:
         """Keep a file."""
         self.put(name, _gathered(fill))
+
+    def each(self, names: Iterable[str], do: Callable[[str], object]) -> None:
+        """Do something with one file after the other."""
+        for name in names:
+            do(name)
 
     def mark(self, name: str) -> Mark | None:
         """Return a file's mark."""

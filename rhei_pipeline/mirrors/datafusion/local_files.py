@@ -6,7 +6,7 @@ import os
 import stat
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.datafusion.files import (
     Fill,
     Mark,
+    Noted,
     Sink,
     aside,
     committed_meanwhile,
@@ -72,15 +73,15 @@ class LocalFiles:
                 for left in (left for place in _CREATING for left in path.glob(place)):
                     left.unlink(missing_ok=True)
 
-    def put(self, name: str, content: pa.Buffer) -> Mark:
+    def put(self, name: str, content: pa.Buffer, noted: Noted = bool) -> None:
         """Write a file; `flush` brings it to the disk."""
 
         def fill(sink: Sink) -> None:
             sink.write(content)
 
-        return self.write(name, fill)
+        self.write(name, fill, noted)
 
-    def write(self, name: str, fill: Fill) -> Mark:
+    def write(self, name: str, fill: Fill, noted: Noted = bool) -> None:
         """Write a file piece by piece; `flush` brings it to the disk."""
         file = self._path / name
         with self._translated():
@@ -90,7 +91,12 @@ class LocalFiles:
                 mark = _mark(os.fstat(opened.fileno()))
         self._unsynced.add(file)
         self._touched.add(file.parent)
-        return mark
+        noted(mark)
+
+    def each(self, names: Iterable[str], do: Callable[[str], object]) -> None:
+        """Do something with one file after the other."""
+        for name in names:
+            do(name)
 
     def mark(self, name: str) -> Mark | None:
         """Return the file's inode, modification time and size."""

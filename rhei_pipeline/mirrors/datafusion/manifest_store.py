@@ -29,6 +29,7 @@ class ManifestStore:
         self._files = files
         self._retained = retained
         self._known: dict[int, Manifest] = {}
+        self._listed: list[int] | None = None
         self._files_of: dict[int, frozenset[str]] = {}
         self._texts = ManifestTexts()
 
@@ -60,6 +61,11 @@ class ManifestStore:
         """Return the versions that are kept, in order."""
         found = (_NAME.fullmatch(name) for name in self._files.names(_FOLDER))
         return sorted(int(match[1]) for match in found if match)
+
+    def is_newest(self, version: int) -> bool:
+        """Return whether no version is newer; `collect` after the next commit lists no more."""
+        self._listed = self.versions()
+        return self._listed[-1:] == [version]
 
     def read(self, version: int) -> Manifest:
         """Read one manifest.
@@ -96,6 +102,8 @@ class ManifestStore:
         self._files.create(_name(manifest.version), manifest.encode(self._texts))
         self._files.remember(manifest.version)
         self._known[manifest.version] = manifest
+        if self._listed is not None:
+            self._listed.append(manifest.version)
 
     def collect(
         self, store: SegmentStore, in_use: Callable[[], set[int]], retained: int | None = None
@@ -110,7 +118,9 @@ class ManifestStore:
         Returns:
             How many files were deleted.
         """
-        versions = self.versions()
+        # What others have committed or deleted since it was listed changes nothing: later states
+        # name no file of those that are dropped here but which this one names too.
+        versions, self._listed = self._listed or self.versions(), None
         kept = {*versions[-(retained or self._retained) :], *in_use()}
         dropped = [version for version in versions if version not in kept]
         if not dropped:

@@ -402,7 +402,7 @@ class DataFusionMirror:
 
     def _refuse_outdated(self) -> None:
         """Refuse work on a state that is not the newest: in a store any process may write."""
-        if self._files.remote and self._manifest.version not in self._manifests.versions()[-1:]:
+        if self._files.remote and not self._manifests.is_newest(self._manifest.version):
             self._feeds, self._is_in_doubt = {}, True
             if self._settle():
                 raise committed_meanwhile(self.path)

@@ -5,7 +5,9 @@ if its name is free. The second writer gets an error, and has changed nothing.
 """
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,6 +31,8 @@ from rhei_pipeline.errors import MirrorError, MirrorUnreachableError
 from rhei_pipeline.mirrors.datafusion.files import (
     Fill,
     Mark,
+    Noted,
+    Sink,
     aside,
     committed_meanwhile,
     missing,
@@ -42,6 +46,8 @@ ORPHAN_AGE = timedelta(hours=1)
 _PART_BYTES = 64 * 2**20
 #: Holds the number of the newest manifest.
 _NEWEST = "newest"
+#: Files that are put at the same time.
+_AT_ONCE = 32
 
 _Result = TypeVar("_Result")
 
@@ -66,7 +72,8 @@ class StoreAccess:
 class ObjectFiles:
     """Files under a URL such as `s3://bucket/mirror` or `gs://bucket/mirror`.
 
-    What was written or read is cached in a local directory until this is closed.
+    What was written or read is cached in a local directory until this is closed. Files are put
+    side by side, while others are made; whoever asks for one of them waits until it is there.
 
     Raises:
         MirrorUnreachableError: The store did not answer in time; trying again may help.
@@ -83,6 +90,9 @@ class ObjectFiles:
         self._store = _store(parts.scheme, parts.netloc, parts.path.strip("/"), access)
         self._cache = tempfile.TemporaryDirectory(prefix="rhei-")
         self._newest: int | None = None
+        self._requests = ThreadPoolExecutor(_AT_ONCE, "rhei-store")
+        self._room = threading.Semaphore(_AT_ONCE)
+        self._under_way: dict[str, Future[None]] = {}
 
     def register(self, context: SessionContext) -> None:
         """Enable a session to read these files by their URLs."""
@@ -102,26 +112,54 @@ class ObjectFiles:
             "retry_timeout": f"{access.retry_seconds}s",
         }
 
-    def put(self, name: str, content: pa.Buffer) -> Mark:
-        """Put a file; it is durable when this returns."""
-        put = self._ask(name, lambda: obstore.put(self._store, name, content.to_pybytes()))
-        if name.count("/") == 1:  # deeper ones are for others to read
-            self._keep(name, content)
-        return Mark(content.size, put.get("e_tag") or "")
+    def put(self, name: str, content: pa.Buffer, noted: Noted = bool) -> None:
+        """Begin to put a file."""
 
-    def write(self, name: str, fill: Fill) -> Mark:
-        """Put a file, once all of it is in the local cache."""
+        def fill(sink: Sink) -> None:
+            sink.write(content)
+
+        self.write(name, fill, noted)
+
+    def write(self, name: str, fill: Fill, noted: Noted = bool) -> None:
+        """Begin to put a file, once all of it is in the local cache."""
         with self._caching(name) as kept:
             with kept.open("wb", buffering=0) as opened:
                 fill(OpenedFile(opened.fileno(), kept))
             size = kept.stat().st_size
-        put = self._ask(name, lambda: obstore.put(self._store, name, kept, chunk_size=_PART_BYTES))
-        if name.count("/") > 1:  # deeper ones are for others to read
-            kept.unlink()
-        return Mark(size, put.get("e_tag") or "")
+
+        def put() -> None:
+            with self._room_again():
+                put = self._ask(
+                    name, lambda: obstore.put(self._store, name, kept, chunk_size=_PART_BYTES)
+                )
+            if not _is_own(name):
+                kept.unlink()
+            noted(Mark(size, put.get("e_tag") or ""))
+
+        self._room.acquire()  # or a copy would fill the disk with what waits for its turn
+        self._under_way[name] = self._requests.submit(put)
+
+    @contextmanager
+    def _room_again(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    def each(self, names: Iterable[str], do: Callable[[str], object]) -> None:
+        """Do something with files side by side."""
+        for _ in self._requests.map(do, names):
+            continue
+
+    def _await(self, name: str) -> None:
+        """Wait until a file that is being put is there, or is not."""
+        put = self._under_way.get(name)
+        if put is not None:
+            wait([put])
 
     def mark(self, name: str) -> Mark | None:
         """Return the object's ETag and size."""
+        self._await(name)
         try:
             found = self._ask(name, lambda: obstore.head(self._store, name))
         except FileNotFoundError:
@@ -152,16 +190,26 @@ class ObjectFiles:
 
     def link(self, name: str, standing: str) -> None:
         """Copy a file within the store."""
+        self._await(standing)
         self._ask(name, lambda: obstore.copy(self._store, standing, name))
 
     def flush(self) -> None:
-        """Do nothing: a file is durable once it was put."""
+        """Wait until all files that are being put are there."""
+        # Another thread may be here for the same ones.
+        begun = dict(self._under_way)
+        wait(begun.values())
+        for name, put in begun.items():
+            if self._under_way.get(name) is put:
+                self._under_way.pop(name, None)
+        for put in begun.values():
+            put.result()
 
     def harden(self, folder: str) -> None:
         """Do nothing: files are durable once they were put."""
 
     def create(self, name: str, content: bytes) -> None:
-        """Put a file if its name is free."""
+        """Put a file if its name is free, after all that it may name."""
+        self.flush()
         try:
             self._ask(name, lambda: obstore.put(self._store, name, content, mode="create"))
         except AlreadyExistsError:
@@ -171,7 +219,8 @@ class ObjectFiles:
 
     def get(self, name: str) -> pa.Buffer:
         """Return a file's content, from the local cache if possible."""
-        if name.count("/") > 1:  # others may write deeper ones again, under the same name
+        if not _is_own(name):
+            self._await(name)
             return pa.py_buffer(self._read(name))
         kept = Path(self._cache.name) / name
         if not kept.exists():
@@ -181,6 +230,7 @@ class ObjectFiles:
 
     def size(self, name: str) -> int:
         """Return a file's size in bytes."""
+        self._await(name)
         return int(self._ask(name, lambda: obstore.head(self._store, name))["size"])
 
     def names(self, folder: str) -> dict[str, int]:
@@ -199,6 +249,9 @@ class ObjectFiles:
     def delete(self, names: Iterable[str]) -> None:
         """Delete files by as few requests as the store takes; those that are gone are no error."""
         wanted = list(names)
+        for name in wanted:
+            self._await(name)  # or it would arrive afterwards
+            self._under_way.pop(name, None)
         try:
             self._delete(wanted)
         except FileNotFoundError:  # one is gone, and ends what was asked of the others
@@ -223,6 +276,7 @@ class ObjectFiles:
 
     def close(self) -> None:
         """Remove the local cache; store the number of the newest manifest."""
+        self._requests.shutdown()
         self._cache.cleanup()
         newest, self._newest = self._newest, None
         if newest is not None:
@@ -274,6 +328,11 @@ class ObjectFiles:
                 f"mirror {self.root!r}: the store did not answer ({type(error).__name__})",
                 hint="try again; committed data is not affected",
             ) from None
+
+
+def _is_own(name: str) -> bool:
+    """Return whether a file is written once; deeper ones are for others to read, and to write."""
+    return name.count("/") == 1
 
 
 def _store(scheme: str, bucket: str, prefix: str, access: StoreAccess) -> S3Store | GCSStore:

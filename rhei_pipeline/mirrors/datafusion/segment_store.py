@@ -286,9 +286,31 @@ class SegmentStore:
         self._manifest = manifest
 
     def sealed(self, manifest: Manifest) -> Manifest:
-        """Return a state with the checksums of all the files it names."""
+        """Return a state with the checksums of all the files it names, once they are durable."""
+        self.files.flush()
         sums = self.checked.sums_of(self.files_of(manifest))
         return replace(manifest, files=MappingProxyType(sums))
+
+    def get_ready(self, table: StoredTable) -> None:
+        """Check the files that queries of a table read; again, if one changed since.
+
+        Raises:
+            MirrorDamagedError: One is damaged or missing.
+        """
+        named = list(self.table_files(table, indexes=False))
+        with self._named():
+            if self.files.remote:
+                beside = [name for name in named if name.endswith((_GONE, _ENDED))]
+                self.checked.get_ready(set(named).difference(beside), beside)
+            for name in named:
+                self.checked.check(name)
+
+    def get_indexes_ready(self, table: StoredTable) -> None:
+        """Fetch what tells the present rows of a table, where that takes requests."""
+        if self.files.remote:
+            names = (n for s in table.segments if not s.past for n in self.segment_files(s))
+            with self._named():
+                self.checked.get_ready([], [n for n in names if not n.endswith(self.form.suffix)])
 
     def check(self, names: Iterable[str]) -> None:
         """Check files that were not checked before.

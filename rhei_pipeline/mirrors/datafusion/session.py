@@ -239,7 +239,7 @@ class ReadingSession:
 
     def _show_table(self, name: str, table: StoredTable) -> None:
         try:
-            self._store.check(self._store.table_files(table, indexes=False))
+            self._store.get_ready(table)
             if name not in self._views:
                 self._create_schema(name.split(".", 1)[0].strip('"'))
                 for segment in table.segments:

@@ -168,6 +168,7 @@ class WriteBuffer:
     def __init__(self, table: StoredTable, store: SegmentStore) -> None:
         self.table = table
         self._store = store
+        store.get_indexes_ready(table)
         self._parts = [_Part(_Written(s, store), store.bits(s)) for s in table.segments]
         self._staged = self._staged_bytes = 0
         #: Whether others have written what it is made of.
