@@ -18,6 +18,7 @@ from benchmarks import (
     holder,
     many_tables,
     mirrors,
+    object_store,
     postgres,
     sysbench,
     verifying,
@@ -185,6 +186,7 @@ def triggers() -> Iterator[Figure]:
 
 _MODULES = (
     mirrors,
+    object_store,
     delta,
     postgres,
     sysbench,

@@ -71,7 +71,8 @@ class Files(Protocol):
     def put(self, name: str, content: pa.Buffer, noted: Noted = bool) -> None:
         """Write a file; it can be read from now on, and is durable once `flush` has returned.
 
-        `noted` is told its mark before that; never where files cannot be damaged.
+        `noted` is told its mark, and again if its tag is known later; never where files cannot be
+        damaged.
         """
 
     def write(self, name: str, fill: Fill, noted: Noted = bool) -> None:

@@ -106,7 +106,11 @@ class ManifestStore:
             self._listed.append(manifest.version)
 
     def collect(
-        self, store: SegmentStore, in_use: Callable[[], set[int]], retained: int | None = None
+        self,
+        store: SegmentStore,
+        in_use: Callable[[], set[int]],
+        retained: int | None = None,
+        superseded: Collection[str] = (),
     ) -> int:
         """Delete manifests beyond those retained or in use, and the files only they name.
 
@@ -114,6 +118,7 @@ class ManifestStore:
             store: Knows the files that a manifest names.
             in_use: Returns the versions that readers hold now.
             retained: How many to keep this time.
+            superseded: Files that no manifest has ever named, to be deleted too.
 
         Returns:
             How many files were deleted.
@@ -123,12 +128,13 @@ class ManifestStore:
         versions, self._listed = self._listed or self.versions(), None
         kept = {*versions[-(retained or self._retained) :], *in_use()}
         dropped = [version for version in versions if version not in kept]
-        if not dropped:
+        if not dropped and not superseded:
             return 0
         orphans = self._named(store, dropped) - self._named(store, set(versions) - set(dropped))
         self._files.delete([_name(version) for version in dropped])
         # A reader that pinned one of them, and found it there, did so before it was deleted.
         orphans -= self._named(store, in_use().intersection(dropped))
+        orphans |= set(superseded)
         self._files.delete(orphans)
         store.forget(orphans)
         for version in dropped:

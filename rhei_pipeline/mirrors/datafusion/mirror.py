@@ -430,8 +430,8 @@ class DataFusionMirror:
         self._manifests.commit(manifest)
         with self._glance:
             self._manifest = manifest
-        self._store.keep(manifest)
-        self._manifests.collect(self._store, self._in_use)
+        superseded = self._store.keep(manifest)
+        self._manifests.collect(self._store, self._in_use, superseded=superseded)
         self.ranges.settle(manifest.ledger)
         if self.ranges.left and not self._files.remote:
             # Of a large table it may be as much as the mirror, and a session goes on for days. In

@@ -136,6 +136,7 @@ class ObjectFiles:
                 kept.unlink()
             noted(Mark(size, put.get("e_tag") or ""))
 
+        noted(Mark(size, ""))
         self._room.acquire()  # or a copy would fill the disk with what waits for its turn
         self._under_way[name] = self._requests.submit(put)
 

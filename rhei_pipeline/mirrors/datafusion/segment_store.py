@@ -39,6 +39,7 @@ INDEX = ".index"
 _GONE = ".gone"
 _ENDED = ".ended"
 _LETTERS = ".letters"
+_ROW = pa.field(ROW, pa.uint32())
 #: What was written of more rows is mapped from its file once it is wanted, and not held in memory:
 #: of a history that would be ever more.
 _HELD_ROWS = 65_536
@@ -76,9 +77,7 @@ class SegmentStore:
     ) -> Segment:
         """Write rows as a new segment; without an index if no key will be looked up."""
         name = self._prefix + uuid.uuid4().hex
-        numbered = rows.append_column(
-            pa.field(ROW, pa.uint32()), pa.array(np.arange(rows.num_rows, dtype=np.uint32))
-        )
+        numbered = rows.append_column(_ROW, pa.array(np.arange(rows.num_rows, dtype=np.uint32)))
         place = self.place(name)
         self._written.add(place)
         size = self._fill(place, numbered)
@@ -208,7 +207,9 @@ class SegmentStore:
         if self.files.root is not None and self._is_for_engines(segment):
             path = f"{self.files.url}/{self.place(segment.name)}"
             try:
-                context.register_parquet(name, path, file_extension=self.form.suffix)
+                # Known already: DataFusion would ask each file for it, one after the other.
+                schema = segment.schema.append(_ROW)
+                context.register_parquet(name, path, file_extension=self.form.suffix, schema=schema)
             except Exception as error:  # DataFusion's errors have no type of their own
                 refuse_silent_store(error, f"mirror {self.files.root!r} cannot be read")
                 raise
@@ -374,11 +375,11 @@ class SegmentStore:
                 return manifest.name_of(table)
         return None
 
-    def keep(self, manifest: Manifest) -> None:
-        """Keep the new files that a commit names; delete others written since the last one."""
+    def keep(self, manifest: Manifest) -> set[str]:
+        """Keep the new files that a commit names; return others written since the last one."""
         self._manifest = manifest
-        named = set(self.files_of(manifest))
-        self._delete(self._written - named)
+        superseded = self._written.difference(self.files_of(manifest))
+        self._written.clear()
         places = {(s.gone.file, s.gone.offset) for s in manifest.segments if s.gone}
         names = {segment.name for segment in manifest.segments}
         # Readers may add to either meanwhile; one that is lost is read again.
@@ -388,18 +389,16 @@ class SegmentStore:
         self._version_ends = {place: kept for place, kept in version_ends if place in ended}
         self._indexes = {name: kept for name, kept in indexes if name in names}
         self._bits = {place: kept for place, kept in bits if place in places}
+        return superseded
 
     def discard(self) -> None:
         """Delete the files written since the last commit."""
-        self._delete(self._written)
+        self.files.delete(self._written)
+        self.checked.forget(self._written)
+        self._written.clear()
 
     def leave(self) -> None:
         """Keep the files written since the last commit: its outcome is not known yet."""
-        self._written.clear()
-
-    def _delete(self, names: set[str]) -> None:
-        self.files.delete(names)
-        self.checked.forget(names)
         self._written.clear()
 
     def _put(self, name: str, content: pa.Buffer) -> None:

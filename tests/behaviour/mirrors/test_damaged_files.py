@@ -229,14 +229,20 @@ def remote(bucket: Store) -> Iterator[DataFusionMirror]:
     again.close()
 
 
+@pytest.mark.parametrize("kind", ["flip half", "cut off", "remove"])
 @pytest.mark.parametrize("suffix", [".parquet", ".index"])
-def test_a_damaged_object_is_named_and_left_out(remote: DataFusionMirror, suffix: str) -> None:
+def test_a_damaged_object_is_named_and_left_out(
+    remote: DataFusionMirror, suffix: str, kind: str
+) -> None:
     store = objects_of(remote)
     [stored] = [t for t in manifest_of(remote).tables.values() if t.relation == "t"]
     [name] = [n for n in store_of(remote).table_files(stored) if n.endswith(suffix)]
     content = bytearray(bytes(obstore.get(store, name).bytes()))
     content[len(content) // 2] ^= 4
+    content = content[: -1 if kind == "cut off" else None]
     obstore.put(store, name, bytes(content))
+    if kind == "remove":
+        obstore.delete(store, name)
     work = (lambda: held(remote)) if suffix == ".parquet" else (lambda: merge(remote, TABLE, 1))
     with pytest.raises(MirrorDamagedError, match=name):
         work()
@@ -245,7 +251,9 @@ def test_a_damaged_object_is_named_and_left_out(remote: DataFusionMirror, suffix
     assert healed.file == name
     merge(remote, TABLE, 1, 2, 3)
     assert held(remote) == [1, 2, 3]
-    assert bytes(obstore.get(store, f"set-aside/{name.replace('/', '-')}").bytes()) == content
+    if kind != "remove":
+        aside = obstore.get(store, f"set-aside/{name.replace('/', '-')}")
+        assert bytes(aside.bytes()) == content
 
 
 def test_a_manifest_deleted_from_a_bucket_is_noticed(

@@ -1,0 +1,181 @@
+"""A mirror in a bucket makes its requests side by side, and each commit after all that it names."""
+
+import random
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import rhei_pipeline as rhei
+from rhei_pipeline import HTAP
+from rhei_pipeline.errors import MirrorUnreachableError
+from tests.support.fix_object_store import Store
+from tests.support.fix_world import World
+from tests.support.parts import engine_of, manifest_of
+
+pytestmark = pytest.mark.turns
+
+TABLES = [f"t{number}" for number in range(6)]
+_KEY = re.compile(r"<Key>(.*?)</Key>")
+
+
+@dataclass
+class Several:
+    """A source of several tables, and its mirror in a bucket."""
+
+    world: World
+    bucket: Store
+    mode: str
+    storage: str
+    drawn: random.Random = field(default_factory=lambda: random.Random(9))
+
+    def __post_init__(self) -> None:
+        for table in TABLES:
+            self.world.run(f"create table {table}(id integer primary key, v integer)")
+            self.world.run(f"insert into {table} values (1, 0), (2, 0)")
+
+    def opened(self, **stored: Any) -> HTAP:
+        """Open it."""
+        directory = self.world.directory
+        return HTAP(
+            rhei.Settings(
+                source={"path": self.world.path},
+                mirror={
+                    "kind": "datafusion",
+                    "storage": self.storage,
+                    "path": self.bucket.url,
+                    "object_store": {**self.bucket.settings, **self.bucket.keys, **stored},
+                },
+                registry={"path": directory / "there.json"},
+                mode=self.mode,
+                tables=[{"name": table} for table in TABLES],
+            )
+        )
+
+    def change(self) -> None:
+        """Change a row of each table."""
+        for table in TABLES:
+            self.world.run(f"update {table} set v = v + 1 where id = {self.drawn.randint(1, 2)}")
+
+    def there(self, server: int) -> set[str]:
+        """Return what is in the bucket, as its server says."""
+        url = f"http://127.0.0.1:{server}/{self.bucket.bucket}?list-type=2"
+        with urllib.request.urlopen(url) as answer:
+            return {
+                key.removeprefix("some/mirror/") for key in _KEY.findall(answer.read().decode())
+            }
+
+
+@pytest.fixture(params=["destructive", "temporal"])
+def several(
+    request: pytest.FixtureRequest, bucket: Store, make_world: Callable[..., World]
+) -> Several:
+    return Several(make_world(), bucket, request.param, "parquet")
+
+
+def _name(path: str) -> str:
+    """Return what a request names, without what else it says."""
+    return unquote(urlsplit(path).path)
+
+
+def _is_data(method: str, path: str) -> bool:
+    return method == "PUT" and "/data/" in _name(path)
+
+
+def test_files_are_put_side_by_side(several: Several) -> None:
+    together = threading.Barrier(2 * len(TABLES))
+
+    def fault(method: str, path: str) -> str:
+        if _is_data(method, path) and _name(path).endswith((".parquet", ".index")):
+            together.wait(60)  # or it breaks, and the request fails
+        return ""
+
+    with closing(several.opened(retry_seconds=0)) as htap:
+        htap.sync_now()
+        several.change()
+        several.bucket.fault = fault
+        assert htap.sync_now().updated == len(TABLES)
+        several.bucket.fault = None
+        assert htap.verify().equal
+
+
+def test_a_commit_comes_after_all_that_it_names(several: Several, s3_server: int) -> None:
+    there: dict[str, set[str]] = {}
+    drawn = random.Random(1)
+
+    def fault(method: str, path: str) -> str:
+        if _is_data(method, path):
+            time.sleep(drawn.random() / 20)
+        if method == "PUT" and "/manifests/" in _name(path):
+            there[_name(path).rpartition("/")[2]] = several.there(s3_server)
+        return ""
+
+    several.bucket.fault = fault
+    with closing(several.opened()) as htap:
+        for _ in range(4):
+            several.change()
+            htap.sync_now()
+            manifest = manifest_of(engine_of(htap).mirror)
+            named = set(manifest.files)
+            assert named
+            assert named <= there[f"{manifest.version:012d}.json"]
+
+
+def test_what_fails_beside_others_leaves_nothing_behind(several: Several, s3_server: int) -> None:
+    refused = threading.Event()
+
+    def fault(method: str, path: str) -> str:
+        if not _is_data(method, path):
+            return ""
+        if _name(path).endswith(".index") and not refused.is_set():
+            refused.set()
+            return "403"
+        time.sleep(0.1)  # on its way when the other has failed already
+        return ""
+
+    with closing(several.opened(retry_seconds=0)) as htap:
+        htap.sync_now()
+        before = several.there(s3_server)
+        several.change()
+        several.bucket.fault = fault
+        with pytest.raises(rhei.RheiError, match="the store refused"):
+            htap.sync_now()
+        several.bucket.fault = None
+        assert several.there(s3_server) == before
+        assert htap.sync_now().updated == len(TABLES)
+        assert htap.verify().equal
+
+
+def test_all_that_a_sync_reads_is_asked_for_once(several: Several) -> None:
+    with closing(several.opened()) as htap:
+        for _ in range(3):
+            htap.sync_now()
+            several.change()
+    with closing(several.opened()) as htap:
+        several.bucket.seen.clear()
+        htap.sync_now()
+        data = [seen for seen in map(_name, several.bucket.seen) if "/data/" in seen]
+        assert not [seen for seen in data if seen.startswith("HEAD")]
+        read = [seen for seen in data if seen.startswith("GET")]
+        assert len(read) == len(set(read)) > 0
+        assert htap.verify().equal
+
+
+def test_a_store_that_is_away_fails_a_sync_once(several: Several) -> None:
+    """What failed in one sync is not told again by the next one."""
+    with closing(several.opened(retry_seconds=0)) as htap:
+        htap.sync_now()
+        several.change()
+        several.bucket.fault = lambda method, path: "cut" if _is_data(method, path) else ""
+        with pytest.raises(MirrorUnreachableError):
+            htap.sync_now()
+        several.bucket.fault = None
+        assert htap.sync_now().updated == len(TABLES)
+        assert htap.verify().equal
