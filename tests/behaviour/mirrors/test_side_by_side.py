@@ -5,17 +5,20 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pyarrow as pa
 import pytest
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP
-from rhei_pipeline.errors import MirrorUnreachableError
+from rhei_pipeline.errors import MirrorError, MirrorUnreachableError
+from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.storages import open_files
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 from tests.support.parts import engine_of, manifest_of
@@ -179,3 +182,49 @@ def test_a_store_that_is_away_fails_a_sync_once(several: Several) -> None:
         several.bucket.fault = None
         assert htap.sync_now().updated == len(TABLES)
         assert htap.verify().equal
+
+
+@pytest.fixture
+def files(bucket: Store) -> Iterator[Files]:
+    made = open_files("parquet", bucket.url, replace(bucket.access, retry_seconds=0), 0)
+    yield made
+    made.close()
+
+
+def test_who_asks_for_a_file_waits_until_it_is_there(bucket: Store, files: Files) -> None:
+    def fault(method: str, path: str) -> str:
+        if _is_data(method, path):
+            time.sleep(0.2)
+        return ""
+
+    bucket.fault = fault
+    content = pa.py_buffer(b"content")
+    asked: dict[str, Callable[[str], object]] = {
+        "mark": files.mark,
+        "size": files.size,
+        "get": files.get,
+        "link": lambda name: files.link(f"{name}-again", name),
+        "each": lambda name: files.each([name], files.size),
+    }
+    for name, ask in asked.items():
+        files.put(f"data/deeper/{name}", content)
+        found = ask(f"data/deeper/{name}")
+        assert found is not None or name in {"link", "each"}
+    files.put("data/gone", content)
+    files.delete(["data/gone"])
+    files.set_aside(["data/deeper/mark"])
+    files.close()  # what is on its way arrives before that
+    with closing(open_files("parquet", bucket.url, bucket.access, 0)) as again:
+        there = set(again.names("data"))
+    assert there == {*(f"data/deeper/{n}" for n in asked if n != "mark"), "data/deeper/link-again"}
+
+
+def test_a_failure_is_told_once(bucket: Store, files: Files) -> None:
+    bucket.fault = lambda method, path: "403" if _is_data(method, path) else ""
+    files.put("data/refused", pa.py_buffer(b""))
+    with pytest.raises(MirrorError, match="refused"):
+        files.create("manifests/1.json", b"{}")
+    assert not files.names("manifests")
+    files.flush()
+    files.create("manifests/1.json", b"{}")
+    assert files.names("manifests")
