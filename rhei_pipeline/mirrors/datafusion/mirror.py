@@ -205,6 +205,8 @@ class DataFusionMirror:
             try:
                 yield transaction
                 manifest = None if trial else transaction.prepare_commit()
+                if manifest is not None:
+                    self._files.flush()  # here, where what fails is deleted again
             except BaseException:
                 self._store.discard()
                 raise

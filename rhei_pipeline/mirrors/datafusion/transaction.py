@@ -117,7 +117,6 @@ class FileTransaction:
         kept = self.base.letters
         if self._letters_changed:
             kept = self.store.write_letters(self._kept()) if self._kept().num_rows else None
-        self.store.files.flush()  # here what fails is deleted again
         return replace(
             self.base,
             version=self.base.version + 1,

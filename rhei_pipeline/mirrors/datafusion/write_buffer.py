@@ -348,9 +348,8 @@ class WriteBuffer:
         self._gather()
         changed = [part for part in self._parts if part.changed]
         bitmaps = [part.bits for part in changed if part.bits is not None]
-        places = dict(
-            zip(map(id, changed), self._store.write_bits(bitmaps) if bitmaps else [], strict=True)
-        )
+        written = self._store.write_bits(bitmaps) if bitmaps else []
+        places = dict(zip(map(id, changed), written, strict=True))
         ended = self._stage_version_ends()
         segments = []
         for part in self._parts:

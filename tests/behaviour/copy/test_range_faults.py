@@ -197,8 +197,9 @@ def test_files_of_two_parts_that_were_swapped_are_not_believed(make: Make, kind:
     one.write_bytes(other.read_bytes())
     other.write_bytes(kept)
     world.run("update t set v = 'changed' where b % 3 = 0")
-    error = world.htap.sync_now().errors["t"]
-    assert "its content is not what was written (run 'rhei repair t'" in error
+    # A cycle reads only those that it merges.
+    errors = world.htap.sync_now().errors or world.htap.verify().errors
+    assert "its content is not what was written (run 'rhei repair t'" in errors["t"]
     world.htap.repair("t")
     assert_whole(world)
 
