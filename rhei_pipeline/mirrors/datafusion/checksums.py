@@ -215,7 +215,7 @@ class CheckedFiles:
             raise self._damage(name, _size_fault(mark.size if mark else None, expected))
         # An object store that answers with the tag of old vouches for the content itself.
         vouched = expected.tag and mark.tag == expected.tag
-        if not vouched and zlib.crc32(self.files.get(name)) != expected.crc32:
+        if not vouched and zlib.crc32(self.files.get(name, fresh=True)) != expected.crc32:
             raise self._damage(name, _CHANGED)
         self._damaged.discard(name)
         self._checked[name] = mark

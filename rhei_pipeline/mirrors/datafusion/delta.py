@@ -6,7 +6,8 @@ columns, so the work left is a difference of names: an interrupted publication i
 next one, and a repeated one changes nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +32,8 @@ from rhei_pipeline.model.upkeep import DamagedFile
 DELTA = "delta"
 _MAIN = "main"
 _PUBLIC = "public"
+#: So many tables of a mirror in a store are published at the same time, but those that are larger.
+_AT_ONCE, _LARGE_BYTES = 8, 64 * 2**20
 
 
 class DeltaTables:
@@ -91,13 +94,19 @@ class DeltaTables:
     def _publish_all(self, manifest: Manifest, store: SegmentStore) -> None:
         self._remove_gone(store)
         failed: list[RheiError] = []
-        for folder, table in _tables(manifest):
-            if self.showing(table) is None:
-                try:
-                    with _translated(table, folder):
-                        self._published[folder] = table, self._publish(manifest, table, store)
-                except RheiError as error:
-                    failed.append(error)  # the other tables are published all the same
+
+        def publish(one: tuple[str, StoredTable]) -> None:
+            folder, table = one
+            try:
+                with _translated(table, folder):
+                    self._published[folder] = table, self._publish(manifest, table, store)
+            except RheiError as error:
+                error.table = error.table or table.relation
+                failed.append(error)  # the other tables are published all the same
+
+        due = [one for one in _tables(manifest) if self.showing(one[1]) is None]
+        for one in _side_by_side(due, publish) if store.files.remote else due:
+            publish(one)
         if failed:
             raise failed[0]
         versions = {folder: version for folder, (_, version) in self._published.items()}
@@ -174,7 +183,7 @@ class DeltaTables:
         if not target.shows(made_of, schema, vectors=self._vectors):
             _refuse_going_back(manifest, table, target)
             named = _named_files(wanted, target, schema, store)
-            store.files.flush()
+            store.files.flush(target.folder)
             note = _note(manifest, table)
             target.commit(named, schema, note, self._configuration, vectors=self._vectors)
             # What a process that was killed has left lies beside the log, and is looked for once.
@@ -205,6 +214,17 @@ class DeltaTables:
             _delete(folder, store)
             return DeltaTarget(store.files, folder)
         return found
+
+
+def _side_by_side(
+    due: Sequence[tuple[str, StoredTable]], publish: Callable[[tuple[str, StoredTable]], None]
+) -> list[tuple[str, StoredTable]]:
+    """Publish small tables at the same time, as each waits for its requests; return the others."""
+    large = [one for one in due if sum(s.size_bytes for s in one[1].segments) > _LARGE_BYTES]
+    with ThreadPoolExecutor(_AT_ONCE, "rhei-publishing") as publishing:
+        for _ in publishing.map(publish, [one for one in due if one not in large]):
+            continue
+    return large
 
 
 def _tables(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:

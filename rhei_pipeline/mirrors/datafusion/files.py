@@ -103,8 +103,8 @@ class Files(Protocol):
     def link(self, name: str, standing: str) -> None:
         """Give a file a second name; it is durable once `flush` has returned."""
 
-    def flush(self) -> None:
-        """Return once all written files are durable."""
+    def flush(self, folder: str = "") -> None:
+        """Return once all written files, or those of a folder, are durable."""
 
     def harden(self, folder: str) -> None:
         """Return once what others wrote into a folder is durable."""
@@ -116,8 +116,8 @@ class Files(Protocol):
             MirrorBusyError: It exists: another process wrote it.
         """
 
-    def get(self, name: str) -> pa.Buffer:
-        """Return a file's content.
+    def get(self, name: str, *, fresh: bool = False) -> pa.Buffer:
+        """Return a file's content; a fresh one is read again where a copy of it is kept.
 
         Raises:
             MirrorDamagedError: It is not there.
@@ -199,7 +199,7 @@ class MemoryFiles:
         """Give a file a second name."""
         self._content[name] = self._content[standing]
 
-    def flush(self) -> None:
+    def flush(self, _folder: str = "") -> None:
         """Do nothing: memory files do not outlive the process."""
 
     def harden(self, folder: str) -> None:
@@ -209,8 +209,9 @@ class MemoryFiles:
         """Store a file; no other process writes here."""
         self._content[name] = pa.py_buffer(content)
 
-    def get(self, name: str) -> pa.Buffer:
+    def get(self, name: str, *, fresh: bool = False) -> pa.Buffer:
         """Return a file's content."""
+        del fresh  # no copy is kept
         return self._content[name]
 
     def size(self, name: str) -> int:

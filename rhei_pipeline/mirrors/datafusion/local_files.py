@@ -152,7 +152,7 @@ class LocalFiles:
                 file.hardlink_to(self._path / standing)
         self._touched.add(file.parent)
 
-    def flush(self) -> None:
+    def flush(self, _folder: str = "") -> None:
         """Sync all written files and their folders to the disk."""
         with self._translated():
             for path in [*self._unsynced, *self._touched]:
@@ -183,8 +183,9 @@ class LocalFiles:
                 partial.unlink(missing_ok=True)
             make_durable(file.parent)
 
-    def get(self, name: str) -> pa.Buffer:
+    def get(self, name: str, *, fresh: bool = False) -> pa.Buffer:
         """Map a file into memory."""
+        del fresh  # no copy is kept
         with self._translated():
             if not (self._path / name).stat().st_size:
                 return pa.py_buffer(b"")

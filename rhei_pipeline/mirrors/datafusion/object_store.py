@@ -11,8 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -38,6 +39,9 @@ from rhei_pipeline.mirrors.datafusion.files import (
     missing,
 )
 from rhei_pipeline.mirrors.datafusion.local_files import OpenedFile
+
+if TYPE_CHECKING:
+    from obstore import PutResult
 
 #: A file that no manifest names may belong to a commit under way, unless it is older than this.
 ORPHAN_AGE = timedelta(hours=1)
@@ -129,9 +133,7 @@ class ObjectFiles:
 
         def put() -> None:
             with self._room_again():
-                put = self._ask(
-                    name, lambda: obstore.put(self._store, name, kept, chunk_size=_PART_BYTES)
-                )
+                put = self._ask(name, partial(self._put_kept, name, kept))
             if not _is_own(name):
                 kept.unlink()
             noted(Mark(size, put.get("e_tag") or ""))
@@ -139,6 +141,16 @@ class ObjectFiles:
         noted(Mark(size, ""))
         self._room.acquire()  # or a copy would fill the disk with what waits for its turn
         self._under_way[name] = self._requests.submit(put)
+
+    def _put_kept(self, name: str, kept: Path) -> "PutResult":
+        try:
+            return obstore.put(self._store, name, kept, chunk_size=_PART_BYTES)
+        except FileNotFoundError:
+            raise MirrorError(
+                f"mirror {self.root!r}: its bucket, or the local cache of this process, is gone",
+                hint="make the bucket again where it is missing, keep others from the system's"
+                " temporary directory, and start this process again",
+            ) from None
 
     @contextmanager
     def _room_again(self) -> Iterator[None]:
@@ -194,10 +206,11 @@ class ObjectFiles:
         self._await(standing)
         self._ask(name, lambda: obstore.copy(self._store, standing, name))
 
-    def flush(self) -> None:
-        """Wait until all files that are being put are there."""
+    def flush(self, folder: str = "") -> None:
+        """Wait until all files that are being put, or those of a folder, are there."""
         # Another thread may be here for the same ones.
-        begun = dict(self._under_way)
+        lead = f"{folder}/" if folder else ""
+        begun = {n: put for n, put in dict(self._under_way).items() if n.startswith(lead)}
         wait(begun.values())
         for name, put in begun.items():
             if self._under_way.get(name) is put:
@@ -209,8 +222,8 @@ class ObjectFiles:
         """Do nothing: files are durable once they were put."""
 
     def create(self, name: str, content: bytes) -> None:
-        """Put a file if its name is free, after all that it may name."""
-        self.flush()
+        """Put a file if its name is free, after all that it may name: what is beside its folder."""
+        self.flush(name.rpartition("/")[0].rpartition("/")[0])
         try:
             self._ask(name, lambda: obstore.put(self._store, name, content, mode="create"))
         except AlreadyExistsError:
@@ -218,13 +231,14 @@ class ObjectFiles:
             if self._read(name) != content:
                 raise committed_meanwhile(self.root) from None
 
-    def get(self, name: str) -> pa.Buffer:
+    def get(self, name: str, *, fresh: bool = False) -> pa.Buffer:
         """Return a file's content, from the local cache if possible."""
         if not _is_own(name):
             self._await(name)
             return pa.py_buffer(self._read(name))
         kept = Path(self._cache.name) / name
-        if not kept.exists():
+        if fresh or not kept.exists():
+            self._await(name)
             self._keep(name, pa.py_buffer(self._read(name)))
         with pa.memory_map(str(kept)) as mapped:
             return mapped.read_buffer()

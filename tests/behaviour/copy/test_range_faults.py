@@ -211,7 +211,7 @@ def test_a_worker_whose_disk_is_full_leaves_nothing_there(
     begin(world)
     before = left(world, "data")
 
-    def full(_files: LocalFiles) -> None:
+    def full(_files: LocalFiles, _folder: str = "") -> None:
         raise MirrorError("no space left on device")
 
     with monkeypatch.context() as patch:

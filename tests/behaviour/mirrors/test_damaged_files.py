@@ -256,6 +256,24 @@ def test_a_damaged_object_is_named_and_left_out(
         assert bytes(aside.bytes()) == content
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".index"])
+def test_an_object_that_is_damaged_while_a_copy_of_it_is_kept_is_found(
+    remote: DataFusionMirror, suffix: str
+) -> None:
+    merge(remote, TABLE, 4)
+    store, files = objects_of(remote), manifest_of(remote).files
+    [stored] = [t for t in manifest_of(remote).tables.values() if t.relation == "t"]
+    name = f"data/{stored.segments[-1].name}{suffix}"
+    assert name in files
+    obstore.put(store, name, bytes(files[name].size))
+    with remote.transaction(trial=True) as transaction, pytest.raises(MirrorDamagedError):
+        list(transaction.compare(TABLE, [rows(1, 2, 3, 4)]).missing)
+    [healed] = remote.heal(TABLE)
+    assert healed.file == name
+    merge(remote, TABLE, 1, 2, 3, 4)
+    assert held(remote) == [1, 2, 3, 4]
+
+
 def test_a_manifest_deleted_from_a_bucket_is_noticed(
     remote: DataFusionMirror, bucket: Store
 ) -> None:

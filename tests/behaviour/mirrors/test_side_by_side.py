@@ -13,14 +13,19 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import MirrorError, MirrorUnreachableError
 from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.storages import open_files
+from rhei_pipeline.testing.oracle import arrow_rows
+from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
+from tests.support.model import source_rows
 from tests.support.parts import engine_of, manifest_of
 
 pytestmark = pytest.mark.turns
@@ -228,3 +233,75 @@ def test_a_failure_is_told_once(bucket: Store, files: Files) -> None:
     files.flush()
     files.create("manifests/1.json", b"{}")
     assert files.names("manifests")
+
+
+@pytest.fixture
+def published(bucket: Store, make_world: Callable[..., World]) -> Several:
+    return Several(make_world(), bucket, "destructive", "delta")
+
+
+def rows_published(published: Several, table: str) -> frozenset[tuple[object, ...]]:
+    """Return what others read of a table's newest version."""
+    place = f"{published.bucket.url}/delta/main/{table}"
+    found = DeltaTable(place, storage_options=published.bucket.storage_options)
+    return frozenset(arrow_rows(read_by_delta_rs(found)))
+
+
+def test_tables_are_published_side_by_side(published: Several) -> None:
+    together = threading.Barrier(len(TABLES))
+
+    def fault(method: str, path: str) -> str:
+        if method == "PUT" and _name(path).endswith("/_delta_log/00000000000000000000.json"):
+            together.wait(60)  # or it breaks, and the request fails
+        return ""
+
+    published.bucket.fault = fault
+    with closing(published.opened(retry_seconds=0)) as htap:
+        htap.sync_now()
+        assert htap.sync_status().not_published is None
+    for table in TABLES:
+        assert rows_published(published, table) == frozenset(
+            source_rows(published.world.app, table)
+        )
+
+
+@pytest.mark.parametrize("what", [".parquet", ".json"])
+def test_a_table_that_cannot_be_published_keeps_no_other_from_it(
+    published: Several, what: str
+) -> None:
+    def fault(method: str, path: str) -> str:
+        name = _name(path)
+        return "403" if method == "PUT" and "/main/t3/" in name and name.endswith(what) else ""
+
+    with closing(published.opened(retry_seconds=0)) as htap:
+        published.bucket.fault = fault
+        htap.sync_now()
+        assert "t3" in str(htap.sync_status().not_published)
+        for table in set(TABLES) - {"t3"}:
+            assert len(rows_published(published, table)) == 2
+        with pytest.raises(TableNotFoundError):
+            rows_published(published, "t3")
+        published.bucket.fault = None
+        published.change()
+        htap.sync_now()
+    for table in TABLES:
+        assert rows_published(published, table) == frozenset(
+            source_rows(published.world.app, table)
+        )
+
+
+def test_a_bucket_that_is_gone_is_named(bucket: Store, files: Files, s3_server: int) -> None:
+    def ask(method: str) -> None:
+        url = f"http://127.0.0.1:{s3_server}/{bucket.bucket}"
+        urllib.request.urlopen(urllib.request.Request(url, method=method)).close()
+
+    ask("DELETE")
+    files.put("data/one", pa.py_buffer(b"content"))
+    with pytest.raises(
+        MirrorError, match="its bucket, or the local cache of this process, is gone"
+    ):
+        files.flush()
+    ask("PUT")
+    files.put("data/one", pa.py_buffer(b"content"))
+    files.flush()
+    assert files.names("data") == {"data/one": 7}
