@@ -12,7 +12,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,15 @@ from rich.table import Table
 
 import rhei_pipeline as rhei
 from benchmarks.capture import PostgresApplication, SqliteApplication
-from benchmarks.sizing_model import Costs, Cycle, Load, Needs, costs_of, cycle, needs
+from benchmarks.sizing_model import (
+    Costs,
+    Cycle,
+    Load,
+    Needs,
+    copy_seconds,
+    cycle,
+    needs,
+)
 from benchmarks.slow_store import SlowStore
 from benchmarks.timing import prove, server_seconds, timed
 from examples.postgres_server import Server
@@ -41,6 +49,8 @@ NARROW, WIDE = (30, 70), (1000, 1040)
 #: and on one of long rows.
 POINTS = ((1, 10), (1, 3_000), (8, 80), (8, 8_000), (24, 240), (1, 30_000))
 CYCLES = 7
+#: Cycles after which what is written again later is counted.
+FOLDS = 60
 
 _TABLE = (
     "create table {name}(id {integer} primary key, customer_id {integer} not null,"
@@ -206,26 +216,31 @@ def measured(places: Places, kind: Kind) -> Costs:
     """Measure one combination, and fit what it costs."""
     points: list[Point] = []
     with world(places, kind, TABLES, ROWS) as made:
-        made.htap.sync_now()
+        with timed() as small:
+            made.htap.sync_now()
         for tables, changes in POINTS[:-1]:
             points.append(cycles(made, tables, changes, (ROWS, NARROW[1]), CYCLES))
     with world(places, kind, 1, LARGE_ROWS) as made:
+        places.store.delay(0)
         with timed() as copied:
             made.htap.sync_now()
-        stored = made.bytes() / (LARGE_ROWS * NARROW[1])
+        put = places.store.delay(0).get("bytes", 0)
+        stored = (made.bytes() or put) / (LARGE_ROWS * NARROW[1])
         points.append(cycles(made, *POINTS[-1], (LARGE_ROWS, NARROW[1]), CYCLES))
         points.append(cycles(made, 1, 100, (LARGE_ROWS, NARROW[1]), CYCLES))
     with world(places, kind, 1, ROWS * 5, WIDE[0]) as made:
         with timed() as wide:
             made.htap.sync_now()
         points.append(cycles(made, 1, 10_000, (ROWS * 5, WIDE[1]), CYCLES))
-    fitted = _fitted(points)
+    parts = fitted(points, is_scanned=kind[1] == "DuckDB")
     each, wide_each = copied.cpu_seconds / LARGE_ROWS, wide.cpu_seconds / (ROWS * 5)
     copied_byte = max((wide_each - each) / (WIDE[1] - NARROW[1]), 0.0)
     counted = _line([(p.tables, p.requests) for p in points])
+    more_tables = small.cpu_seconds - TABLES * ROWS * each
     return Costs(
-        **fitted,
-        folded=_folded(places, kind, fitted),
+        **parts,
+        copied_table=max(more_tables / (TABLES - 1), 0.0),
+        folded=_folded(places, kind, parts),
         copied_row=max(each - copied_byte * NARROW[1], 0.0),
         copied_byte=copied_byte,
         server_change=_line([(p.changes, p.server) for p in points])[1],
@@ -236,24 +251,25 @@ def measured(places: Places, kind: Kind) -> Costs:
     )
 
 
-def _fitted(points: Sequence[Point]) -> dict[str, float]:
+def fitted(points: Sequence[Point], *, is_scanned: bool) -> dict[str, float]:
     """Return the costs that fit best, each at least 0, by relative errors."""
     columns = {
         "cycle": [1.0 for _ in points],
         "table": [p.tables for p in points],
         "change": [p.changes for p in points],
         "byte": [p.changes * p.row_bytes for p in points],
-        "scanned": [p.tables * p.table_rows for p in points],
     }
+    if is_scanned:
+        columns["scanned"] = [p.tables * p.table_rows for p in points]
     taken = np.array([p.cpu for p in points])
-    names = list(columns)
+    names = [name for name, column in columns.items() if any(column)]
     while True:
         matrix = np.array([columns[name] for name in names]).T / taken[:, None]
         scale = matrix.max(axis=0)
         found = np.linalg.lstsq(matrix / scale, np.ones(len(points)), rcond=None)[0] / scale
         if found.min() >= 0:
             return {
-                **dict.fromkeys(columns, 0.0),
+                **dict.fromkeys([*columns, "scanned"], 0.0),
                 **dict(zip(names, map(float, found), strict=True)),
             }
         names.pop(int(found.argmin()))
@@ -266,9 +282,9 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return max(float(start), 0.0), max(float(slope), 0.0)
 
 
-def _folded(places: Places, kind: Kind, fitted: dict[str, float]) -> float:
+def _folded(places: Places, kind: Kind, parts: dict[str, float]) -> float:
     """Return what is written again later of each changed row, with one nightly maintenance."""
-    rows, changes, times = 100_000, 2_000, 60
+    rows, changes, times = ROWS * 5, ROWS // 10, FOLDS
     with world(places, kind, 1, rows) as made:
         made.htap.sync_now()
         done, seconds = 0, 0.0
@@ -280,31 +296,36 @@ def _folded(places: Places, kind: Kind, fitted: dict[str, float]) -> float:
         with timed() as timing:
             made.htap.maintain()
         seconds += timing.cpu_seconds
-    plain = Costs(**fitted, **dict.fromkeys(_OTHERS, 0.0))
-    load = Load(1, rows, NARROW[1], done / times, 1, 1.0)
+    plain = Costs(**parts, **dict.fromkeys(_OTHERS, 0.0))
+    load = Load(1, rows, NARROW[1], done / times, 1, 1.0, 1.0)
     return max(seconds / times - cycle(plain, load, 1.0).cpu, 0.0) / (done / times)
 
 
-_OTHERS = ("folded", "copied_row", "copied_byte", "server_change", "stored")
+_OTHERS = ("folded", "copied_table", "copied_row", "copied_byte", "server_change", "stored")
 
 
 def _rounds(places: Places, kind: Kind) -> float:
     """Return how many requests of a sync of one table wait for one another."""
     delay = 60
-    walls = []
     with world(places, kind, 1, 1_000) as made:
         made.htap.sync_now()
-        for _ in range(CYCLES):
-            took = []
-            for milliseconds in (0, delay):
-                made.change(1, 10)
-                places.store.delay(milliseconds)
-                with timed() as timing:
-                    made.htap.sync_now()
-                took.append(timing.wall_seconds)
-            walls.append((took[1] - took[0]) * 1000 / delay)
-            places.store.delay(0)
-    return statistics.median(walls)
+        return _delays(made, 1, 10, delay) / delay
+
+
+def _delays(made: World, tables: int, changes: int, delay: int) -> float:
+    """Return by how many milliseconds a sync takes longer where each answer takes so many."""
+    more = []
+    for _ in range(CYCLES):
+        took = []
+        for milliseconds in (0, delay):
+            made.change(tables, changes)
+            made.places.store.delay(milliseconds)
+            with timed() as timing:
+                made.htap.sync_now()
+            took.append(timing.wall_seconds * 1000)
+        more.append(took[1] - took[0])
+        made.places.store.delay(0)
+    return statistics.median(more)
 
 
 def measure() -> None:
@@ -322,7 +343,8 @@ def measure() -> None:
 
 def known() -> dict[str, Costs]:
     """Return what was measured last."""
-    return costs_of(json.loads(KEPT.read_text()))
+    kept = json.loads(KEPT.read_text())
+    return {name: Costs(**found) for name, found in kept.items()}
 
 
 @dataclass(frozen=True)
@@ -344,11 +366,10 @@ class Check:
         with world(places, self.kind, self.tables, self.rows, self.note) as made:
             with timed() as copied:
                 made.htap.sync_now()
-            rows = self.tables * self.rows
-            should = rows * (costs.copied_row + costs.copied_byte * row_bytes)
-            yield "first copy, s of CPU", copied.cpu_seconds, should
+            load = Load(self.tables, self.rows, row_bytes, 0.0, self.changed, 1.0, 1.0)
+            yield "first copy, s of CPU", copied.cpu_seconds, copy_seconds(costs, load)
             found = cycles(made, self.changed, self.changes, (self.rows, row_bytes), 9)
-            load = Load(self.tables, self.rows, row_bytes, found.changes, self.changed, 1.0)
+            load = replace(load, changes=found.changes)
             predicted: Cycle = cycle(costs, load, 1.0, self.delay / 1000)
             yield "a sync, ms of CPU", found.cpu * 1000, predicted.cpu * 1000
             if self.delay:
@@ -356,15 +377,9 @@ class Check:
                 yield from self._delayed(made, predicted)
 
     def _delayed(self, made: World, predicted: Cycle) -> Iterator[tuple[str, float, float]]:
-        walls = []
-        for _ in range(7):
-            made.change(self.changed, self.changes)
-            made.places.store.delay(self.delay)
-            with timed() as timing:
-                made.htap.sync_now()
-            walls.append(timing.wall_seconds * 1000)
-            made.places.store.delay(0)
-        yield "a sync, ms by the clock", statistics.median(walls), predicted.wall * 1000
+        more = _delays(made, self.changed, self.changes, self.delay)
+        told = f"a sync, ms by the clock for {self.delay} ms a request"
+        yield told, more, (predicted.wall - predicted.cpu) * 1000
 
 
 CHECKS = (
@@ -387,10 +402,10 @@ def check() -> None:
 
 
 LOADS = {
-    "20 tables of 1 GB in all, 10 changes/s": Load(20, 250_000, 200, 10, 5, 1.0),
-    "100 tables, 100 GB, 1,000 changes/s": Load(100, 5_000_000, 200, 1_000, 20, 1.0),
-    "1,000 tables, 1 TB, 10,000 changes/s": Load(1_000, 5_000_000, 200, 10_000, 200, 1.0),
-    "1,000 tables, 10 TB, 100,000 changes/s": Load(1_000, 50_000_000, 200, 100_000, 500, 5.0),
+    "20 tables of 1 GB in all, 10 changes/s": Load(20, 250_000, 200, 10, 5, 1.0, 5.0),
+    "100 tables, 100 GB, 1,000 changes/s": Load(100, 5_000_000, 200, 1_000, 20, 1.0, 5.0),
+    "1,000 tables, 1 TB, 10,000 changes/s": Load(1_000, 5_000_000, 200, 10_000, 200, 1.0, 10.0),
+    "1,000 tables, 10 TB, 100,000 changes/s": Load(1_000, 50_000_000, 200, 100_000, 500, 5.0, 30.0),
 }
 LATENCIES = (10, 50, 100)
 

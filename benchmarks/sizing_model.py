@@ -1,7 +1,6 @@
 """What a pipeline needs, worked out of what was measured: pure functions of a load and of costs."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 #: How much of a core one process may take: what is left is for bursts, queries and maintenance.
@@ -18,9 +17,10 @@ class Costs:
     Attributes:
         cycle, table, change, byte: Seconds of CPU of our process: of a cycle, and more for each
             table changed in it, each changed row, and each byte of these rows.
-        scanned: The same for each row that the changed tables have.
+        scanned: The same for each row that the changed tables have: DuckDB looks through the keys.
         folded: The same for each changed row, for rows that are written again later.
-        copied_row, copied_byte: The same for each row of a first copy, and each byte of it.
+        copied_table, copied_row, copied_byte: The same for each table, row and byte of a first
+            copy.
         server_change: Seconds of CPU of PostgreSQL's processes for each changed row.
         stored: Bytes in the mirror for each byte of rows.
         requests, requests_table: Requests to an object store in each cycle, and more for each
@@ -34,6 +34,7 @@ class Costs:
     byte: float
     scanned: float
     folded: float
+    copied_table: float
     copied_row: float
     copied_byte: float
     server_change: float
@@ -58,6 +59,7 @@ class Load:
         changes: Changed rows a second, of all tables together.
         changed_tables: How many tables have a change in one interval.
         interval: Seconds from one sync to the next.
+        longest: The same where syncs take too long: more than this is no remedy.
         history_days: How long versions are kept; 0 in a plain mirror.
     """
 
@@ -67,6 +69,7 @@ class Load:
     changes: float
     changed_tables: int
     interval: float
+    longest: float
     history_days: float = 0.0
 
     @property
@@ -89,8 +92,7 @@ class Prices:
     """What is paid, in dollars; made-up defaults near what large providers ask."""
 
     core_hour: float = 0.05
-    put: float = 5.0e-6
-    get: float = 0.4e-6
+    request: float = 5.0e-6
     store_gigabyte_month: float = 0.023
     disk_gigabyte_month: float = 0.08
 
@@ -150,6 +152,14 @@ def cycle(costs: Costs, load: Load, seconds: float, latency: float = 0.0) -> Cyc
     return Cycle(cpu, cpu + latency * waits(costs, tables), requests)
 
 
+def copy_seconds(costs: Costs, load: Load) -> float:
+    """Return the CPU seconds of a first copy of all tables."""
+    rows = load.tables * load.rows
+    return (
+        load.tables * costs.copied_table + rows * costs.copied_row + load.bytes * costs.copied_byte
+    )
+
+
 def waits(costs: Costs, tables: int) -> float:
     """Return how many requests of a sync wait for one another."""
     more = math.ceil(costs.requests_table * tables / PUTS_AT_ONCE) - 1
@@ -178,7 +188,7 @@ def _settled(costs: Costs, load: Load, latency: float) -> tuple[float, Cycle] | 
         if found.wall <= interval and found.cpu / interval <= BUSY:
             return interval, found
         interval = max(found.wall, found.cpu / BUSY) * 1.02
-        if interval > 60 * max(load.interval, 1.0):
+        if interval > max(load.longest, load.interval):
             return None
     return None
 
@@ -189,7 +199,6 @@ def _needs(
     interval, found = settled
     cores = shards * found.cpu / interval
     requests = shards * found.requests / interval
-    copied = load.tables * load.rows * (costs.copied_row + costs.copied_byte * load.row_bytes)
     versions = load.changes * load.history_days * 86_400 * load.row_bytes
     gigabytes = (load.bytes + versions) * costs.stored / 1e9
     is_store = costs.requests > 0
@@ -198,35 +207,16 @@ def _needs(
         # A process holds a core, busy or not.
         max(cores, shards) * prices.core_hour * SECONDS_A_MONTH / 3600
         + gigabytes * kept
-        + requests * SECONDS_A_MONTH * prices.put
+        + requests * SECONDS_A_MONTH * prices.request
     )
     return Needs(
         shards,
         cores,
-        load.changes * costs.server_change,
+        # Each shard has a slot, for which all of the log is decoded.
+        load.changes * costs.server_change * shards,
         interval + found.wall,
-        copied / 3600 / shards,
+        copy_seconds(costs, load) / 3600 / shards,
         gigabytes,
         requests,
         dollars,
     )
-
-
-def crossing(plain: Costs, other: Costs, load: Load) -> float:
-    """Return from how many rows of a table on a sync into `other` takes less CPU; inf if never."""
-    tables, changes = load.changed_tables, load.changes * load.interval
-    fixed = cycle(other, _with_rows(load, 0), load.interval).cpu
-    fixed -= cycle(plain, _with_rows(load, 0), load.interval).cpu
-    grows = (plain.scanned - other.scanned) * tables
-    if changes <= 0 or grows <= 0:
-        return math.inf if fixed > 0 else 0.0
-    return max(fixed / grows, 0.0)
-
-
-def _with_rows(load: Load, rows: float) -> Load:
-    return Load(**(asdict(load) | {"rows": rows}))
-
-
-def costs_of(kept: Mapping[str, Mapping[str, float]]) -> dict[str, Costs]:
-    """Read what was kept."""
-    return {name: Costs(**found) for name, found in kept.items()}

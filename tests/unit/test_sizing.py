@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sizing
-from benchmarks.sizing_model import Costs, Load, Prices, crossing, cycle, needs, waits
+from benchmarks.sizing_model import Costs, Load, Prices, cycle, needs, waits
 
 COSTS = Costs(
     cycle=0.005,
@@ -17,7 +17,6 @@ COSTS = Costs(
     change=4e-6,
     byte=1e-8,
     scanned=0.0,
-    deeper=0.0,
     folded=1e-6,
     copied_table=0.03,
     copied_row=1e-6,
@@ -47,9 +46,6 @@ def test_a_load_that_one_process_keeps_up_with_takes_one() -> None:
     assert found.cores == pytest.approx(cycle(COSTS, LOAD, 1.0).cpu)
     assert found.lag == pytest.approx(1 + cycle(COSTS, LOAD, 1.0).wall)
     assert found.server_cores == pytest.approx(0.005)
-    in_files = replace(COSTS, deeper=1e-6)
-    deeper = cycle(in_files, replace(LOAD, rows=80_000), 1.0).cpu
-    assert deeper == pytest.approx(found.cores + 1_000 * 2 * 1e-6)
     assert found.gigabytes == pytest.approx(100 * 1e6 * 100 * 0.5 / 1e9)
     assert found.copy_hours == pytest.approx((100 * 0.03 + 1e8 * 2e-6) / 3600)
     kept = found.gigabytes * Prices().disk_gigabyte_month
@@ -83,17 +79,6 @@ def test_history_takes_room_by_the_days_it_is_kept() -> None:
     assert kept.gigabytes - plain.gigabytes == pytest.approx(versions)
 
 
-def test_a_mirror_that_looks_through_its_tables_is_left_at_some_size() -> None:
-    scanning = replace(COSTS, scanned=1e-8)
-    dearer = replace(COSTS, table=0.009)
-    rows = crossing(scanning, dearer, LOAD)
-    assert rows == pytest.approx(0.005 / 1e-8)
-    for more, is_cheaper in ((0.9, False), (1.1, True)):
-        load = replace(LOAD, rows=rows * more)
-        assert (cycle(dearer, load, 1.0).cpu < cycle(scanning, load, 1.0).cpu) is is_cheaper
-    assert crossing(COSTS, dearer, LOAD) == math.inf
-
-
 def test_what_is_fitted_is_what_made_it() -> None:
     points = []
     for tables, changes, row_bytes, rows in (
@@ -111,7 +96,7 @@ def test_what_is_fitted_is_what_made_it() -> None:
     assert found["change"] == pytest.approx(COSTS.change + COSTS.folded, rel=1e-3)
     assert found["byte"] == pytest.approx(COSTS.byte, rel=1e-3)
     assert found["scanned"] == pytest.approx(0, abs=1e-12)
-    assert sizing.fitted(points, is_scanned=False)["deeper"] == pytest.approx(0, abs=1e-12)
+    assert sizing.fitted(points, is_scanned=False) == pytest.approx(found, abs=1e-12)
 
 
 def test_the_costs_that_are_kept_are_of_all_that_is_measured() -> None:
