@@ -101,9 +101,14 @@ class CheckedFiles:
         self.files.put(name, content, partial(self._note, name, Checksum.of(content)))
 
     def write(
-        self, name: str, fill: Callable[[pa.NativeFile], None], *, is_large: bool = False
+        self,
+        name: str,
+        fill: Callable[[pa.NativeFile], None],
+        *,
+        is_large: bool = False,
+        is_ours: bool = True,
     ) -> int:
-        """Write a file piece by piece, and keep its checksum; return its bytes.
+        """Write a file piece by piece, and keep its checksum if it is ours; return its bytes.
 
         Arrow copies each piece that it hands to Python. A large one it writes by itself, where it
         can.
@@ -120,11 +125,11 @@ class CheckedFiles:
             with pa.PythonFile(summed, mode="w") as file:
                 fill(file)
 
-        self.files.write(
-            name,
-            filled,
-            lambda mark: self._note(name, Checksum(summed.size, summed.crc32), mark),
-        )
+        def noted(mark: Mark) -> None:
+            if is_ours:
+                self._note(name, Checksum(summed.size, summed.crc32), mark)
+
+        self.files.write(name, filled, noted)
         return summed.size
 
     def _note(self, name: str, found: Checksum, mark: Mark) -> None:

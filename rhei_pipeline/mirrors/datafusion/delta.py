@@ -265,9 +265,18 @@ def _named_files(
     }
     changed = {name: file for name, file in wanted.items() if name not in named}
     vectors = _put_vectors(changed, target.folder, store)
+    sizes = {name: held[name].size for name in changed if name in held}
+
+    def put(name: str) -> None:
+        sizes[name] = changed[name].put(store, lead + name)
+
+    new = [name for name in changed if name not in held]
+    store.files.each([name for name in new if changed[name].is_whole], put)
+    for name in new:
+        if not changed[name].is_whole:  # what has to be made takes memory
+            put(name)
     for name, file in changed.items():
-        size = held[name].size if name in held else file.put(store, lead + name)
-        named[name] = NamedFile(name, size, file.rows, vectors.get(name), file.made_of)
+        named[name] = NamedFile(name, sizes[name], file.rows, vectors.get(name), file.made_of)
     return named
 
 

@@ -73,10 +73,14 @@ class DeltaTarget:
 
     def is_as_left(self) -> bool:
         """Return whether the log's newest entry is still the one that was left."""
-        newest = entry(self.folder, self.version)
-        if self._mark is None or self._files.mark(newest) != self._mark:
-            return False
-        return self._files.mark(entry(self.folder, self.version + 1)) is None
+        newest, following = (entry(self.folder, self.version + more) for more in (0, 1))
+        found: dict[str, Mark | None] = {}
+
+        def look(name: str) -> None:
+            found[name] = self._files.mark(name)
+
+        self._files.each([newest, following], look)
+        return self._mark is not None and found == {newest: self._mark, following: None}
 
     def held_in(self, schema: Schema) -> Mapping[str, NamedFile]:
         """Return the files that its version names; none where the schema is another one."""

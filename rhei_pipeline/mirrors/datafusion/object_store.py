@@ -6,6 +6,7 @@ if its name is free. The second writer gets an error, and has changed nothing.
 
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -300,7 +301,10 @@ class ObjectFiles:
 
     def _keep(self, name: str, content: pa.Buffer) -> None:
         with self._caching(name) as kept:
-            kept.write_bytes(memoryview(content))
+            # In one step: other threads may have mapped what is there, or be as far as this.
+            arriving = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")
+            arriving.write_bytes(memoryview(content))
+            arriving.replace(kept)
 
     @contextmanager
     def _caching(self, name: str) -> Iterator[Path]:

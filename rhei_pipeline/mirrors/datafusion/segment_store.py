@@ -98,12 +98,15 @@ class SegmentStore:
             written_at=datetime.now(UTC),
         )
 
-    def _fill(self, place: str, rows: pa.Table) -> int:
+    def _fill(self, place: str, rows: pa.Table, *, is_ours: bool = True) -> int:
         is_large = are_large(rows)
         if is_large:
             give_back_freed()
         size = self.checked.write(
-            place, lambda sink: self.form.write(rows, sink), is_large=is_large
+            place,
+            lambda sink: self.form.write(rows, sink),
+            is_large=is_large,
+            is_ours=is_ours,
         )
         if is_large:
             give_back_freed()
@@ -111,9 +114,7 @@ class SegmentStore:
 
     def write_shown(self, name: str, rows: pa.Table) -> int:
         """Write rows for others to read, with no checksum to keep; return the file's bytes."""
-        size = self._fill(name, rows)
-        self.checked.forget([name])
-        return size
+        return self._fill(name, rows, is_ours=False)
 
     def place(self, name: str) -> str:
         """Return the name of the file that holds a segment's rows."""
@@ -330,8 +331,7 @@ class SegmentStore:
             MirrorDamagedError: One is damaged or missing.
         """
         with self._named():
-            for name in names:
-                self.checked.check_anew(name)
+            self.files.each(names, self.checked.check_anew)
 
     def refuse_damaged(self, table: StoredTable, *, indexes: bool = True) -> None:
         """Refuse a table with a file that was found damaged before; no other file is read.

@@ -503,7 +503,9 @@ def translate(error: psycopg.Error) -> RheiError:
     of = (error.sqlstate or "")[:2]
     if error.sqlstate in _LACKING or of in _PASSING:
         return _busy(error)
-    if isinstance(error, psycopg.OperationalError) and of not in _OF_STATEMENTS:
+    # Of a connection that was never made the server's answer is not parsed, whatever its code.
+    is_of_a_statement = of in _OF_STATEMENTS and error.diag.message_primary is not None
+    if isinstance(error, psycopg.OperationalError) and not is_of_a_statement:
         return _connection_error(error)
     # The primary message names objects, but of a value that does not fit, the value; the detail,
     # which may quote values, stays out.

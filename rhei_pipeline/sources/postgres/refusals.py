@@ -15,8 +15,9 @@ from psycopg import pq
 
 #: Too many connections: of a role, of a database, or at all.
 FULL = "53300"
-#: No such role, or it may not connect; a wrong password; no such database.
-DENIED = frozenset({"28000", "28P01", "3D000"})
+#: No such role, or it may not connect, maybe to this database alone; a wrong password; no such
+#: database.
+DENIED = frozenset({"28000", "28P01", "3D000", "42501"})
 #: Between a message's severity and its words, in every language.
 _ANSWERED = ":  "
 _CODE = re.compile(rb'\tErrorResponse\t.*? C "(\w{5})"')

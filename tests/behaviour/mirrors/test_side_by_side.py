@@ -305,3 +305,17 @@ def test_a_bucket_that_is_gone_is_named(bucket: Store, files: Files, s3_server: 
     files.put("data/one", pa.py_buffer(b"content"))
     files.flush()
     assert files.names("data") == {"data/one": 7}
+
+
+def test_a_copy_that_is_read_again_harms_nobody_who_has_mapped_it(
+    bucket: Store, files: Files
+) -> None:
+    content = pa.py_buffer(b"a" * 2**20)
+    files.put("data/one", content)
+    files.flush()
+    mapped = files.get("data/one")
+    with closing(open_files("parquet", bucket.url, bucket.access, 0)) as other:
+        other.put("data/one", pa.py_buffer(b"cut off"))
+    assert files.get("data/one") == content
+    assert files.get("data/one", fresh=True) == pa.py_buffer(b"cut off")
+    assert mapped == content

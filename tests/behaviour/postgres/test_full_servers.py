@@ -105,8 +105,8 @@ def refusing(code: str, words: str) -> Iterator[tuple[str, list[int]]]:
                 return
             with client:
                 client.recv(4096)
+                asked.append(1)  # before who asked can have heard
                 client.sendall(b"E" + struct.pack("!i", len(told) + 4) + told)
-                asked.append(1)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         answering = threading.Thread(target=answer, args=(listening,))
@@ -128,7 +128,10 @@ def refusing(code: str, words: str) -> Iterator[tuple[str, list[int]]]:
         ),
         ("28P01", "Passwort-Authentifizierung f\u00fcr Benutzer \u00bbu\u00ab", SourceError, 2),
         ("3D000", "Datenbank \u00bbd\u00ab existiert nicht", SourceError, 2),
+        ("42501", "keine Berechtigung f\u00fcr Datenbank \u00bbd\u00ab", SourceError, 2),
         ("57P03", "das Datenbanksystem startet", SourceUnreachableError, 7),
+        ("55000", "Datenbank akzeptiert keine Verbindungen", SourceUnreachableError, 7),
+        ("54000", "zu viele Dateien", SourceUnreachableError, 7),
     ],
 )
 def test_what_a_server_refuses_is_known_whatever_its_language(
@@ -140,6 +143,39 @@ def test_what_a_server_refuses_is_known_whatever_its_language(
             PostgresDatabase(dsn)
         assert type(met.value) is kind
         assert len(asked) == tries
+
+
+@pytest.mark.parametrize(
+    ("shut", "opened", "kind"),
+    [
+        (
+            "alter database {} allow_connections false",
+            "alter database {} allow_connections true",
+            SourceUnreachableError,
+        ),
+        (
+            "revoke connect on database {} from public",
+            "grant connect on database {} to public",
+            SourceError,
+        ),
+    ],
+)
+def test_a_database_that_takes_no_connections_is_named_until_it_does(
+    few: Callable[..., PostgresWorld], shut: str, opened: str, kind: type[RheiError]
+) -> None:
+    world = few(5, "trigger")
+    name = world.app.info.dbname
+    elsewhere = psycopg.conninfo.make_conninfo(world.dsn, dbname="postgres")
+    dsn = psycopg.conninfo.make_conninfo(world.dsn, user=ROLE)
+    with psycopg.connect(elsewhere, autocommit=True) as owner:
+        owner.execute(shut.format(name).encode())
+        try:
+            with pytest.raises(kind) as met:
+                PostgresDatabase(dsn)
+            assert type(met.value) is kind
+        finally:
+            owner.execute(opened.format(name).encode())
+    assert world.htap.sync_now().tables["t"].copied_rows == ROWS
 
 
 @pytest.mark.parametrize(
