@@ -112,7 +112,8 @@ test-cluster: $(READY) ## run the tests that need a Sail server or a launcher; i
 		tests/behaviour/query/test_cluster_snapshots.py tests/behaviour/query/test_cluster_streams.py \
 		tests/behaviour/query/test_cluster_of_processes.py \
 		tests/behaviour/mirrors/test_failing_store.py \
-		tests/behaviour/copy/test_ranges_in_a_failing_store.py tests/docs/test_several_machines.py
+		tests/behaviour/copy/test_ranges_in_a_failing_store.py \
+		tests/behaviour/copy/test_turns_in_a_failing_store.py tests/docs/test_several_machines.py
 
 test-workers: $(READY) ## kill a worker of Celery, and its brokers, within copies: eleven minutes; installs 400 MB more
 	@$(PIP) --no-compile -r requirements-cluster.lock
