@@ -1,13 +1,12 @@
 """What a pipeline costs, measured; and what a larger one needs, worked out of that.
 
-`python -m benchmarks.sizing measure` writes `benchmarks/costs.json` (of combinations that have all
-words that follow, if any do), `check` compares three other
-runs with what they should take by it, and `plan` prints what some loads need.
+`python -m benchmarks.sizing measure` writes `benchmarks/costs.json`; words that follow, such as
+`SQLite DuckDB`, choose what is measured. `check` compares three other runs with what they should
+take by it. `plan` prints what some loads need.
 """
 
 import itertools
 import json
-import random
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,6 @@ import rhei_pipeline as rhei
 from benchmarks.capture import PostgresApplication, SqliteApplication
 from benchmarks.sizing_model import (
     Costs,
-    Cycle,
     Load,
     Needs,
     copy_seconds,
@@ -191,7 +189,6 @@ class Point:
     cpu: float
     server: float
     requests: float
-    wall: float
 
 
 def cycles(made: World, tables: int, changes: int, sizes: tuple[int, int], times: int) -> Point:
@@ -207,9 +204,9 @@ def cycles(made: World, tables: int, changes: int, sizes: tuple[int, int], times
         server = server_seconds(made.places.data) - before
         requests = sum(n for name, n in made.places.store.delay(0).items() if name != "bytes")
         if turn > 1:
-            found.append((done, timing.cpu_seconds, server, requests, timing.wall_seconds))
-    done, cpu, server, requests, wall = (statistics.mean(each) for each in zip(*found, strict=True))
-    return Point(tables, done, row_bytes, rows, cpu, server, requests, wall)
+            found.append((done, timing.cpu_seconds, server, requests))
+    done, cpu, server, requests = (statistics.mean(each) for each in zip(*found, strict=True))
+    return Point(tables, done, row_bytes, rows, cpu, server, requests)
 
 
 def measured(places: Places, kind: Kind) -> Costs:
@@ -370,16 +367,13 @@ class Check:
             yield "first copy, s of CPU", copied.cpu_seconds, copy_seconds(costs, load)
             found = cycles(made, self.changed, self.changes, (self.rows, row_bytes), 9)
             load = replace(load, changes=found.changes)
-            predicted: Cycle = cycle(costs, load, 1.0, self.delay / 1000)
+            predicted = cycle(costs, load, 1.0, self.delay / 1000)
             yield "a sync, ms of CPU", found.cpu * 1000, predicted.cpu * 1000
             if self.delay:
                 yield "a sync, requests", found.requests, predicted.requests
-                yield from self._delayed(made, predicted)
-
-    def _delayed(self, made: World, predicted: Cycle) -> Iterator[tuple[str, float, float]]:
-        more = _delays(made, self.changed, self.changes, self.delay)
-        told = f"a sync, ms by the clock for {self.delay} ms a request"
-        yield told, more, (predicted.wall - predicted.cpu) * 1000
+                more = _delays(made, self.changed, self.changes, self.delay)
+                told = f"a sync, ms by the clock for {self.delay} ms a request"
+                yield told, more, (predicted.wall - predicted.cpu) * 1000
 
 
 CHECKS = (
@@ -453,5 +447,4 @@ def _row(found: Needs) -> Sequence[str]:
 COMMANDS: dict[str, Callable[[], None]] = {"measure": measure, "check": check, "plan": plan}
 
 if __name__ == "__main__":
-    random.seed(1)
     COMMANDS[sys.argv[1]]()

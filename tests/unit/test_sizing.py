@@ -90,7 +90,7 @@ def test_what_is_fitted_is_what_made_it() -> None:
         (1, 1e4, 900, 1e5),
     ):
         cpu = cycle(COSTS, Load(99, rows, row_bytes, changes, tables, 1.0, 1.0), 1.0).cpu
-        points.append(sizing.Point(tables, changes, row_bytes, rows, cpu, 0, 0, 0))
+        points.append(sizing.Point(tables, changes, row_bytes, rows, cpu, 0, 0))
     found = sizing.fitted(points, is_scanned=True)
     assert found["cycle"] == pytest.approx(COSTS.cycle, rel=1e-3)
     assert found["change"] == pytest.approx(COSTS.change + COSTS.folded, rel=1e-3)

@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -133,8 +132,10 @@ class ObjectFiles:
             size = kept.stat().st_size
 
         def put() -> None:
-            with self._room_again():
-                put = self._ask(name, partial(self._put_kept, name, kept))
+            try:
+                put = self._ask(name, lambda: self._put_kept(name, kept))
+            finally:
+                self._room.release()
             if not _is_own(name):
                 kept.unlink()
             noted(Mark(size, put.get("e_tag") or ""))
@@ -152,13 +153,6 @@ class ObjectFiles:
                 hint="make the bucket again where it is missing, keep others from the system's"
                 " temporary directory, and start this process again",
             ) from None
-
-    @contextmanager
-    def _room_again(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._room.release()
 
     def each(self, names: Iterable[str], do: Callable[[str], object]) -> None:
         """Do something with files side by side."""

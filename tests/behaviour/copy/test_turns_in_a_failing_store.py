@@ -88,16 +88,21 @@ def fail_at(world: World, bucket: Store, fault: FaultAt, number: int, mode: str)
     return fault.count
 
 
+def fail_at_some(world: World, bucket: Store, mode: str, times: int) -> None:
+    """Fail at so many requests, each in a copy of its own."""
+    drawn = random.Random(times)
+    requests = fail_at(world, bucket, FaultAt(0), 0, mode)
+    for number in drawn.sample(range(1, requests + 1), times):
+        fail_at(world, bucket, drawn_fault(drawn, number), number, mode)
+
+
 @pytest.mark.turns
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_a_store_that_fails_in_a_turn_loses_and_doubles_nothing(
     world: World, bucket: Store, mode: str
 ) -> None:
-    drawn = random.Random(5)
-    requests = fail_at(world, bucket, FaultAt(0), 0, mode)
-    for number in drawn.sample(range(1, requests + 1), 3):
-        fail_at(world, bucket, drawn_fault(drawn, number), number, mode)
+    fail_at_some(world, bucket, mode, 3)
 
 
 @pytest.mark.cluster
@@ -106,7 +111,4 @@ def test_a_store_that_fails_in_a_turn_loses_and_doubles_nothing(
 def test_a_store_that_fails_at_more_requests_of_a_turn_loses_and_doubles_nothing(
     world: World, bucket: Store, mode: str
 ) -> None:
-    drawn = random.Random(13)
-    requests = fail_at(world, bucket, FaultAt(0), 0, mode)
-    for number in drawn.sample(range(1, requests + 1), 12):
-        fail_at(world, bucket, drawn_fault(drawn, number), number, mode)
+    fail_at_some(world, bucket, mode, 12)

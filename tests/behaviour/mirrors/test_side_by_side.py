@@ -319,3 +319,17 @@ def test_a_copy_that_is_read_again_harms_nobody_who_has_mapped_it(
     assert files.get("data/one") == content
     assert files.get("data/one", fresh=True) == pa.py_buffer(b"cut off")
     assert mapped == content
+
+
+def test_failures_leave_room_for_what_follows(bucket: Store, files: Files) -> None:
+    """More of them than are put at once."""
+    bucket.fault = lambda method, path: "403" if _is_data(method, path) else ""
+    for number in range(40):
+        files.put(f"data/{number}", pa.py_buffer(b""))
+    with pytest.raises(MirrorError, match="refused"):
+        files.flush()
+    bucket.fault = None
+    for number in range(40):
+        files.put(f"data/{number}", pa.py_buffer(b"whole"))
+    files.flush()
+    assert set(files.names("data").values()) == {5}
