@@ -168,6 +168,8 @@ class _SessionRun:
             waited = time.monotonic() - self.wanted_at
             time.sleep(seconds_to_next_claim(waited + FREEING_SECONDS))
         self.session.htap.stop_sync()
+        if self.session.background is not None:
+            self._note_copies(self.session.status())  # its last turn may have begun one
         if interrupted is not None and self._is_terminated():
             raise interrupted
 

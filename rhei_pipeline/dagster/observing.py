@@ -53,11 +53,27 @@ class Observer:
         self._look_at = self._table_at = 0.0
         self._observed: dict[dg.AssetKey, tuple[float, object]] = {}
         self._can_follow_again = False
+        self._never_told = {
+            declaration.key(Stage.MIRROR, table): table.name for table in declaration.tables
+        }
 
     @property
     def can_follow_again(self) -> bool:
         """Whether a table that was found at fault is at fault no more: a session has to see it."""
         return self._can_follow_again
+
+    def never_told(self, instance: dg.DagsterInstance) -> list[str]:
+        """Return the tables whose mirrors no session has reported, though none leaves them out.
+
+        A table that has just been declared has no change pending, and is not copied.
+        """
+        if not self._never_told:
+            return []
+        for record in instance.get_asset_records(list(self._never_told)):
+            if record.asset_entry.last_materialization_record is not None:
+                del self._never_told[record.asset_entry.asset_key]
+        left_out = self._not_followed(instance) if self._never_told else set()
+        return sorted(name for key, name in self._never_told.items() if key not in left_out)
 
     def look(self, context: dg.SensorEvaluationContext, cdc: CdcResource, *, is_open: bool) -> None:
         """Report, where it is time for it; never fails because of the source."""

@@ -14,6 +14,7 @@ from rhei_pipeline.dagster.pool import limit_to_one_writer
 from rhei_pipeline.dagster.relay import COPYING, LEFT_BEHIND, NOTHING, RETRY_SECONDS, SUCCESSOR
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.errors import TransientError
+from rhei_pipeline.model.report import named
 
 
 def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
@@ -57,45 +58,61 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
             return _beside(runs)
         if observer.can_follow_again:
             return dg.RunRequest(tags={"rhei/reason": "a table can be followed again"})
-        return _of_source(context, cdc, job_name)
+        return _of_source(context, cdc, job_name, observer.never_told(context.instance))
 
     return [pending_changes, *bridge_sensors(declaration)]
 
 
 def _of_source(
-    context: dg.SensorEvaluationContext, cdc: CdcResource, job_name: str
+    context: dg.SensorEvaluationContext, cdc: CdcResource, job_name: str, never_told: Sequence[str]
 ) -> dg.RunRequest | dg.SkipReason:
-    """Decide by what is pending whether a session is to be opened."""
+    """Decide by what is pending, and by what the last sessions left, whether to open a session."""
     try:
         pending = cdc.pending()
     except TransientError as error:
         # Any other error fails the tick: it shows red until somebody has mended it.
         return dg.SkipReason(f"the source cannot be read now: {error}")
-    copying = _left_half_copied(context, job_name)
-    if copying:
+    last = own_records(context, job_name, limit=2)
+    copying = last[0].dagster_run.tags.get(COPYING, NOTHING) if last else NOTHING
+    if copying != NOTHING:
         return dg.RunRequest(tags={"rhei/reason": f"the copy of {copying} goes on"})
     if pending == 0:
-        return dg.SkipReason("up to date: the mirror has every change")
-    if cdc.counts_exactly and pending == _left_behind(context, job_name):
+        return _nothing_pending(last, never_told)
+    if cdc.counts_exactly and pending == _left_behind(last):
         return dg.SkipReason(f"what is pending ({pending}) belongs to tables that are left out")
     return dg.RunRequest(tags={"rhei/reason": _reason(pending, is_exact=cdc.counts_exactly)})
 
 
-def _left_half_copied(context: dg.SensorEvaluationContext, job_name: str) -> str:
-    """Return the tables that the last session has not copied to the end, however it ended."""
-    for record in own_records(context, job_name, limit=1):
-        copying = record.dagster_run.tags.get(COPYING, NOTHING)
-        return "" if copying == NOTHING else copying
-    return ""
+def _nothing_pending(
+    last: Sequence[dg.RunRecord], never_told: Sequence[str]
+) -> dg.RunRequest | dg.SkipReason:
+    """Decide what to do where the source has nothing new: all may be there, or not be copied."""
+    if _has_failed(last[:1]):
+        if _has_failed(last[1:]) and _seconds_since(last[0]) < RETRY_SECONDS:
+            return dg.SkipReason(
+                "nothing is pending, but the last sessions failed: the next one is opened"
+                f" {RETRY_SECONDS / 60:.0f} minutes after the last; its run says what to do"
+            )
+        return dg.RunRequest(tags={"rhei/reason": "the last session failed"})
+    if never_told:
+        told = "".join(named("not known to be copied", never_told))
+        return dg.RunRequest(tags={"rhei/reason": told})
+    return dg.SkipReason("up to date: the mirror has every change")
 
 
-def _left_behind(context: dg.SensorEvaluationContext, job_name: str) -> int:
+def _has_failed(last: Sequence[dg.RunRecord]) -> bool:
+    return any(record.dagster_run.status is dg.DagsterRunStatus.FAILURE for record in last)
+
+
+def _seconds_since(record: dg.RunRecord) -> float:
+    return time.time() - (record.end_time or 0.0)
+
+
+def _left_behind(last: Sequence[dg.RunRecord]) -> int:
     """Return what the last session had to leave pending, unless it is time to try again."""
-    for record in own_records(context, job_name, limit=1):
-        ended = record.end_time or 0.0
-        if time.time() - ended < RETRY_SECONDS:
-            return int(record.dagster_run.tags.get(LEFT_BEHIND, 0))
-    return 0
+    if not last or _seconds_since(last[0]) >= RETRY_SECONDS:
+        return 0
+    return int(last[0].dagster_run.tags.get(LEFT_BEHIND, 0))
 
 
 def _beside(runs: Sequence[dg.DagsterRun]) -> dg.RunRequest | dg.SkipReason:

@@ -1,10 +1,7 @@
 """Sessions, their sensor and their checks: each in this process, on real databases."""
 
-import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,87 +14,20 @@ import pytest
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.dagster import CdcResource, Names, OltpResource, build_definitions
-from rhei_pipeline.dagster.check_records import last_evaluations
+from rhei_pipeline.dagster import CdcResource, Names, OltpResource
 from rhei_pipeline.dagster.session import Session
 from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.sync import pipeline
 from rhei_pipeline.wiring.standing import source_standing
+from tests.support.dagster_shop import Shop
 from tests.support.parts import connection_of, engine_of
 
 STARTED = dg.DagsterRunStatus.STARTED
 
 
-@dataclass
-class Shop:
-    """A small source, its declaration, and an instance of Dagster."""
-
-    settings: Settings
-    instance: dg.DagsterInstance
-
-    @property
-    def definitions(self) -> dg.Definitions:
-        return build_definitions(self.settings)
-
-    def write(self, *statements: str) -> None:
-        with closing(sqlite3.connect(self.settings.sqlite_path)) as connection, connection:
-            for statement in statements:
-                connection.execute(statement)
-
-    def sync(self) -> dg.ExecuteInProcessResult:
-        job = self.definitions.resolve_job_def("sync")
-        return job.execute_in_process(instance=self.instance, raise_on_error=False)
-
-    def tick(
-        self, times: int = 1, repository: dg.RepositoryDefinition | None = None
-    ) -> dg.RunRequest | str:
-        """Return what the sensor asks for, or why for nothing; after the last of its ticks."""
-        repository = repository or self.definitions.get_repository_def()
-        sensor = repository.get_sensor_def("pending_changes")
-        for _ in range(times):
-            cdc = CdcResource.of(self.settings, OltpResource.of(self.settings))
-            with dg.build_sensor_context(
-                instance=self.instance, repository_def=repository, resources={"cdc": cdc}
-            ) as context:
-                found = sensor.evaluate_tick(context)
-        return found.run_requests[0] if found.run_requests else str(found.skip_message)
-
-    def check(self, table: str, name: str, stage: str = "mirror") -> dg.AssetCheckEvaluation:
-        key = dg.AssetCheckKey(dg.AssetKey([stage, table]), name)
-        return last_evaluations(self.instance, [key])[key]
-
-    def failing(self, table: str) -> set[str]:
-        """Return the checks of a table that fail."""
-        names = ["followed", "dead_letters", "drift", "lag", "proof", "history"]
-        keys = [dg.AssetCheckKey(dg.AssetKey(["mirror", table]), name) for name in names]
-        found = last_evaluations(self.instance, keys).values()
-        return {evaluation.check_name for evaluation in found if not evaluation.passed}
-
-
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rhei_pipeline.dagster.mirrors.LOOK_SECONDS", 0.05)
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    with closing(sqlite3.connect(tmp_path / "app.db")) as connection:
-        connection.executescript(
-            "create table orders(id integer primary key, status text not null);"
-            "create table items(id integer primary key, amount integer);"
-            "insert into orders values (1, 'new'); insert into items values (1, 1), (2, 2);"
-        )
-    settings = Settings(
-        source={"path": tmp_path / "app.db"},
-        mirror={"path": tmp_path / "mirror.duckdb"},
-        registry={"path": tmp_path / "registry.json"},
-        sync={"interval_seconds": 0.05},
-        tables=[{"name": "orders", "mode": "temporal"}, {"name": "items"}],
-        schedule={"idle_seconds": 0.2, "catalog_seconds": 60},
-    )
-    (tmp_path / "home").mkdir()
-    with dg.instance_for_test(temp_dir=str(tmp_path / "home")) as instance:
-        yield Shop(settings, instance)
 
 
 def declared(shop: Shop, **schedule: Any) -> None:

@@ -128,5 +128,7 @@ def test_a_combination_is_measured_and_a_run_compared_with_it(
         sizing.KEPT.write_text(json.dumps({", ".join(kind): costs.to_json()}))
         told = list(sizing.Check(kind, 2, 50, 2, 20, delay=5 if "store" in kind else 0).run(places))
     assert costs.cycle + costs.table + costs.change > 0
-    assert all(was > 0 and should > 0 for _, was, should in told)
     assert len(told) == (4 if "store" in kind else 2)
+    # The last is a difference of two times by the clock: of so little, it may be anything.
+    assert all(was > 0 and should > 0 for _, was, should in told[:3])
+    assert all(math.isfinite(was) and math.isfinite(should) for _, was, should in told)

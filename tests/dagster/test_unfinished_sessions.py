@@ -1,0 +1,163 @@
+"""What a session leaves undone is done by the next one, however it ended: the sensor opens it."""
+
+import json
+import threading
+
+import dagster as dg
+import pytest
+
+import rhei_pipeline as rhei
+from rhei_pipeline import HTAP
+from rhei_pipeline.settings.sections import TableSettings
+from rhei_pipeline.sync.pipeline import Pipeline
+from tests.support import forked
+from tests.support.dagster_shop import Shop
+
+#: Runs a session, and is killed at the n-th time that it comes to a step.
+_KILLED = """
+import json, os, signal, sys
+from functools import partial
+import dagster as dg
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.dagster import build_definitions, resources
+
+declared, home, step, left = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+
+def on_step(at):
+    global left
+    left -= at == step
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+resources.HTAP = partial(HTAP, on_step=on_step)
+with dg.DagsterInstance.from_config(home) as instance:
+    job = build_definitions(Settings(**declared)).resolve_job_def("sync")
+    job.execute_in_process(instance=instance)
+"""
+_COPY_STEPS = ("copy_begun", "copy_batch", "copy_complete", "promoted")
+_CYCLE_STEPS = ("snapshot", "captured", "applied", "recorded", "committed", "acknowledged")
+_OFTEN = [("copy_begun", 2), ("copy_batch", 2), ("applied", 1), ("committed", 1)]
+_EVERY = [
+    *((step, nth) for step in _COPY_STEPS for nth in (1, 2)),
+    *((step, 1) for step in _CYCLE_STEPS),
+]
+
+
+def killed(shop: Shop, step: str, nth: int = 1) -> bool:
+    """Run a session that is killed at a step; return whether it was, once Dagster has noticed."""
+    declared = json.dumps(shop.settings.model_dump(mode="json", exclude_unset=True))
+    done = forked.run(_KILLED, declared, shop.instance.root_directory, step, str(nth))
+    for run in shop.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        shop.instance.report_run_failed(run)
+        shop.instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    assert done.returncode in (0, -9), done.stderr
+    return done.returncode != 0
+
+
+def reason(shop: Shop) -> str:
+    """Return why the sensor opens a session."""
+    asked = shop.tick()
+    assert isinstance(asked, dg.RunRequest), asked
+    return asked.tags["rhei/reason"]
+
+
+def assert_whole(shop: Shop) -> None:
+    """The mirror has all, and the sensor says so."""
+    assert "up to date" in str(shop.tick())
+    with rhei.open(shop.settings) as htap:
+        assert htap.verify().equal
+        assert htap.broken_histories("orders").num_rows == 0
+
+
+def declare_big(shop: Shop) -> None:
+    """Have a table more in the source and in the declaration; nothing of it is a change."""
+    shop.write("create table big(id integer primary key)", "insert into big values (1), (2)")
+    tables = [*(shop.settings.tables or ()), TableSettings(name="big")]
+    shop.settings = shop.settings.model_copy(update={"tables": tables})
+
+
+@pytest.mark.parametrize(
+    ("step", "nth"),
+    [pytest.param(*at, marks=() if at in _OFTEN else pytest.mark.soak) for at in _EVERY],
+)
+def test_the_next_session_goes_on_where_one_was_killed(shop: Shop, step: str, nth: int) -> None:
+    sync = shop.settings.sync.model_copy(update={"batch_rows": 1})
+    shop.settings = shop.settings.model_copy(update={"sync": sync})
+    in_copy = step in _COPY_STEPS
+    if not in_copy:
+        assert shop.sync().success
+    shop.write(
+        "insert into orders values (7, 'new'), (8, 'new')", "update items set amount = amount + 1"
+    )
+    assert killed(shop, step, nth)
+    assert reason(shop)
+    shop.write("update orders set status = 'sent' where id = 7", "delete from items where id = 1")
+    assert shop.sync().success
+    assert_whole(shop)
+
+
+def test_a_session_that_fails_again_and_again_is_not_called_up_to_date(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shop.sync().success
+    assert killed(shop, "snapshot")
+    assert reason(shop) == "the last session failed"
+    assert killed(shop, "snapshot")
+    assert "the last sessions failed" in str(shop.tick())
+    shop.write("insert into items values (3, 3)")
+    assert reason(shop) == "1 change pending"
+    assert killed(shop, "acknowledged")
+    monkeypatch.setattr("rhei_pipeline.dagster.sensor.RETRY_SECONDS", 0.0)
+    assert reason(shop) == "the last session failed"
+    assert shop.sync().success
+    assert_whole(shop)
+
+
+def test_a_table_declared_later_opens_a_session_though_nothing_has_changed(shop: Shop) -> None:
+    assert shop.sync().success
+    assert "up to date" in str(shop.tick())
+    declare_big(shop)
+    assert reason(shop) == "not known to be copied: big"
+    assert shop.sync().success
+    assert_whole(shop)
+
+
+def test_a_table_declared_later_that_is_left_out_opens_none(shop: Shop) -> None:
+    assert shop.sync().success
+    declare_big(shop)
+    repository = shop.definitions.get_repository_def()
+    shop.write("drop table big")
+    assert "up to date" in str(shop.tick(2, repository))
+    assert shop.failing("big") >= {"followed"}
+
+
+def test_a_copy_that_begins_as_a_session_ends_is_gone_on_with(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the session reported at its end knew nothing of it."""
+    assert shop.sync().success
+    declare_big(shop)
+    monkeypatch.setattr("rhei_pipeline.sync.pipeline.TURN_SECONDS", 0.0)
+    monkeypatch.setattr("rhei_pipeline.sync.pipeline.COPYING_SHARE", 0)
+    shop.settings = shop.settings.model_copy(
+        update={"sync": shop.settings.sync.model_copy(update={"batch_rows": 1})}
+    )
+    ended, sync_round, stop_sync = threading.Event(), Pipeline.sync_round, HTAP.stop_sync
+
+    def late(pipeline: Pipeline, **options: bool) -> object:
+        ended.wait(60)
+        return sync_round(pipeline, **options)
+
+    def stop(htap: HTAP) -> None:
+        ended.set()
+        stop_sync(htap)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rhei_pipeline.dagster.mirrors.writer_wanted", lambda *_: True)
+        patch.setattr(Pipeline, "sync_round", late)
+        patch.setattr(HTAP, "stop_sync", stop)
+        assert shop.sync().success
+    assert reason(shop) == "the copy of big goes on"
+    monkeypatch.undo()
+    assert shop.sync().success
+    assert_whole(shop)
