@@ -56,6 +56,10 @@ CLAIMS = {
         "What differs is applied: to a history as versions of that moment.": "test_a_history_gets_what_differs_as_versions_and_keeps_its_past",
         "So do the versions of a history, those too that were logged before the change.": "test_versions_of_a_real_are_the_doubles_that_its_values_were",
     },
+    "docs/mirrors.md": {
+        "What others have in these folders is left alone, another mirror included": "test_mirrors_in_the_folders_of_another_one_are_left_alone",
+        "A file that is there and is no DuckDB database is not replaced.": "test_nothing_but_a_copy_is_replaced_by_a_copy",
+    },
     "docs/guarantees.md": {
         "After each of them the tables that are in place are synced, all to one state.": "test_tables_in_place_are_synced_while_another_is_copied",
         "A query, a status or another process that waits for the mirror has its turn then, too.": "test_others_are_answered_between_two_turns",

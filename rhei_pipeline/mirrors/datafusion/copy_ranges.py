@@ -46,6 +46,8 @@ FORMAT = 1
 _FOLDER = "ranges"
 _PLAN = re.compile(rf"{_FOLDER}/([0-9a-f]+)\.plan\.json")
 _PART = re.compile(rf"{_FOLDER}/([0-9a-f]+)\.(\d+)\.(\d+)\.json")
+#: A plan, a record, or one that is about to become one; of others' files in the folder, none is.
+_OWN_NAME = re.compile(rf"{_FOLDER}/[0-9a-f]{{32}}\..+")
 _SEGMENTS, _SUMS = "segments", "files"
 
 
@@ -73,7 +75,7 @@ class CopyRanges:
 
     def recorded(self) -> Collection[str]:
         """Return the names of all plans and records."""
-        return self._files.names(_FOLDER)
+        return list(filter(_OWN_NAME.fullmatch, self._files.names(_FOLDER)))
 
     def take_up(self, ledger: Ledger, names: Collection[str]) -> None:
         """Find the plans that were left open, and delete what belongs to none.

@@ -4,6 +4,8 @@ A table is published by a commit of its own, so the newest versions of two table
 states. After all of them are published, a small file names the version of each.
 """
 
+import re
+
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
@@ -11,6 +13,7 @@ from rhei_pipeline.model.published_state import PublishedState
 
 _STATES = "published"
 _SUFFIX = ".json"
+_NAME = re.compile(rf"{_STATES}/\d{{20}}{re.escape(_SUFFIX)}")
 #: A reader may be about to read the one before the newest.
 _KEPT = 3
 
@@ -19,7 +22,7 @@ def write_state(state: PublishedState, store: SegmentStore) -> None:
     """Name the versions of a publication that is complete."""
     files, content = store.files, state.text().encode()
     name = f"{_STATES}/{state.version:020}{_SUFFIX}"
-    known = sorted(files.names(_STATES))
+    known = _known(files)
     if name in known:
         if files.get(name).to_pybytes() == content:
             return
@@ -33,7 +36,7 @@ def write_state(state: PublishedState, store: SegmentStore) -> None:
 def newest_state(files: Files) -> PublishedState | None:
     """Return the newest state that was published whole; None where there was none."""
     for _ in range(_KEPT):
-        known = sorted(name for name in files.names(_STATES) if name.endswith(_SUFFIX))
+        known = _known(files)
         if not known:
             return None
         try:
@@ -41,3 +44,8 @@ def newest_state(files: Files) -> PublishedState | None:
         except MirrorDamagedError:
             continue  # the writer has replaced it in between
     return None
+
+
+def _known(files: Files) -> list[str]:
+    """Return the names of what is here, the newest last."""
+    return sorted(filter(_NAME.fullmatch, files.names(_STATES)))

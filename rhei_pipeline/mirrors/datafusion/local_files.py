@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import stat
 import uuid
 import zlib
@@ -32,11 +33,14 @@ from rhei_pipeline.model.durable import make_durable
 _NEWEST = "newest"
 _REMEMBERED = b"%012d %010d\n"
 _PINS = "pins"
+_PIN = re.compile(r"(\d+)-[0-9a-f]{32}")
 #: Why a file cannot be made by those who may read the others.
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _PARTIAL = ".partial"
 #: Where the writer creates files, and may have died while it did.
-_CREATING = (f"manifests/*{_PARTIAL}", f"delta/*/*/_delta_log/*{_PARTIAL}")
+_CREATING = tuple(
+    f"{place}/[0-9]*.json.*{_PARTIAL}" for place in ("manifests", "delta/*/*/_delta_log")
+)
 
 
 class LocalFiles:
@@ -253,8 +257,11 @@ class LocalFiles:
         """Return the versions that live readers hold, and delete the pins of dead ones."""
         found = set()
         for pin in (self._path / _PINS).glob("*"):
+            named = _PIN.fullmatch(pin.name)
+            if named is None:
+                continue  # it is somebody else's
             if _is_held(pin):
-                found.add(int(pin.name.partition("-")[0]))
+                found.add(int(named[1]))
             else:
                 pin.unlink(missing_ok=True)
         return found

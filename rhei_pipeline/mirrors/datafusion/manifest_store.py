@@ -11,11 +11,11 @@ from contextlib import suppress
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.manifest import MEMORY, Manifest, ManifestTexts
-from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
+from rhei_pipeline.mirrors.datafusion.segment_store import DATA, OWN_NAME, SegmentStore
 
 _FOLDER = "manifests"
 _SUFFIX = ".json"
-_NAME = re.compile(rf"{_FOLDER}/(\d+)\.json")
+_NAME = re.compile(rf"{_FOLDER}/(\d{{12}})\.json")
 
 
 class ManifestStore:
@@ -152,7 +152,8 @@ class ManifestStore:
             return 0  # somebody reads a state whose files nobody can name any more
         named = self._named(store, versions)
         begun = tuple(f"{DATA}/{prefix}" for prefix in spared)
-        orphans = {n for n in self._files.abandoned(DATA) - named if not n.startswith(begun)}
+        found = filter(OWN_NAME.fullmatch, self._files.abandoned(DATA) - named)
+        orphans = {name for name in found if not name.startswith(begun)}
         self._files.delete(orphans)
         return len(orphans)
 

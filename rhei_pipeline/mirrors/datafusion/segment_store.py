@@ -3,6 +3,7 @@
 A name is used only once, so everything cached about a segment stays valid.
 """
 
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ INDEX = ".index"
 _GONE = ".gone"
 _ENDED = ".ended"
 _LETTERS = ".letters"
+#: What the files here are called, a segment's of a copy in ranges by two names. The folder of a
+#: mirror may be one that others have files in, too: those are not ours to delete.
+OWN_NAME = re.compile(rf"{DATA}/([0-9a-f]{{32}})+\.[a-z]+")
 _ROW = pa.field(ROW, pa.uint32())
 #: What was written of more rows is mapped from its file once it is wanted, and not held in memory:
 #: of a history that would be ever more.

@@ -57,7 +57,7 @@ class PublishedCopy:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             delete_remains(self.path, _PARTIAL)  # only the mirror's writer publishes
-            _copy(source, partial)
+            _copy(source, partial, self.path)
             if unfinished:
                 _leave_out_copies(partial)
             partial.replace(self.path)
@@ -72,10 +72,11 @@ class PublishedCopy:
         self.pace.note_publication()
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, place: Path) -> None:
     """Copy in a separate process; see `copy_program`."""
     # Isolated and without packages: it starts in milliseconds, whatever the environment says.
-    command = [sys.executable, "-I", "-S", copy_program.__file__, str(source), str(target)]
+    paths = map(str, (source, target, place))
+    command = [sys.executable, "-I", "-S", copy_program.__file__, *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         said = done.stderr.strip().splitlines()

@@ -2,6 +2,7 @@
 
 import random
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -210,7 +211,7 @@ def test_orphans_are_collected_and_live_files_never(mirror: DataFusionMirror, st
     assert data_files(Path(mirror.path)) == live
     assert merge(mirror, {1: 3}).total == 0
     mirror.close()
-    (Path(mirror.path) / "data" / "left-by-a-killed-writer.arrow").write_bytes(b"x")
+    (Path(mirror.path) / "data" / f"{uuid.uuid4().hex}.arrow").write_bytes(b"x")
     again = DataFusionMirror(storage, mirror.path)
     assert data_files(Path(mirror.path)) == live
     assert held(again) == {1: 3, 2: 2}

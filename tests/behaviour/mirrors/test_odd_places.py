@@ -1,6 +1,7 @@
 """Mirrors, sources and what is beside them in places whose names mean something to an engine."""
 
 from copy import deepcopy
+from datetime import timedelta
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.mirrors.datafusion import object_store
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 
@@ -79,6 +81,66 @@ def test_a_store_s_path_has_any_name_in_it(tmp_path: Path, bucket: Store) -> Non
         assert htap.verify().equal
         found = htap.query("select v from t where _rhei_valid_to is null", hint="olap")
         assert found["v"].to_pylist() == ["10"]
+    world.app.close()
+
+
+#: What others may have where a mirror has its folders.
+FOREIGN = (
+    *("data/app.db", "data/sales.parquet", "data/deep/in/it.parquet", "manifests/12.json"),
+    *("manifests/app.json", "manifests/app.partial", "ranges/all.json", "ranges/mine.plan.json"),
+    *("published/1.json", "published/2.json", "published/3.json", "published/page.html"),
+    *("pins/note", "delta/main/other/part.parquet", "set-aside/it"),
+)
+
+
+@pytest.mark.parametrize("storage", ["parquet", "delta"])
+def test_what_others_have_in_a_mirror_s_folders_is_left_alone(tmp_path: Path, storage: str) -> None:
+    for name in FOREIGN:
+        file = tmp_path / "here" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    delta = {"interval_seconds": 0} if storage == "delta" else None
+    world = World(tmp_path, mode="temporal", storage=storage, delta=delta)
+    world.mirror_path = str(tmp_path / "here")
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    see_that_it_is_kept(world)
+    with rhei.reader(world.settings) as reader:
+        world.htap.sync_now()
+        assert reader.query("select * from t").num_rows
+    world.htap.repair("t")
+    world.run("delete from t")
+    world.htap.forget("t", [1])
+    world.crash()
+    assert {name: (tmp_path / "here" / name).read_text() for name in FOREIGN} == {
+        name: name for name in FOREIGN
+    }
+    world.app.close()
+
+
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_mirrors_in_the_folders_of_another_one_are_left_alone(
+    tmp_path: Path, bucket: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in a store for an hour counts as nobody's."""
+    monkeypatch.setattr(object_store, "ORPHAN_AGE", timedelta(-1))
+    world = World(tmp_path, storage="delta", delta={"interval_seconds": 0})
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    forms: list[dict[str, Any]] = []
+    for folder in ("", "/data", "/ranges", "/published", "/manifests", "/set-aside", "/b", "/bc"):
+        form = world.settings.model_dump()
+        form["registry"] = {"path": tmp_path / f"{len(forms)}.json"}
+        form["mirror"] |= {
+            "path": f"{bucket.scheme}://{bucket.bucket}{folder}",
+            "object_store": bucket.settings | bucket.keys,
+        }
+        forms.append(form)
+    for turn in range(2):
+        world.run(f"insert into t values ({turn + 2}, 'b')")
+        for number, form in enumerate([*forms, forms[0]]):
+            with HTAP(Settings(**form)) as htap:
+                new = 0 if number == len(forms) else 1 if turn else 2
+                assert htap.sync_now().inserted == new, form["mirror"]["path"]
+                assert htap.verify().equal
     world.app.close()
 
 

@@ -156,6 +156,21 @@ def test_a_copy_that_cannot_be_written_is_named_and_the_mirror_is_in_order(world
         assert read(world) == "(3, 1)"
 
 
+@pytest.mark.parametrize("name", ["app.db", "app.db-wal", "link", "notes"])
+def test_nothing_but_a_copy_is_replaced_by_a_copy(world: World, name: str) -> None:
+    """A path that is mistyped may be that of the source itself."""
+    (world.directory / "link").symlink_to("app.db")
+    (world.directory / "notes").write_text("a note")
+    form = filled(world).settings.model_dump()
+    form["mirror"]["published"] = {"path": world.directory / name, "interval_seconds": 0}
+    with HTAP(Settings(**form)) as htap:
+        for v in (2, 3):
+            assert "no DuckDB database, and is left" in str(htap.sync_now().not_published)
+            world.run(f"update t set v = {v}")
+        assert world.app.execute("pragma integrity_check").fetchall() == [("ok",)]
+        assert htap.verify().equal
+
+
 def test_a_quiet_mirror_is_published_once_its_interval_is_over(world: World) -> None:
     with HTAP(published(filled(world), 3600)) as htap:
         htap.sync_now()
