@@ -288,6 +288,12 @@ class ChangeLog(Closing):
     def _recover(self) -> None:
         """Read the streams' heads, and remove what a write that was cut off left behind."""
         self._refuse_newer()
+        if (
+            self.fact("format") is None
+            and self.fact("log") is None
+            and self._rocks.scan(b"", b"", 1)
+        ):
+            raise self._rocks.foreign()
         for key, value in self._rocks.scan(EXTENT, EXTENT):
             extent = read_extent(key, value)
             self._state.heads[stream_of(key)] = extent

@@ -1,7 +1,8 @@
 """One RocksDB directory: open it exclusively, read it, write it, and translate its errors."""
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ _log = logging.getLogger(__name__)
 _FULL = ("No space left", "Disk quota exceeded", "File too large")
 #: What a disk that fails is called, and RocksDB's refusal of all that follows.
 _FAILED = ("Input/output error", "Read-only file system", "Writer has previous error")
+
+#: The file that stands in a buffer before any other does.
+_FIRST = "rocksdict-config.json"
+#: What RocksDB takes for its own, and deletes where it has no use for it.
+_OWN_NAME = re.compile(
+    r"\d+\.(log|sst|ldb|blob|dbtmp)|(MANIFEST|OPTIONS)-\d+.*|CURRENT|IDENTITY|LOCK|LOG(\.old.*)?",
+    re.IGNORECASE,
+)
 
 
 class RocksDirectory:
@@ -123,6 +132,19 @@ class RocksDirectory:
             hint="restore it, or move it away: its tables are then copied again",
         )
 
+    def foreign(self) -> BufferDamagedError:
+        """Return the error for a directory of others, whose files RocksDB may delete."""
+        return BufferDamagedError(
+            f"directory {str(self.path)!r} holds something else than a buffer",
+            hint="give capture.buffer.path a directory of its own",
+        )
+
+    def _is_of_others(self, names: Collection[str]) -> bool:
+        """Return whether RocksDB would spoil what is here; opened with keys of ours, it does."""
+        if _FIRST not in names:
+            return any(map(_OWN_NAME.fullmatch, names))
+        return '"raw_mode":false' in (self.path / _FIRST).read_text("utf-8", "replace")
+
     def _opened(self) -> Any:  # noqa: ANN401
         if self._database is None:
             raise BufferBusyError(f"buffer {str(self.path)!r} is closed", hint="open it again")
@@ -136,7 +158,10 @@ class RocksDirectory:
     def _open(self) -> Any:  # noqa: ANN401
         if self.path.exists() and not self.path.is_dir():
             raise self.damaged("it is a file, not a directory")
-        if any(self.path.glob("MANIFEST-*")) and not (self.path / "CURRENT").exists():
+        names = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        if self._is_of_others(names):
+            raise self.foreign()
+        if "CURRENT" not in names and any(name.startswith("MANIFEST-") for name in names):
             # RocksDB would begin again over what is there.
             raise self.damaged("its file CURRENT is missing")
         # It holds rows, and nobody but this user has anything to read in it.

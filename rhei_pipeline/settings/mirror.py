@@ -202,15 +202,3 @@ class MirrorSettings(Section):
     def in_memory(self) -> bool:
         """Whether the mirror is in memory only."""
         return self.storage == "memory" or str(self.path) == _MEMORY
-
-
-def refuse_source_file(mirror: MirrorSettings, source: Path | None) -> None:
-    """Refuse a mirror in the file of its source.
-
-    Raises:
-        ValueError: Says what to declare.
-    """
-    if source is not None and source == mirror.path:
-        raise ValueError(
-            "mirror.path: this is the source's own file: give the mirror a path of its own"
-        )

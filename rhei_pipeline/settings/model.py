@@ -1,7 +1,6 @@
 """The declaration: what is mirrored, from where, to where, and how. YAML, environment, Python."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -21,7 +20,7 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import PollOptions
-from rhei_pipeline.model.schema import DroppedColumns, Mode, SchemaPolicy, nearest
+from rhei_pipeline.model.schema import DroppedColumns, Mode, SchemaPolicy
 from rhei_pipeline.settings.compute import ComputeSettings
 from rhei_pipeline.settings.keeping import (
     DeadLetterSettings,
@@ -29,8 +28,14 @@ from rhei_pipeline.settings.keeping import (
     checked_people,
     refuse_apart,
 )
-from rhei_pipeline.settings.mirror import MirrorSettings, refuse_source_file
-from rhei_pipeline.settings.problems import ENVIRONMENT_PREFIX, describe, is_misformed
+from rhei_pipeline.settings.mirror import MirrorSettings
+from rhei_pipeline.settings.own_places import refuse_shared_places
+from rhei_pipeline.settings.problems import (
+    ENVIRONMENT_PREFIX,
+    describe,
+    is_misformed,
+    refuse_unknown_variables,
+)
 from rhei_pipeline.settings.reading import project_directory, read_declaration
 from rhei_pipeline.settings.sections import (
     MaskingSettings,
@@ -155,7 +160,7 @@ class Settings(BaseSettings):
     _shard: int | None = PrivateAttr(None)
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401  (pydantic validates them)
-        _refuse_unknown_variables()
+        refuse_unknown_variables(list(Settings.model_fields))
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -176,7 +181,7 @@ class Settings(BaseSettings):
 
     def _refuse_unfit_capture(self) -> None:
         self._refuse_hash_without_key()
-        refuse_source_file(self.mirror, getattr(self.source, "path", None))
+        refuse_shared_places(self)
         refuse_unfit(self.tables or (), self.mode, are_files=self.mirror.is_of_files)
         fitting = METHODS[self.source.kind]
         if self.source.kind == "log" and (self.capture.method or self.capture.buffer):
@@ -431,18 +436,6 @@ class Settings(BaseSettings):
                 ),
             }
         )
-
-
-def _refuse_unknown_variables() -> None:
-    known = list(Settings.model_fields)
-    for variable in os.environ:
-        if variable.upper().startswith(ENVIRONMENT_PREFIX):
-            section = variable[len(ENVIRONMENT_PREFIX) :].split("__")[0].lower()
-            if section not in known:
-                raise SettingsError(
-                    f"environment variable {variable}: unknown section {section!r}",
-                    hint=nearest(section, known),
-                )
 
 
 def schema_text() -> str:

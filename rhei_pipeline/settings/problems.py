@@ -1,10 +1,12 @@
 """What is wrong with a declaration, by the names that its fields and variables have."""
 
 import os
+from collections.abc import Sequence
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
+from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.schema import nearest
 from rhei_pipeline.settings.source import METHODS
 
@@ -29,6 +31,22 @@ def is_misformed(error: ValidationError) -> bool:
     return any(
         "__".join(map(str, (ENVIRONMENT_PREFIX[:-2], *path))).upper() in given for path in places
     )
+
+
+def refuse_unknown_variables(sections: Sequence[str]) -> None:
+    """Refuse variables of the environment that name no section.
+
+    Raises:
+        SettingsError: There is one; names the nearest section.
+    """
+    for variable in os.environ:
+        if variable.upper().startswith(ENVIRONMENT_PREFIX):
+            section = variable[len(ENVIRONMENT_PREFIX) :].split("__")[0].lower()
+            if section not in sections:
+                raise SettingsError(
+                    f"environment variable {variable}: unknown section {section!r}",
+                    hint=nearest(section, sections),
+                )
 
 
 def describe(error: ValidationError, root: type[BaseModel], *section: str) -> str:

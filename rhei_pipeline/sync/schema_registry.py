@@ -315,7 +315,8 @@ def _load(path: Path) -> dict[str, Any]:
 def _unreadable(path: Path) -> SchemaError:
     return SchemaError(
         f"registry {str(path)!r} cannot be read",
-        hint="restore it, or delete it: schemas are then read from the source again",
+        hint="correct registry.path if this is another file; else restore it, or delete it: schemas"
+        " are then read from the source again",
     )
 
 

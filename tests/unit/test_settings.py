@@ -34,7 +34,7 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
         (MINIMAL + "sorce: {}", "unknown field 'sorce'; did you mean 'source'"),
         (MINIMAL + "tables: [{nam: t}]", r"unknown field 'tables\[0\].nam'; did you mean 'name'"),
         (MINIMAL + "tables: [{name: t, types: {a: int3}}]", "unknown type 'int3'"),
-        ("source: {path: a.db}\nmirror: {path: ./a.db}", "mirror.path: this is the source's own"),
+        ("source: {path: a.db}\nmirror: {path: ./a.db}", "mirror.path: this is source.path, too"),
         (MINIMAL + "tables: [orders]", r"field 'tables\[0\]': it has .* such as {name: ...}"),
         ("source: {path: a}\nmirror: b", "field 'mirror': it has fields of its own, such as {kind"),
         ("source: app.db\nmirror: {path: b}", "field 'source': it has .*, such as {kind: ...}"),

@@ -40,7 +40,7 @@ WALKS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         },
     ),
     (
-        "mirror.path: this is the source's own file: give the mirror a path of its own",
+        "{}: this is {}, too: give each a path of its own",
         {"mirror": SOURCE},
         {"mirror": MIRROR},
     ),

@@ -12,7 +12,7 @@ from types import FrameType
 import duckdb
 
 from rhei_pipeline.errors import MirrorBusyError
-from rhei_pipeline.mirrors.duckdb.driver_errors import translated
+from rhei_pipeline.mirrors.duckdb.driver_errors import no_database, translated
 from rhei_pipeline.mirrors.duckdb.housekeeping import silent
 from rhei_pipeline.mirrors.duckdb.remains import delete_remains
 from rhei_pipeline.mirrors.locking import Waiting
@@ -54,10 +54,25 @@ def connect_once_free(
     while True:
         try:
             with translated(path):
-                return silent(duckdb.connect(file, config=config))
+                connection = silent(duckdb.connect(file, config=config))
+                if path != MEMORY:
+                    _refuse_other_format(connection, path)
+                return connection
         except MirrorBusyError as error:
             waiting.reason = error
             waiting.pause()
+
+
+def _refuse_other_format(connection: duckdb.DuckDBPyConnection, path: str) -> None:
+    """Refuse a file of CSV, JSON or Parquet: beside it, DuckDB opens a database in memory.
+
+    Raises:
+        MirrorError: It is one.
+    """
+    places = "select path from duckdb_databases() where not internal"
+    if not any(connection.execute(places).fetchone() or ()):
+        connection.close()
+        raise no_database(path)
 
 
 def create_whole(path: str) -> bool:

@@ -26,9 +26,11 @@ _FULL = (
     "Out of disk",
     "not write all",
 )
-#: What it says of a file of others: a directory; SQLite's, for which it would load an extension.
+#: What it says of a file of others: a directory; SQLite's, for which it would load an extension;
+#: one of data, which it would show in a database in memory.
 _NO_DATABASE = (
     "not a valid DuckDB database",
+    "Cannot launch in-memory database",
     "Is a directory",
     "Loading external extensions is disabled",
 )
@@ -55,6 +57,14 @@ def unusable(error: OSError, path: str) -> MirrorError:
     return MirrorError(
         f"mirror {path!r} cannot be used: {error.strerror or error}",
         hint="give this user write access to its folder, or correct mirror.path",
+    )
+
+
+def no_database(path: str) -> MirrorError:
+    """Return the error for a file that somebody else made."""
+    return MirrorError(
+        f"{path!r} exists and is not a DuckDB database",
+        hint=f"correct mirror.path, or move {path!r} away, with '{path}.wal' if it exists",
     )
 
 
@@ -112,10 +122,7 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
     if is_damage(error):
         return damage_of(error, path)
     if any(reason in text for reason in _NO_DATABASE):
-        return MirrorError(
-            f"{path!r} exists and is not a DuckDB database",
-            hint=f"correct mirror.path, or move {path!r} away, with '{path}.wal' if it exists",
-        )
+        return no_database(path)
     if any(reason in text for reason in _FULL):
         return _full(path)
     quotes_values = isinstance(error, duckdb.DataError | duckdb.IntegrityError)

@@ -1,17 +1,20 @@
 """Mirrors, sources and what is beside them in places whose names mean something to an engine."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from datetime import timedelta
 from functools import reduce
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rocksdict import Options, Rdict
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.errors import BufferDamagedError, MirrorError, SettingsError
 from rhei_pipeline.mirrors.datafusion import object_store
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
@@ -230,3 +233,108 @@ def test_a_colon_in_a_relative_path_names_no_extension_of_duckdb(
         assert reader.query("select count(*) as n from shop.t")["n"][0].as_py() == 1
     assert {"sales:2026", "copy:2026"} <= {file.name for file in tmp_path.iterdir()}
     world.app.close()
+
+
+OWN_PLACES: dict[str, dict[str, Any]] = {
+    "source": {"path": "app.db"},
+    "capture": {"buffer": {"path": "cdc"}},
+    "mirror": {"path": "m.duckdb", "published": {"path": "copy.duckdb"}},
+    "registry": {"path": "registry.json"},
+    "schedule": {"snapshot_files": "files"},
+}
+
+
+def test_two_things_in_one_place_are_refused() -> None:
+    """A registry that is declared in the source's file: its error advised to delete it."""
+    Settings(**OWN_PLACES)
+    fields = [
+        ("source", "path"),
+        ("mirror", "path"),
+        ("capture", "buffer", "path"),
+        ("registry", "path"),
+        ("schedule", "snapshot_files"),
+        ("mirror", "published", "path"),
+    ]
+    for first, second in combinations(fields, 2):
+        form = deepcopy(OWN_PLACES)
+        for (*sections, field), place in ((first, "here"), (second, "there/../here")):
+            section: dict[str, Any] = reduce(dict[str, Any].__getitem__, sections, form)
+            section[field] = place
+        with pytest.raises(SettingsError, match=r"give each a path of its own|own, beside"):
+            Settings(**form)
+    polled: dict[str, Any] = {"source": {"path": "app.db"}, "capture": {"method": "polling"}}
+    with pytest.raises(SettingsError, match=r"local.path: this is source.path, too"):
+        Settings(**polled, mirror={"path": "m"}, local={"path": "app.db"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.json", "[1]"), ("a.csv", "a,b\n1,2\n"), ("a.parquet", "PAR1"), ("a.tsv", ""), ("a", "")],
+)
+def test_a_file_of_others_in_the_mirror_s_place_is_refused_and_left(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    """Of a file of data, DuckDB shows a view, and keeps in memory what is written beside it."""
+    (tmp_path / name).write_text(content)
+    world = World(tmp_path, mirror_path=str(tmp_path / name))
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    for _ in range(2):
+        with pytest.raises(MirrorError, match=r"is not a DuckDB database.*move .* away"):
+            world.htap.sync_now()
+    with (
+        pytest.raises(MirrorError, match="is not a DuckDB database"),
+        rhei.reader(world.settings) as reader,
+    ):
+        reader.query("select 1")
+    assert (tmp_path / name).read_text() == content
+    (tmp_path / name).rename(tmp_path / "away")
+    world.htap.sync_now()
+    world.crash()
+    world.assert_equal("t")
+    world.close()
+
+
+def keep_theirs(directory: Path, *, raw: bool) -> Callable[[], object]:
+    """Make another program's RocksDB, and return what it reads there."""
+    key, value = (b"p1", b"v") if raw else ("a", "v")
+
+    def read() -> object:
+        database = Rdict(str(directory), Options(raw_mode=raw))
+        try:
+            return database[key]
+        finally:
+            database.close()
+
+    database = Rdict(str(directory), Options(raw_mode=raw))
+    database[key] = value
+    database.close()
+    return read
+
+
+@pytest.mark.parametrize("theirs", ["files", "raw", "typed"])
+def test_a_directory_of_others_is_no_buffer_and_is_left(tmp_path: Path, theirs: str) -> None:
+    place = tmp_path / "cdc"
+    place.mkdir()
+    if theirs == "files":
+        for name in ("000004.log", "7.sst", "CURRENT", "app.txt"):
+            (place / name).write_text(name)
+
+    def of_files() -> object:
+        return {file.name: file.read_text() for file in place.iterdir()}
+
+    read = of_files if theirs == "files" else keep_theirs(place, raw=theirs == "raw")
+    before = read()
+    world = World(tmp_path, buffered=True)
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    for _ in range(2):
+        with pytest.raises(BufferDamagedError, match=r"give capture.buffer.path a directory"):
+            world.htap.sync_now()
+    assert read() == before
+    place.rename(tmp_path / "theirs")
+    place.mkdir()
+    (place / "app.txt").write_text("of somebody else, and no harm")
+    world.htap.sync_now()
+    world.run("insert into t values (2)")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.close()
