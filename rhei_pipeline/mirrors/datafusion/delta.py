@@ -8,7 +8,7 @@ next one, and a repeated one changes nothing.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,12 @@ from rhei_pipeline.errors import MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion.delta_log import LOG, NamedFile
 from rhei_pipeline.mirrors.datafusion.delta_shown import ShownFile, delta_schema, shown_files
 from rhei_pipeline.mirrors.datafusion.delta_states import write_state
-from rhei_pipeline.mirrors.datafusion.delta_target import DeltaTarget, Note
+from rhei_pipeline.mirrors.datafusion.delta_target import (
+    APPLICATION,
+    OWN_NAME,
+    DeltaTarget,
+    Note,
+)
 from rhei_pipeline.mirrors.datafusion.delta_vectors import DeltaVector, holds, vector_file
 from rhei_pipeline.mirrors.datafusion.files import Files, refuse_silent_store
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
@@ -142,6 +147,8 @@ class DeltaTables:
         except Exception:  # noqa: BLE001  (what a damaged log leads to is of many kinds)
             yield f"{folder}/{LOG}"
             return
+        if target.is_of_others:
+            return
         schema = Schema.from_arrow(delta_schema(table))
         wanted, held = self._wanted(table, target, schema), target.held_in(schema)
         for name in held.keys() & wanted.keys():
@@ -177,6 +184,12 @@ class DeltaTables:
     def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> int:
         """Publish a table; return the version of its Delta table."""
         target = self._target(_folder(table), store)
+        if target.is_of_others:
+            raise MirrorError(
+                f"{target.folder!r} beside its files is a Delta table that somebody else made",
+                table=table.relation,
+                hint="move it away, or give another mirror.path; the mirror itself is not affected",
+            )
         schema = Schema.from_arrow(delta_schema(table))
         wanted = self._wanted(table, target, schema)
         made_of = {name: file.made_of for name, file in wanted.items()}
@@ -248,9 +261,16 @@ def _plain(name: str) -> str:
 
 
 def _delete(folder: str, store: SegmentStore) -> None:
-    """Delete a Delta table. Its log goes first: without it there is no table."""
-    for files in (store.files.names(f"{folder}/{LOG}"), store.files.names(folder)):
-        store.files.delete(name for name in files if not name.endswith(LOG))
+    """Delete a Delta table, unless somebody else made it.
+
+    Its log goes first: without it there is no table.
+    """
+    with suppress(Exception):  # what a damaged log leads to is of many kinds: it goes as well
+        if DeltaTarget(store.files, folder).is_of_others:
+            return
+    store.files.delete(store.files.names(f"{folder}/{LOG}"))
+    names = (name.removeprefix(f"{folder}/") for name in store.files.names(folder))
+    store.files.delete(f"{folder}/{name}" for name in names if OWN_NAME.fullmatch(name))
 
 
 def _named_files(
@@ -341,7 +361,7 @@ def _state(manifest: Manifest, versions: Mapping[str, int]) -> PublishedState:
 
 
 def _application(manifest: Manifest) -> str:
-    return f"rhei-{manifest.mirror_id}"
+    return f"{APPLICATION}{manifest.mirror_id}"
 
 
 def _refuse_going_back(manifest: Manifest, table: StoredTable, target: DeltaTarget) -> None:

@@ -4,6 +4,7 @@ To open a table is to read its log. Who has committed last knows what it left; i
 log's newest entry is still its own, and reads no more.
 """
 
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from rhei_pipeline.mirrors.datafusion.files import Files, Mark
 VECTORS, _LOCAL_TIMES = "deletionVectors", "timestampNtz"
 _LOCAL_TIME = "timestamp_ntz"
 _VECTORS_ENABLED = "delta.enableDeletionVectors"
+#: How all who publish a mirror note themselves in a table.
+APPLICATION = "rhei-"
+#: What the files here are called; others in the folder are not ours to delete.
+OWN_NAME = re.compile(r"([0-9a-f]{32})+-[0-9a-f]{16}\.parquet|deletion_vector_[0-9a-f-]{36}\.bin")
 #: After how many commits a checkpoint tells what they left. Whoever opens a table reads the log
 #: from there on.
 _CHECKPOINT_COMMITS = 10
@@ -66,6 +71,13 @@ class DeltaTarget:
     def removes_by_vectors(self) -> bool:
         """Whether readers of the table have to leave removed rows out."""
         return VECTORS in self._state.features
+
+    @property
+    def is_of_others(self) -> bool:
+        """Whether there is a table that no mirror has ever been published to."""
+        return self._is_there and not any(
+            name.startswith(APPLICATION) for name in self._state.applied
+        )
 
     def leave(self) -> None:
         """Note by what the newest entry of the log is known again."""
@@ -168,7 +180,7 @@ class DeltaTarget:
         if full:
             lead = f"{self.folder}/"
             unknown = {name.removeprefix(lead) for name in self._files.abandoned(self.folder)}
-            unknown = {name for name in unknown if "/" not in name} - standing - left.keys()
+            unknown = set(filter(OWN_NAME.fullmatch, unknown)) - standing - left.keys()
             places |= {lead + name for name in unknown}
         self._files.delete(sorted(places))
 

@@ -43,6 +43,7 @@ from rhei_pipeline.mirrors.duckdb.driver_errors import (
     unusable,
 )
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
+from rhei_pipeline.mirrors.duckdb.foreign_tables import ForeignTables
 from rhei_pipeline.mirrors.duckdb.forgetting import Door, rewrite_file
 from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
@@ -116,7 +117,6 @@ class DuckDBMirror:
         self._lock = threading.Lock()
         self._guard = DuckDBGuard()
         self._ledger: Ledger | None = None
-        self._notes = TableNotes()
         self._feeds: Mapping[str, FeedEnd] = {}
         self._may_have_letters: bool | None = None
         self._commits = 0
@@ -144,6 +144,7 @@ class DuckDBMirror:
                     if read_only
                     else prepare(self._connection, self.path, is_new=is_new)
                 )
+            self._notes = TableNotes(ForeignTables(is_new=is_new))
             self._tables: tuple[int, dict[str, Table]] = (0 if is_new else -1, {})
             self._cache = BlockCache(self.path, memory_limit_bytes) if self.path != MEMORY else None
             self._last = self._look_back(opened, read_only=read_only)

@@ -32,6 +32,7 @@ class PublishedCopy:
     def __init__(self, path: Path, interval_seconds: float) -> None:
         self.path = path
         self.pace = PublishSchedule(interval_seconds)
+        self._is_ours = False
 
     def look_up(self, source: Path) -> None:
         """Count the interval from the copy that an earlier process wrote, if there is one."""
@@ -57,10 +58,13 @@ class PublishedCopy:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             delete_remains(self.path, _PARTIAL)  # only the mirror's writer publishes
+            if not self._is_ours:
+                _refuse_database_of_others(self.path)
             _copy(source, partial, self.path)
             if unfinished:
                 _leave_out_copies(partial)
             partial.replace(self.path)
+            self._is_ours = True
         except (OSError, duckdb.Error) as error:
             with suppress(OSError):
                 partial.unlink()
@@ -70,6 +74,22 @@ class PublishedCopy:
                 hint="fix this, or remove mirror.published; the mirror itself is not affected",
             ) from error
         self.pace.note_publication()
+
+
+def _refuse_database_of_others(path: Path) -> None:
+    """Refuse to replace a database of DuckDB that is no mirror's; what else it is, is seen later.
+
+    Raises:
+        OSError: It is one.
+    """
+    if not path.exists():
+        return
+    with suppress(duckdb.Error), duckdb.connect(str(path.absolute()), read_only=True) as opened:
+        tables = {
+            name for (name,) in opened.execute("select table_name from duckdb_tables()").fetchall()
+        }
+        if tables and "_rhei_mirror" not in tables:
+            raise OSError("the database that is there is no copy of a mirror, and is left as it is")
 
 
 def _copy(source: Path, target: Path, place: Path) -> None:

@@ -109,11 +109,11 @@ class TableNames:
 
     def find(self, schema: TableSchema) -> str | None:
         """Return the name of the mirror's table in its own case; None if there is none."""
-        return self._names().get(_folded(schema))
+        return self._names().get(folded(schema))
 
     def note(self, schema: TableSchema) -> None:
         """Note that the table is there now, under this name."""
-        self._names()[_folded(schema)] = schema.mirror_relation
+        self._names()[folded(schema)] = schema.mirror_relation
 
     def forget(self) -> None:
         """Read the names again at the next question."""
@@ -129,7 +129,8 @@ class TableNames:
         return self._found
 
 
-def _folded(schema: TableSchema) -> tuple[str, str]:
+def folded(schema: TableSchema) -> tuple[str, str]:
+    """Return a table's schema and name in the mirror as DuckDB compares them."""
     return (schema.namespace or MAIN).lower(), schema.mirror_relation.lower()
 
 
@@ -262,7 +263,7 @@ def copy_name(schema: TableSchema) -> str:
 
 def copy_place(schema: TableSchema) -> tuple[str, str]:
     """Return the schema and the name of a table's copy, in lower case."""
-    namespace, relation = _folded(schema)
+    namespace, relation = folded(schema)
     return namespace, COPY_PREFIX + relation
 
 

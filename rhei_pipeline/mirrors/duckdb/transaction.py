@@ -202,7 +202,7 @@ class DuckDBTransaction:
             " where table_name = ? and resolved_at is null",
             [table.name],
         ).fetchall()
-        return {(key, column) for key, column in found}
+        return set(found)
 
     def letter_reasons(self, table: Table) -> Mapping[LetterReason, int]:
         """Return how many of a table's open dead letters have each column and reason."""
@@ -248,9 +248,9 @@ class DuckDBTransaction:
 
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""
-        if table.schema.namespace:
-            name = quote(table.schema.namespace)
-            self._connection.execute(f"create schema if not exists {name}")
+        self._notes.foreign.refuse(self._connection, table.schema)
+        if namespace := table.schema.namespace:
+            self._connection.execute(f"create schema if not exists {quote(namespace)}")
         self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
         # A table from before keeps its columns as text, and what is compared with it is as it is.
         logical = kept_logical(self._connection, table.schema)
@@ -301,6 +301,7 @@ class DuckDBTransaction:
         Raises:
             SchemaDriftError: History would be lost, or does not fit the new schema.
         """
+        self._notes.foreign.refuse(self._connection, table.schema)
         if self._has_another_spelling(table.name):
             self._records.read_anew()  # what is recorded of that name becomes this one's
         self._notes.highest.forget(table)

@@ -1,0 +1,56 @@
+"""Tables and views that somebody else made in a mirror's file: none is replaced by a copy."""
+
+import duckdb
+
+from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.mirrors.duckdb.tables import SNAPSHOTS, folded
+from rhei_pipeline.model.schema import RESERVED_PREFIX, TableSchema
+
+
+class ForeignTables:
+    """What stood in a file besides mirrored tables; looked for before the first copy.
+
+    While a mirror is open, nobody else makes tables in its file.
+
+    Args:
+        is_new: The file has just been made, and holds nothing.
+    """
+
+    def __init__(self, *, is_new: bool = False) -> None:
+        self._found: frozenset[tuple[str, str]] | None = frozenset() if is_new else None
+
+    def refuse(self, connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
+        """Do nothing where no table or view of others has the name of a mirrored table.
+
+        Raises:
+            SchemaDriftError: One has it.
+        """
+        if self._found is None:
+            self._found = _found(connection)
+        if folded(schema) in self._found:
+            raise SchemaDriftError(
+                "the mirror's file has a table or view of this name that somebody else made",
+                table=schema.name,
+                hint="rename that one in DuckDB while nothing has the file open, or give another"
+                " mirror.path",
+            )
+
+
+def _found(connection: duckdb.DuckDBPyConnection) -> frozenset[tuple[str, str]]:
+    """Return the folded names of what no record names: not this version's, nor an older one's."""
+    rows = connection.execute(
+        "with relation(namespace, name) as ("
+        " select schema_name, table_name from duckdb_tables()"
+        "  where database_name = current_database() and not internal"
+        " union all select schema_name, view_name from duckdb_views()"
+        "  where database_name = current_database() and not internal"
+        "), known(name) as ("
+        " select concat_ws('.', namespace, relation) from _rhei_table"
+        " union all select table_name from _rhei_watermark"
+        " union all select table_name from _rhei_history)"
+        " select lower(namespace), lower(name) from relation"
+        f" where namespace <> '{SNAPSHOTS}' and not starts_with(lower(name), '{RESERVED_PREFIX}')"
+        "  and lower(name) not in (select lower(name) from known)"
+        "  and lower(namespace || '.' || name) not in (select lower(name) from known)"
+    ).fetchall()
+    return frozenset(rows)

@@ -1,0 +1,146 @@
+"""Tables that others made where a mirror is to have its own: none is replaced, the rest goes on."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from rhei_pipeline.errors import SchemaDriftError
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+MADE = {
+    "table": "create table t(precious int); insert into t values (42)",
+    "view": "create table kept as select 42 as precious; create view t as from kept",
+    "other case": "create table T(precious int); insert into T values (42)",
+}
+
+
+def ask(file: Path, sql: str) -> list[tuple[object, ...]]:
+    with closing(duckdb.connect(str(file))) as opened:
+        return opened.execute(sql).fetchall()
+
+
+@pytest.mark.each
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("kind", [*MADE])
+def test_a_table_of_others_in_a_duckdb_file_is_not_replaced(
+    make_world: Callable[..., World], mode: str, kind: str
+) -> None:
+    world = make_world(mode=mode)
+    file = world.directory / "mirror.duckdb"
+    ask(file, MADE[kind])
+    for name in ("t", "o"):
+        world.run(f"create table {name}(id integer primary key)", f"insert into {name} values (1)")
+    for _ in range(2):
+        world.htap.sync_now()
+        tables = world.htap.sync_status().tables
+        assert "somebody else made" in str(tables["t"].error)
+        assert tables["o"].error is None
+        with pytest.raises(SchemaDriftError, match="rename that one"):
+            world.htap.initial_sync("t")
+        with pytest.raises(SchemaDriftError, match="rename that one"):
+            world.htap.repair("t")
+        world.assert_equal("o")
+        world.crash()
+        assert ask(file, "select precious from t") == [(42,)]
+    view = "view" if kind == "view" else "table"
+    ask(file, f"alter {view} t rename to theirs")
+    world.htap.sync_now()
+    world.assert_equal("t", "o")
+    world.crash()
+    assert ask(file, "select precious from theirs") == [(42,)]
+
+
+def test_a_table_of_a_mirror_that_is_older_than_its_records_is_its_own(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+    world.crash()
+    ask(world.directory / "mirror.duckdb", "delete from _rhei_table")
+    world.run("insert into t values (2)")
+    world.htap.initial_sync("t")
+    world.assert_equal("t")
+
+
+def test_a_table_of_others_in_a_schema_of_postgres_is_not_replaced(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres()
+    world.htap.close()
+    world.crash()
+    file = Path(world.settings.mirror.path)
+    file.unlink(missing_ok=True)
+    ask(file, "create schema sales; create table sales.t as select 42 as precious")
+    world.run(
+        "create schema sales",
+        "create table sales.t(id int primary key)",
+        "create table t(id int primary key)",
+        "insert into t values (1)",
+    )
+    world.htap.sync_now()
+    tables = world.htap.sync_status().tables
+    assert "somebody else made" in str(tables["sales.t"].error)
+    assert tables["t"].error is None
+    world.crash()
+    assert ask(file, "select precious from sales.t") == [(42,)]
+
+
+def test_a_database_of_others_is_not_replaced_by_a_published_copy(tmp_path: Path) -> None:
+    place = tmp_path / "copy.duckdb"
+    ask(place, MADE["table"])
+    world = World(tmp_path, published={"path": place, "interval_seconds": 0})
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    for number in (2, 3):
+        assert "is no copy of a mirror" in str(world.htap.sync_now().not_published)
+        world.run(f"insert into t values ({number})")
+    assert ask(place, "select precious from t") == [(42,)]
+    place.rename(tmp_path / "theirs.duckdb")
+    for number in (4, 5):
+        assert world.htap.sync_now().not_published is None
+        world.run(f"insert into t values ({number})")
+        world.crash()
+    world.htap.sync_now()
+    assert ask(place, "select count(*) from t") == [(5,)]
+    world.close()
+
+
+def test_a_delta_table_of_others_is_not_replaced(tmp_path: Path) -> None:
+    world = World(tmp_path, storage="delta", delta={"interval_seconds": 0})
+    theirs, plain = (tmp_path / "delta" / "delta" / "main" / name for name in ("t", "o"))
+    write_deltalake(str(theirs), pa.table({"precious": [42]}))
+    plain.mkdir()
+    (plain / "theirs.parquet").write_text("no log names it")
+    for name in ("t", "o"):
+        world.run(f"create table {name}(id integer primary key)", f"insert into {name} values (1)")
+
+    def assert_left() -> None:
+        found = DeltaTable(str(theirs))
+        assert found.to_pyarrow_dataset().to_table().to_pylist() == [{"precious": 42}]
+        assert (plain / "theirs.parquet").read_text() == "no log names it"
+
+    for number in (2, 3):
+        assert "somebody else made" in str(world.htap.sync_now().not_published)
+        world.run(f"insert into t values ({number})", f"insert into o values ({number})")
+        assert_left()
+    world.htap.repair("t")
+    world.htap.sync_now()
+    assert_left()
+    assert DeltaTable(str(plain)).to_pyarrow_dataset().count_rows() == 3
+    world.assert_equal("t", "o")
+    world.run("drop table t")
+    world.htap.sync_now()
+    world.htap.drop_table("t")
+    world.htap.sync_now()
+    assert_left()
+    world.run("create table t(id integer primary key)", "insert into t values (7)")
+    theirs.rename(tmp_path / "away")
+    assert world.htap.sync_now().not_published is None
+    assert DeltaTable(str(theirs)).to_pyarrow_dataset().to_table().to_pylist() == [{"id": 7}]
+    world.close()
