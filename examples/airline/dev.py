@@ -31,6 +31,8 @@ PORT = os.environ.get("PORT", "3000")
 ADDRESS = f"http://127.0.0.1:{PORT}"
 #: A day of flights in so many seconds: about 50 changes a second.
 SECONDS_PER_DAY = 60
+#: How often a session reports: what has just been opened should soon have a plot to look at.
+REPORT_SECONDS = 10
 #: How long Dagster may take to end: an open session finishes its cycle first.
 _END_SECONDS = 60.0
 
@@ -66,6 +68,7 @@ def running(
             build(address(settings), FIRST_DAY)
         prepare_home()
         os.environ.setdefault("RHEI__SCHEDULE__WEBSERVER", ADDRESS)
+        os.environ.setdefault("RHEI__SCHEDULE__REPORT_SECONDS", str(REPORT_SECONDS))
         if prepare is not None:
             prepare(settings)
         database = address(settings)

@@ -76,8 +76,9 @@ class Declaration:
 
     def spec(self, stage: Stage, table: Table | None = None) -> dg.AssetSpec:
         """Return the spec of a table at a stage; of the change stream where no table is given."""
+        fault = self.source_fault or (None if table is None else self.faults.get(table.name))
         return self.translator.get_asset_spec(
-            RheiAsset(stage, self.settings, self.tables, table, self._known)
+            RheiAsset(stage, self.settings, self.tables, table, fault, self._known)
         )
 
     def key(self, stage: Stage, table: Table | None = None) -> dg.AssetKey:
@@ -114,6 +115,6 @@ class Declaration:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What is wrong, shown with the code location."""
+        """What is wrong, for programs; a person reads it in the assets' descriptions."""
         found = {f"left out: {name}": fault for name, fault in self.faults.items()}
         return found | ({"source": self.source_fault} if self.source_fault else {})

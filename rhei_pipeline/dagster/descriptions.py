@@ -4,6 +4,7 @@ from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, Mode, Table
 from rhei_pipeline.model.type_names import type_name
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sql.text import quote
 from rhei_pipeline.sync.schema_registry import StoredRegistrations
 from rhei_pipeline.wiring.table_options import table_options
 
@@ -15,10 +16,19 @@ _CAPTURED = {
 }
 
 
-def description(stage: Stage, settings: Settings, table: Table | None) -> str:
-    """Return the description of a table at a stage, in Markdown."""
-    if table is None:
-        return _changes(settings)
+def description(
+    stage: Stage, settings: Settings, table: Table | None, fault: str | None = None
+) -> str:
+    """Return the description of a table at a stage, in Markdown, below what is wrong with it.
+
+    Dagster's UI shows no metadata of a code location: what is wrong has no other place there
+    before anything has run.
+    """
+    said = "" if fault is None else f"**Wrong when these definitions were loaded**: {fault}\n\n"
+    return said + (_changes(settings) if table is None else _of_table(stage, settings, table))
+
+
+def _of_table(stage: Stage, settings: Settings, table: Table) -> str:
     return {
         "oltp": _source(settings, table),
         "initial_sync": _initial_sync(table),
@@ -115,10 +125,16 @@ def column_description(column: Column, table: Table) -> str | None:
     return ", ".join(notes) or None
 
 
+def snapshot_place(table: Table) -> str:
+    """Return where a table's snapshots are, as a query has to write it."""
+    name = table.schema.snapshot_name
+    return f"snapshot.{name if name.isidentifier() else quote(name)}"
+
+
 def _snapshot(settings: Settings, table: Table) -> str:
     return (
         f"`{table.name}` as it was at the end of each {_window(settings)}"
-        f" ({settings.schedule.time_zone}), in `snapshot.{table.name}` under `snapshot_date`."
+        f" ({settings.schedule.time_zone}), in `{snapshot_place(table)}` under `snapshot_date`."
         " Any can be rebuilt from history. The present one is as of now, and counts as taken once"
         " it is over."
     )

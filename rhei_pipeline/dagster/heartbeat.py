@@ -13,8 +13,11 @@ import dagster as dg
 
 _log = logging.getLogger(__name__)
 
-#: The tag with the time of the last sign.
-ALIVE = "rhei/alive"
+#: The tag with the time of the last sign. By its prefix Dagster's UI does not show it: it tells a
+#: person nothing, and hides what the run's other tags tell.
+ALIVE = ".dagster/rhei/alive"
+#: As a run calls it that was begun before an upgrade.
+_FORMER = "rhei/alive"
 _BEAT_SECONDS = 20.0
 #: After so long without a sign a process is gone; its machine may have been very busy.
 _DEAD_SECONDS = 150.0
@@ -65,5 +68,6 @@ def _is_dead(record: dg.RunRecord) -> bool:
     run = record.dagster_run
     if run.status is not dg.DagsterRunStatus.STARTED or record.start_time is None:
         return False
-    last = max(float(run.tags.get(ALIVE, 0)), record.start_time)
+    signs = (float(run.tags.get(tag, 0)) for tag in (ALIVE, _FORMER))
+    last = max(record.start_time, *signs)
     return time.time() - last > _DEAD_SECONDS

@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from rhei_pipeline.dagster.descriptions import column_description
+from rhei_pipeline.dagster.descriptions import column_description, snapshot_place
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.schema import (
     HISTORY_FIELDS,
@@ -43,8 +43,8 @@ def static_metadata(stage: Stage, settings: Settings, table: Table | None) -> di
         }
     if stage is Stage.SNAPSHOT:
         return {
-            "dagster/column_schema": column_schema(table, history=False),
-            "dagster/table_name": f"{settings.mirror.path.stem}.snapshot.{table.name}",
+            "dagster/column_schema": _snapshot_schema(table),
+            "dagster/table_name": f"{settings.mirror.path.stem}.{snapshot_place(table)}",
         }
     return {}
 
@@ -72,22 +72,37 @@ def _mirror_place(table: Table) -> str:
 
 def column_schema(table: Table, *, history: bool) -> dg.TableSchema:
     """Describe a table's columns as its mirror has them."""
-    key = table.schema.primary_key
     versioned = history and table.mode is Mode.TEMPORAL
-    columns = [
-        dg.TableColumn(
-            column.name,
-            duckdb_type(column.type, column.logical),
-            constraints=dg.TableColumnConstraints(
-                nullable=column.nullable, unique=key == (column.name,) and not versioned
-            ),
-            description=column_description(column, table),
-        )
-        for column in table.schema.columns
-    ]
+    columns = _columns(table, is_key_unique=not versioned)
     if versioned:
         columns += [
             dg.TableColumn(field.name, duckdb_type(field.type), description=_KEPT[field.name])
             for field in HISTORY_FIELDS
         ]
     return dg.TableSchema(columns)
+
+
+def _snapshot_schema(table: Table) -> dg.TableSchema:
+    """Describe a table's snapshots: all days are in one table, so a key is there once for each."""
+    day = dg.TableColumn(
+        "snapshot_date",
+        "date",
+        constraints=dg.TableColumnConstraints(nullable=False),
+        description="the window that the row is of, by the day that it begins with",
+    )
+    return dg.TableSchema([day, *_columns(table, is_key_unique=False)])
+
+
+def _columns(table: Table, *, is_key_unique: bool) -> list[dg.TableColumn]:
+    key = table.schema.primary_key
+    return [
+        dg.TableColumn(
+            column.name,
+            duckdb_type(column.type, column.logical),
+            constraints=dg.TableColumnConstraints(
+                nullable=column.nullable, unique=is_key_unique and key == (column.name,)
+            ),
+            description=column_description(column, table),
+        )
+        for column in table.schema.columns
+    ]

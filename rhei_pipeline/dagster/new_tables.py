@@ -1,6 +1,7 @@
 """Notices that the source's tables are no longer those that the definitions were built from."""
 
 import hashlib
+from collections.abc import Set as AbstractSet
 from urllib.parse import urlsplit
 
 import dagster as dg
@@ -22,6 +23,7 @@ def new_tables_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
     """
     names = declaration.names
     loaded = _shapes(declaration.tables)
+    left_out = declaration.faults.keys()
 
     @dg.sensor(
         name=names.named("new_tables"),
@@ -37,7 +39,7 @@ def new_tables_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         found = declared_schemas(settings, settings.schedule.catalog_seconds)
         if found.source_fault is not None:
             return dg.SensorResult(skip_reason=found.source_fault)
-        difference = _difference(loaded, found)
+        difference = _difference(loaded, left_out, found)
         if not difference and declaration.source_fault is None:
             return dg.SensorResult(skip_reason="the definitions show the source's tables")
         said = difference or "the source answers again"
@@ -59,8 +61,10 @@ def _shapes(tables: tuple[Table, ...]) -> dict[str, object]:
     return {table.name: (table.schema.columns, table.schema.primary_key) for table in tables}
 
 
-def _difference(loaded: dict[str, object], found: DeclaredSchemas) -> str:
-    """Return which tables are new, changed or gone; an empty text where none is."""
+def _difference(
+    loaded: dict[str, object], left_out: AbstractSet[str], found: DeclaredSchemas
+) -> str:
+    """Return which tables are not as the definitions show them; an empty text where none is."""
     shapes = _shapes(found.tables)
     parts = {
         "new": sorted(shapes.keys() - loaded.keys()),
@@ -68,6 +72,8 @@ def _difference(loaded: dict[str, object], found: DeclaredSchemas) -> str:
             name for name in shapes.keys() & loaded.keys() if shapes[name] != loaded[name]
         ),
         "gone": sorted(loaded.keys() - shapes.keys()),
+        "left out": sorted(found.faults.keys() - left_out),
+        "no longer left out": sorted(left_out - found.faults.keys()),
     }
     return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 

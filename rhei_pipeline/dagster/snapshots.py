@@ -256,7 +256,7 @@ def _events(
             "history begins at %s: %d of the windows ended before that and have no snapshot (%s)",
             begins,
             len(taken.before_history),
-            ", ".join(taken.before_history[:3]),
+            ", ".join(taken.before_history[:3]) + (", ..." if taken.before_history[3:] else ""),
         )
     closed = {window: {**values, KNOWN_FROM: begins} for window, values in taken.closed.items()}
     if taken.open or taken.before_history:

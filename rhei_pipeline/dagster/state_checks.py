@@ -6,6 +6,7 @@ ask the mirror.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -61,14 +62,19 @@ class StateFinding:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def evaluation(self, key: dg.AssetKey) -> dg.AssetCheckEvaluation:
-        """Return it as an event of its own."""
+        """Return it as an event of its own.
+
+        It tells its time itself: Dagster shows every evaluation of a run with the time at which
+        the run was planned, which for a session may be hours ago.
+        """
+        now = dg.MetadataValue.timestamp(datetime.now(UTC))
         return dg.AssetCheckEvaluation(
             asset_key=key,
             check_name=self.check.value,
             passed=self.passed,
             severity=self.severity,
             description=self.text or None,
-            metadata=dict(self.facts),
+            metadata={**self.facts, "found_at": now},
         )
 
     def result(self, key: dg.AssetKey) -> dg.AssetCheckResult:

@@ -41,6 +41,7 @@ class RheiAsset:
         settings: The declaration.
         tables: All tables of the declaration.
         table: The table; None at the stage of changes, which is one stream of all tables.
+        fault: What kept the table, or the whole source, from being read for these definitions.
         known: The keys of assets of this declaration, once they are known.
     """
 
@@ -48,6 +49,7 @@ class RheiAsset:
     settings: Settings
     tables: Sequence[Table]
     table: Table | None
+    fault: str | None = None
     known: dict[tuple[Stage, str | None], dg.AssetKey] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -70,7 +72,7 @@ class RheiTranslator:
         return dg.AssetSpec(
             self._key(asset),
             deps=self._upstream(asset),
-            description=description(asset.stage, asset.settings, asset.table),
+            description=description(asset.stage, asset.settings, asset.table, asset.fault),
             group_name=Names.of(asset.settings).named(asset.stage.group),
             kinds=self._kinds(asset),
             skippable=asset.stage is Stage.MIRROR,

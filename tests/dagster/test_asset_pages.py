@@ -1,11 +1,14 @@
 """What an asset's page says before anything has run."""
 
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import duckdb
 import pytest
 
+import rhei_pipeline as rhei
 from rhei_pipeline import Settings
 from rhei_pipeline.dagster import Declaration, RheiAsset, RheiTranslator, Stage, load_assets
 
@@ -55,6 +58,35 @@ def test_a_mirrors_page_says_what_is_declared_and_promised(file: Path) -> None:
     assert described["id"] == ("bigint", "primary key")
     assert described["amount"] == ("decimal(10, 2)", "declared as decimal(10,2)")
     assert "since when" in str(described["_rhei_valid_from"][1])
+
+
+def test_a_snapshots_page_has_the_column_of_the_day_and_calls_no_key_unique(file: Path) -> None:
+    """All days are in one table, by the name that the page gives."""
+    page = spec(file, Stage.SNAPSHOT, "orders")
+    with rhei.open(file) as htap:
+        htap.sync_now()
+        now = datetime.now(UTC)
+        htap.snapshot("orders", {now.date(): now})
+    columns = page.metadata["dagster/column_schema"].columns
+    assert not any(column.constraints.unique for column in columns)
+    _, _, place = page.metadata["dagster/table_name"].partition(".")
+    with duckdb.connect(file.parent / "mirror.duckdb", read_only=True) as mirror:
+        found = mirror.execute(f"describe {place}").fetchall()
+    assert [row[0] for row in found] == [column.name for column in columns]
+
+
+@pytest.mark.parametrize("stage", [Stage.SOURCE, Stage.INITIAL_SYNC, Stage.MIRROR])
+def test_what_is_wrong_with_a_table_or_the_source_stands_on_the_page(
+    file: Path, stage: Stage
+) -> None:
+    assert "**Wrong" not in str(spec(file, stage, "orders").description)
+    file.write_text(DECLARED.replace("name: Parts", "name: Pats"))
+    assert "did you mean 'parts'?" in str(spec(file, stage, "Pats").description)
+    assert "**Wrong" not in str(spec(file, stage, "orders").description)
+    (file.parent / "app.db").rename(file.parent / "away.db")
+    assert "does not exist" in str(spec(file, stage, "orders").description)
+    changes = Declaration.of(Settings.load(file)).spec(Stage.CHANGES)
+    assert "does not exist" in str(changes.description)
 
 
 def test_a_polled_mirror_promises_what_its_reports_prove(file: Path) -> None:

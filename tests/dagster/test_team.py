@@ -13,6 +13,7 @@ import rhei_pipeline as rhei
 from definitions import build
 from rhei_pipeline import Settings
 from rhei_pipeline.dagster import build_definitions
+from rhei_pipeline.settings.sections import TableSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 
@@ -90,6 +91,25 @@ def test_a_sensor_names_the_tables_that_differ_from_those_loaded(airline: Settin
     assert "show the source's" in str(tick(airline, build_definitions(airline)).skip_message)
     airline.sqlite_path.rename(airline.sqlite_path.with_suffix(".away"))
     assert "does not exist" in str(tick(airline, definitions).skip_message)
+
+
+def test_a_sensor_names_the_tables_that_are_left_out_by_now_and_those_that_no_longer_are(
+    airline: Settings,
+) -> None:
+    """One that was mirrored keeps its columns in the definitions: they alone tell nothing."""
+    declared = airline.model_copy(update={"tables": [TableSettings(name="flights")]})
+    with rhei.open(declared) as htap:
+        htap.sync_now()
+    definitions = build_definitions(declared)
+    with sqlite3.connect(airline.sqlite_path) as connection:
+        connection.execute("alter table flights rename to away")
+    assert "left out: flights" in str(tick(declared, definitions).skip_message)
+    definitions = build_definitions(declared)
+    assert "show the source's" in str(tick(declared, definitions).skip_message)
+    with sqlite3.connect(airline.sqlite_path) as connection:
+        connection.execute("alter table away rename to flights")
+    connection.close()
+    assert "no longer left out: flights" in str(tick(declared, definitions).skip_message)
 
 
 def test_definitions_of_a_source_that_was_away_are_loaded_again(airline: Settings) -> None:
