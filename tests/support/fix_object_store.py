@@ -21,7 +21,7 @@ import pytest
 from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 
 #: How a request is answered in the server's place.
-_REFUSED = {"403": 403, "500": 500, "503": 503, "slow": 503}
+_REFUSED = {"403": 403, "404": 404, "409": 409, "500": 500, "503": 503, "slow": 503}
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Store:
     """A bucket, reached through a proxy.
 
     Attributes:
-        failing: What happens to the next requests of a method, each once: `500`, `503` or `403` is
+        failing: What happens to the next requests of a method, each once: a status is
             answered in the server's place; `cut` gets no answer; `lost` and `unsaid` reach the
             server, and then get an error, or no answer; `slow` is not answered before `released`
             is set.

@@ -4,6 +4,7 @@ There is no lock. Concurrent writers are detected by a conditional put: a manife
 if its name is free. The second writer gets an error, and has changed nothing.
 """
 
+import re
 import tempfile
 import threading
 import uuid
@@ -28,7 +29,7 @@ from obstore.exceptions import (
 )
 from obstore.store import GCSStore, S3Store
 
-from rhei_pipeline.errors import MirrorError, MirrorUnreachableError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, MirrorUnreachableError
 from rhei_pipeline.mirrors.datafusion.files import (
     Fill,
     Mark,
@@ -52,6 +53,9 @@ _PART_BYTES = 64 * 2**20
 _NEWEST = "newest"
 #: Files that are put at the same time.
 _AT_ONCE = 32
+
+#: What a store said of a request that failed.
+_STATUS = re.compile(r"status code: (\d{3})")
 
 _Result = TypeVar("_Result")
 
@@ -148,11 +152,14 @@ class ObjectFiles:
         try:
             return obstore.put(self._store, name, kept, chunk_size=_PART_BYTES)
         except FileNotFoundError:
-            raise MirrorError(
-                f"mirror {self.root!r}: its bucket, or the local cache of this process, is gone",
-                hint="make the bucket again where it is missing, keep others from the system's"
-                " temporary directory, and start this process again",
-            ) from None
+            raise self._gone() from None
+
+    def _gone(self) -> MirrorError:
+        return MirrorError(
+            f"mirror {self.root!r}: its bucket, or the local cache of this process, is gone",
+            hint="make the bucket again where it is missing, keep others from the system's"
+            " temporary directory, and start this process again",
+        )
 
     def each(self, names: Iterable[str], do: Callable[[str], object]) -> None:
         """Do something with files side by side."""
@@ -177,7 +184,7 @@ class ObjectFiles:
     def set_aside(self, names: Iterable[str]) -> None:
         """Copy files within the store, and delete the originals."""
         for name in names:
-            with suppress(FileNotFoundError):
+            with suppress(MirrorDamagedError):
                 self.link(aside(name), name)
             self.delete([name])
 
@@ -199,7 +206,10 @@ class ObjectFiles:
     def link(self, name: str, standing: str) -> None:
         """Copy a file within the store."""
         self._await(standing)
-        self._ask(name, lambda: obstore.copy(self._store, standing, name))
+        try:
+            self._ask(name, lambda: obstore.copy(self._store, standing, name))
+        except FileNotFoundError as error:
+            raise missing(self.root, standing) from error
 
     def flush(self, folder: str = "") -> None:
         """Wait until all files that are being put, or those of a folder, are there."""
@@ -219,12 +229,23 @@ class ObjectFiles:
     def create(self, name: str, content: bytes) -> None:
         """Put a file if its name is free, after all that it may name: what is beside its folder."""
         self.flush(name.rpartition("/")[0].rpartition("/")[0])
-        try:
-            self._ask(name, lambda: obstore.put(self._store, name, content, mode="create"))
-        except AlreadyExistsError:
+
+        def put() -> bool:
+            try:
+                obstore.put(self._store, name, content, mode="create")
+            except AlreadyExistsError:
+                return False
+            except FileNotFoundError:
+                raise self._gone() from None
+            return True
+
+        if not self._ask(name, put):
             # A first try may have arrived though its answer did not.
-            if self._read(name) != content:
-                raise committed_meanwhile(self.root) from None
+            found = self._found(name)
+            if found is None:  # S3 refuses so while another request for the name is under way
+                raise self._silent("a conflict")
+            if found != content:
+                raise committed_meanwhile(self.root)
 
     def get(self, name: str, *, fresh: bool = False) -> pa.Buffer:
         """Return a file's content, from the local cache if possible."""
@@ -240,8 +261,10 @@ class ObjectFiles:
 
     def size(self, name: str) -> int:
         """Return a file's size in bytes."""
-        self._await(name)
-        return int(self._ask(name, lambda: obstore.head(self._store, name))["size"])
+        found = self.mark(name)
+        if found is None:
+            raise missing(self.root, name)
+        return found.size
 
     def names(self, folder: str) -> dict[str, int]:
         """Return the names of a folder's files, and their sizes in bytes."""
@@ -290,7 +313,7 @@ class ObjectFiles:
         self._cache.cleanup()
         newest, self._newest = self._newest, None
         if newest is not None:
-            with suppress(MirrorError, MirrorUnreachableError):
+            with suppress(MirrorError, MirrorUnreachableError, FileNotFoundError):
                 self._ask(_NEWEST, lambda: obstore.put(self._store, _NEWEST, b"%d" % newest))
 
     def _keep(self, name: str, content: pa.Buffer) -> None:
@@ -315,10 +338,16 @@ class ObjectFiles:
             ) from error
 
     def _read(self, name: str) -> bytes:
+        found = self._found(name)
+        if found is None:
+            raise missing(self.root, name)
+        return found
+
+    def _found(self, name: str) -> bytes | None:
         try:
             return self._ask(name, lambda: bytes(obstore.get(self._store, name).bytes()))
-        except FileNotFoundError as error:
-            raise missing(self.root, name) from error
+        except FileNotFoundError:
+            return None
 
     def _entries(self, folder: str) -> list[Any]:
         return self._ask(
@@ -328,19 +357,32 @@ class ObjectFiles:
     def _ask(self, name: str, request: Callable[[], _Result]) -> _Result:
         try:
             return request()
-        except (AlreadyExistsError, FileNotFoundError):
+        except FileNotFoundError:
             raise
         except (PermissionError, PermissionDeniedError, UnauthenticatedError):
-            # Their text may quote the request, and with it what is signed.
-            raise MirrorError(
-                f"mirror {self.root!r}: the store refused {name.split('/', maxsplit=1)[0]!r}",
-                hint="use credentials that may read, write, list and delete there",
-            ) from None
+            raise self._refused(name) from None
         except (BaseError, OSError) as error:
-            raise MirrorUnreachableError(
-                f"mirror {self.root!r}: the store did not answer ({type(error).__name__})",
-                hint="try again; committed data is not affected",
-            ) from None
+            # A listing that fails has no type of its own.
+            status = _STATUS.search(str(error))
+            if status is not None and status[1] in {"401", "403"}:
+                raise self._refused(name) from None
+            if status is not None and status[1] == "404":
+                raise self._gone() from None
+            raise self._silent(status[0] if status else type(error).__name__) from None
+
+    # None of these quotes a store's text: it may quote the request, and with it what is signed.
+
+    def _refused(self, name: str) -> MirrorError:
+        return MirrorError(
+            f"mirror {self.root!r}: the store refused {name.split('/', maxsplit=1)[0]!r}",
+            hint="use credentials that may read, write, list and delete there",
+        )
+
+    def _silent(self, why: str) -> MirrorUnreachableError:
+        return MirrorUnreachableError(
+            f"mirror {self.root!r}: the store did not answer ({why})",
+            hint="try again; committed data is not affected",
+        )
 
 
 def _is_own(name: str) -> bool:

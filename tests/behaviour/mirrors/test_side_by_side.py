@@ -333,3 +333,64 @@ def test_failures_leave_room_for_what_follows(bucket: Store, files: Files) -> No
         files.put(f"data/{number}", pa.py_buffer(b"whole"))
     files.flush()
     assert set(files.names("data").values()) == {5}
+
+
+@pytest.mark.parametrize("status", ["403", "404", "409", "500"])
+def test_whatever_a_store_answers_it_is_an_error_of_ours(
+    bucket: Store, files: Files, status: str
+) -> None:
+    asked: dict[str, Callable[[], object]] = {
+        "put": lambda: files.put("data/new", pa.py_buffer(b"")),
+        "flush": files.flush,
+        "create": lambda: files.create("manifests/2.json", b"{}"),
+        "create again": lambda: files.create("manifests/1.json", b"{}"),
+        "get": lambda: files.get("data/one", fresh=True),
+        "size": lambda: files.size("data/one"),
+        "mark": lambda: files.mark("data/one"),
+        "link": lambda: files.link("data/other", "data/one"),
+        "set aside": lambda: files.set_aside(["data/one"]),
+        "names": lambda: files.names("data"),
+        "abandoned": lambda: files.abandoned("data"),
+        "delete": lambda: files.delete(["data/gone"]),
+        "remembered": files.remembered,
+    }
+    files.put("data/one", pa.py_buffer(b"content"))
+    files.create("manifests/1.json", b"{}")
+    bucket.fault = lambda *_: status
+    said: dict[str, str] = {}
+    for name, ask in asked.items():
+        try:
+            ask()
+        except rhei.RheiError as error:
+            said[name] = str(error)
+    expected = {
+        "403": ("the store refused", asked.keys() - {"put"}),
+        "404": (
+            "",
+            {"flush", "create", "create again", "get", "size", "link", "names", "abandoned"},
+        ),
+        "409": ("did not answer (status code: 409)", asked.keys() - {"put"}),
+        "500": ("did not answer (status code: 500)", asked.keys() - {"put"}),
+    }[status]
+    assert said.keys() == expected[1]
+    assert all(expected[0] in text for text in said.values())
+    files.remember(1)
+    files.close()  # which says nothing: it is one number less
+
+
+def test_a_conflict_with_nobody_is_tried_again(several: Several) -> None:
+    """S3 refuses a name while another request for it is under way, of a try that was given up."""
+    with closing(several.opened(retry_seconds=0)) as htap:
+        htap.sync_now()
+        several.change()
+        refusals = ["409"]
+
+        def fault(method: str, path: str) -> str:
+            is_commit = method == "PUT" and "/manifests/" in _name(path)
+            return refusals.pop() if is_commit and refusals else ""
+
+        several.bucket.fault = fault
+        with pytest.raises(MirrorUnreachableError, match=r"\(a conflict\) \(try again"):
+            htap.sync_now()
+        assert htap.sync_now().updated == len(TABLES)
+        assert htap.verify().equal
