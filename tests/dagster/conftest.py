@@ -49,6 +49,11 @@ def _engines_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(storage, "create_engine", engine)
 
 
+@pytest.fixture(autouse=True)
+def _sessions_look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rhei_pipeline.dagster.mirrors.LOOK_SECONDS", 0.05)
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
     """Two tables, one with history, and a mirror in DuckDB; nothing is synced yet."""

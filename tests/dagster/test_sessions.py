@@ -25,11 +25,6 @@ from tests.support.parts import connection_of, engine_of
 STARTED = dg.DagsterRunStatus.STARTED
 
 
-@pytest.fixture(autouse=True)
-def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rhei_pipeline.dagster.mirrors.LOOK_SECONDS", 0.05)
-
-
 def declared(shop: Shop, **schedule: Any) -> None:
     """Change the schedule that is declared."""
     changed = shop.settings.schedule.model_copy(update=schedule)

@@ -5,9 +5,8 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import rhei_pipeline as rhei
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
+from tests.support import forked
 from tests.support.failing_disks import ERRORS, failing, points, sampled, synced
 from tests.support.fix_postgres import skip_without
 from tests.support.fix_world import World
@@ -48,10 +48,21 @@ with rhei.open("pipeline.yaml") as htap:
 #: Opens a mirror where no file may have more bytes than those of its argument.
 _CREATING = """
 import resource, signal, sys
+from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-DuckDBMirror("mirror.duckdb")
+try:
+    DuckDBMirror("mirror.duckdb")
+except MirrorError as error:  # told through a pipe: no file may be written
+    print(error)
+"""
+#: Runs a command that answers into the file of its first argument.
+_ANSWERING = """
+import os, sys
+os.dup2(os.open(sys.argv.pop(1), os.O_WRONLY), 1)
+from rhei_pipeline.cli.main import main
+main()
 """
 
 
@@ -158,14 +169,10 @@ def test_a_process_opens_again_what_an_engine_has_given_up(
     skip_without("strace")
     place = tmp_path / "place"
     declared(place, "duckdb", capture=capture)
-    command = (sys.executable, "-c", _SYNCING)
-    with subprocess.Popen(
-        command, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as syncing:
+    monkeypatch.chdir(place)
+    with forked.Forked(_SYNCING) as syncing:
 
         def sync() -> str:
-            assert syncing.stdin is not None
-            assert syncing.stdout is not None
             syncing.stdin.write("\n")
             syncing.stdin.flush()
             return syncing.stdout.readline().strip()
@@ -175,7 +182,8 @@ def test_a_process_opens_again_what_an_engine_has_given_up(
         with failing(syncing.pid, "fsync,fdatasync", file):
             assert "disk" in sync()
         assert [sync(), sync()] == ["ok", "ok"]
-    monkeypatch.chdir(place)
+        syncing.stdin.close()
+        assert syncing.wait() == 0
     with rhei.open("pipeline.yaml") as htap:
         past = htap.query("select v from u where id = 1 order by _rhei_valid_from", hint="olap")
         seen = past["v"].to_pylist()
@@ -212,36 +220,27 @@ def test_what_was_given_up_is_opened_again_for_queries_too(
 
 
 @pytest.mark.parametrize("size", [0, 5_000, 12_000])
-def test_a_file_that_could_not_be_created_is_not_there(tmp_path: Path, size: int) -> None:
-    command: Sequence[str] = (sys.executable, "-c", _CREATING, str(size))
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "MirrorError" in done.stderr
-    assert "is full" in done.stderr
+def test_a_file_that_could_not_be_created_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "is full" in forked.output_of(_CREATING, str(size))
     assert not list(tmp_path.glob("*.duckdb*.begun*"))
     assert not (tmp_path / "mirror.duckdb").exists()
 
 
-def test_an_answer_that_cannot_be_written_is_an_error_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["sync"], ["status", "--json"], ["query", "select 1"]])
+def test_an_answer_that_cannot_be_written_is_an_error_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
     declared(tmp_path / "place", "duckdb")
-    for arguments in (["sync"], ["status", "--json"], ["query", "select 1"]):
-        command = [sys.executable, "-m", "rhei_pipeline.cli.main", *arguments]
-        with Path("/dev/full").open("wb") as full:
-            done = subprocess.run(
-                [*command, "--config", "pipeline.yaml"],
-                cwd=tmp_path / "place",
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-        assert done.returncode == 1
-        elsewhere = [*command, "--config", "pipeline.yaml"]
-        place = tmp_path / "place"
-        assert (
-            subprocess.run(elsewhere, cwd=place, capture_output=True, check=False).returncode == 0
-        )
-        said = [line for line in done.stderr.splitlines() if line.startswith("error")]
-        assert said == [
-            "error the answer cannot be written: No space left on device (write it elsewhere)"
-        ]
-        assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path / "place")
+    command = [*arguments, "--config", "pipeline.yaml"]
+    done = forked.run(_ANSWERING, "/dev/full", *command)
+    assert done.returncode == 1
+    assert forked.run(_ANSWERING, "/dev/null", *command).returncode == 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert said == [
+        "error the answer cannot be written: No space left on device (write it elsewhere)"
+    ]
+    assert "Traceback" not in done.stderr

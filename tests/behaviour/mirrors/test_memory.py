@@ -178,6 +178,13 @@ def test_large_rows_are_compared_and_committed_as_others_are(
     world.assert_equal("t")
 
 
+@pytest.fixture
+def alone() -> None:
+    """Leave out of each count, and of each look for garbage, what other tests have left."""
+    gc.collect()
+    gc.freeze()
+
+
 def keep_few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the last reports, which are kept for processes that ask, be as many soon."""
     monkeypatch.setattr("rhei_pipeline.holder.access.KEPT_REPORTS", 5)
@@ -209,6 +216,7 @@ def kept_after_cycles(
     return objects, arrow
 
 
+@pytest.mark.usefixtures("alone")
 def test_cycles_into_duckdb_keep_no_objects(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +232,7 @@ def test_cycles_into_duckdb_keep_no_objects(
     assert arrow == 0
 
 
+@pytest.mark.usefixtures("alone")
 def test_cycles_from_postgres_into_files_keep_no_objects(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +246,7 @@ def test_cycles_from_postgres_into_files_keep_no_objects(
     assert arrow == 0
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_indexes_of_a_growing_history_are_not_held(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:

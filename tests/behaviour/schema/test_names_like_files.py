@@ -60,6 +60,7 @@ def follows(world: AnyWorld, mode: str, names: Sequence[str] = NAMES) -> None:
     assert world.htap.left_out == {}
 
 
+@pytest.mark.each
 @MODES
 @STORAGES
 def test_tables_of_sqlite_are_followed_whatever_their_names_look_like(
