@@ -6,6 +6,7 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "give s3://bucket/path or gs://bucket/path, without '?', '#', '.' or '..' as one of its names": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_in_a_store_is_read_as_it_is_meant_or_refused",
     "make the bucket again where it is missing, keep others from the system's temporary directory, and start this process again": "tests/behaviour/mirrors/test_side_by_side.py::test_a_bucket_that_is_gone_is_named",
     "revoke create on schema {} from {}": "tests/behaviour/postgres/test_grants.py::test_a_schema_whose_functions_may_run_as_our_user_is_named",
     "ask again; 'mirror.retained_manifests' says how many states are kept": "tests/behaviour/mirrors/test_deleted_states.py::test_a_state_that_was_deleted_is_no_damage",

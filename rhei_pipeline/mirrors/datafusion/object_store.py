@@ -57,6 +57,9 @@ _AT_ONCE = 32
 #: What a store said of a request that failed.
 _STATUS = re.compile(r"status code: (\d{3})")
 
+#: What an engine takes for the end of a path: it would find no rows in files that are not there.
+_NO_NAME = re.compile("[?#]")
+
 _Result = TypeVar("_Result")
 
 
@@ -91,11 +94,11 @@ class ObjectFiles:
     remote: ClassVar[bool] = True
 
     def __init__(self, url: str, access: StoreAccess) -> None:
-        parts = urlsplit(url)
-        self.root = self.url = url.rstrip("/")
+        parts, prefix = urlsplit(url), _prefix(url)
+        self.root = self.url = f"{parts.scheme}://{parts.netloc}/{prefix}".rstrip("/")
         self._scheme, self._bucket = parts.scheme, parts.netloc
         self._access = access
-        self._store = _store(parts.scheme, parts.netloc, parts.path.strip("/"), access)
+        self._store = _store(parts.scheme, parts.netloc, prefix, access)
         self._cache = tempfile.TemporaryDirectory(prefix="rhei-")
         self._newest: int | None = None
         self._requests = ThreadPoolExecutor(_AT_ONCE, "rhei-store")
@@ -388,6 +391,22 @@ class ObjectFiles:
 def _is_own(name: str) -> bool:
     """Return whether a file is written once; deeper ones are for others to read, and to write."""
     return name.count("/") == 1
+
+
+def _prefix(url: str) -> str:
+    """Return where the files are in the bucket.
+
+    Raises:
+        MirrorError: Who opens the store and who reads the files would differ about it.
+    """
+    named = list(filter(None, urlsplit(url).path.split("/")))
+    if _NO_NAME.search(url) or {".", ".."}.intersection(named):
+        raise MirrorError(
+            f"no mirror can be at {url!r}",
+            hint="give s3://bucket/path or gs://bucket/path, without '?', '#', '.' or '..' as one"
+            " of its names",
+        )
+    return "/".join(named)
 
 
 def _store(scheme: str, bucket: str, prefix: str, access: StoreAccess) -> S3Store | GCSStore:

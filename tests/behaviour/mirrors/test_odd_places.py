@@ -16,6 +16,7 @@ import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import BufferDamagedError, MirrorError, SettingsError
 from rhei_pipeline.mirrors.datafusion import object_store
+from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 
@@ -84,6 +85,24 @@ def test_a_store_s_path_has_any_name_in_it(tmp_path: Path, bucket: Store) -> Non
         assert htap.verify().equal
         found = htap.query("select v from t where _rhei_valid_to is null", hint="olap")
         assert found["v"].to_pylist() == ["10"]
+    world.app.close()
+
+
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_url_in_a_store_is_read_as_it_is_meant_or_refused(tmp_path: Path, bucket: Store) -> None:
+    world = World(tmp_path, storage="parquet")
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    root = f"s3://{bucket.bucket}"
+    form = world.settings.model_dump()
+    form["mirror"] |= {"path": f"{root}/a/b", "object_store": bucket.settings | bucket.keys}
+    with HTAP(Settings(**form)) as htap:
+        htap.sync_now()
+    for url in ("a/b", "a/b/", "a//b", "/a/b", "a/b//"):
+        with MirrorReader(f"{root}/{url}", access=bucket.access) as reader:
+            assert reader.query("select * from t").num_rows == 1, url
+    for url in ("a/b?x", "a/b#x", "a/b?", "a/./b", "a/x/../b", ".."):
+        with pytest.raises(MirrorError, match=r"no mirror can be at .*without '\?', '#'"):
+            MirrorReader(f"{root}/{url}", access=bucket.access)
     world.app.close()
 
 
