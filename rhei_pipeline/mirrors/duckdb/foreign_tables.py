@@ -28,12 +28,17 @@ class ForeignTables:
         if self._found is None:
             self._found = _found(connection)
         if folded(schema) in self._found:
-            raise SchemaDriftError(
-                "the mirror's file has a table or view of this name that somebody else made",
-                table=schema.name,
-                hint="rename that one in DuckDB while nothing has the file open, or give another"
-                " mirror.path",
-            )
+            raise made_by_others(schema.name)
+
+
+def made_by_others(name: str) -> SchemaDriftError:
+    """Return the error for what stands in the place of a table of ours."""
+    return SchemaDriftError(
+        "the mirror's file has a table or view of this name that somebody else made",
+        table=name,
+        hint="rename that one in DuckDB while nothing has the file open, or give another"
+        " mirror.path",
+    )
 
 
 def _found(connection: duckdb.DuckDBPyConnection) -> frozenset[tuple[str, str]]:

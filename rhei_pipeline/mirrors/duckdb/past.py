@@ -6,6 +6,7 @@ from datetime import date, datetime
 import duckdb
 import pyarrow as pa
 
+from rhei_pipeline.mirrors.duckdb.foreign_tables import made_by_others
 from rhei_pipeline.mirrors.duckdb.logical import alter_logical
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.mirrors.duckdb.retention import KEPT
@@ -64,10 +65,15 @@ def write_snapshots(
     """Store a table's rows as of each day's instant, under the day.
 
     A column there of another type than the table's by now is text, or becomes it.
+
+    Raises:
+        SchemaDriftError: Somebody else made a table where these are kept.
     """
     target, types = f"snapshot.{quote(table.schema.snapshot_name)}", _types(connection, table)
     connection.execute("create schema if not exists snapshot")
     connection.execute(f"create table if not exists {target}(snapshot_date date)")
+    if next(iter(_types_of(connection, target).items())) != ("snapshot_date", "DATE"):
+        raise made_by_others(f"snapshot.{table.schema.snapshot_name}")
     for name in dict.fromkeys(name for asked in days.values() for name in asked.columns):
         connection.execute(
             f"alter table {target} add column if not exists {quote(name)} {types[name.lower()]}"

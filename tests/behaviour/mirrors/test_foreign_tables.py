@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -90,6 +91,23 @@ def test_a_table_of_others_in_a_schema_of_postgres_is_not_replaced(
     assert tables["t"].error is None
     world.crash()
     assert ask(file, "select precious from sales.t") == [(42,)]
+
+
+def test_a_table_of_others_where_snapshots_are_kept_is_left(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(mode="temporal")
+    file = world.directory / "mirror.duckdb"
+    ask(file, "create schema snapshot; create table snapshot.t as select 42 as precious")
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+    now = datetime.now(UTC)
+    with pytest.raises(SchemaDriftError, match="rename that one"):
+        world.htap.snapshot("t", {now.date(): now})
+    world.crash()
+    assert ask(file, "from snapshot.t") == [(42,)]
+    ask(file, "alter table snapshot.t rename to theirs")
+    assert world.htap.snapshot("t", {now.date(): now}) == {now.date(): 1}
 
 
 def test_a_database_of_others_is_not_replaced_by_a_published_copy(tmp_path: Path) -> None:
