@@ -74,7 +74,11 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         stack.callback(mirror.close)
         claim(settings, database, mirror)
         in_memory = settings.mirror.in_memory
-        registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
+        registry = Registry(
+            None if in_memory else settings.registry.path,
+            mirror.mirror_id,
+            is_new=not mirror.ledger().watermarks,
+        )
         restrict_functions(settings, database, all_tables(settings, registry))
         oltp = open_oltp(settings, database, stack)
         find = finding_tables(settings, database, registry)

@@ -14,7 +14,7 @@ from rocksdict import Options, Rdict
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.errors import BufferDamagedError, MirrorError, SettingsError
+from rhei_pipeline.errors import BufferDamagedError, MirrorError, SchemaError, SettingsError
 from rhei_pipeline.mirrors.datafusion import object_store
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from tests.support.fix_object_store import Store
@@ -353,6 +353,56 @@ def test_a_directory_of_others_is_no_buffer_and_is_left(tmp_path: Path, theirs: 
     place.mkdir()
     (place / "app.txt").write_text("of somebody else, and no harm")
     world.htap.sync_now()
+    world.run("insert into t values (2)")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.close()
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_two_declarations_that_share_a_registry_are_told(
+    tmp_path: Path, storage: str | None
+) -> None:
+    """Each took it over from the other, and copied all its tables again at each opening."""
+    shop, bills = (World(tmp_path / name, storage=storage) for name in ("shop", "bills"))
+    shared = {"registry": {"path": tmp_path / "registry.json"}}
+    forms = [world.settings.model_dump() | shared for world in (shop, bills)]
+    for world, form in zip((shop, bills), forms, strict=True):
+        world.run("create table t(id integer primary key)", "insert into t values (1)")
+        with HTAP(Settings(**form)) as htap:
+            htap.sync_now()
+    shop.run("insert into t values (2)")
+    with pytest.raises(SchemaError, match=r"give each a registry.path of its own"):
+        HTAP(Settings(**forms[0]))
+    with HTAP(Settings(**forms[1])) as htap:
+        assert htap.sync_now().inserted == 0
+    forms[0] |= {"registry": {"path": tmp_path / "own.json"}}
+    for _ in range(2):
+        with HTAP(Settings(**forms[0])) as htap:
+            report = htap.sync_now()
+            assert report.inserted == 1
+            assert htap.verify().equal
+        shop.run("insert into t select max(id) + 1 from t")
+    assert report.events == 1  # nothing is copied any more
+    shop.close()
+    bills.close()
+
+
+def test_a_registry_of_a_mirror_that_is_no_more_is_deleted_as_its_error_says(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+    world.crash()
+    first = world.directory / "mirror.duckdb"
+    first.rename(tmp_path / "former")
+    world.htap.sync_now()  # one made anew takes the registry over
+    world.crash()
+    (tmp_path / "former").replace(first)
+    with pytest.raises(SchemaError, match="delete the registry"):
+        world.htap.sync_now()
+    (tmp_path / "registry.json").unlink()
     world.run("insert into t values (2)")
     world.htap.sync_now()
     world.assert_equal("t")
