@@ -9,12 +9,14 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 from rhei_pipeline.errors import MirrorDamagedError
-from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.files import Files, deleted_meanwhile
 from rhei_pipeline.mirrors.datafusion.manifest import MEMORY, Manifest, ManifestTexts
 from rhei_pipeline.mirrors.datafusion.segment_store import DATA, OWN_NAME, SegmentStore
 
 _FOLDER = "manifests"
 _SUFFIX = ".json"
+#: How often the newest one is looked for, where others commit meanwhile.
+_TRIES = 10
 _NAME = re.compile(rf"{_FOLDER}/(\d{{12}})\.json")
 
 
@@ -45,17 +47,34 @@ class ManifestStore:
         return found
 
     def newest_whole(self) -> tuple[Manifest | None, MirrorDamagedError | None]:
-        """Return the newest readable state, and the damage if it is not the last one."""
+        """Return the newest readable state, and the damage if it is not the last one.
+
+        Raises:
+            MirrorBusyError: Others commit faster than it can be read.
+        """
+        for _ in range(_TRIES):
+            versions, found, damage = self._look()
+            if damage is None:
+                return found, None
+            # What was superseded since it was listed is deleted, and no damage.
+            if versions == self.versions():
+                break
+        else:
+            raise deleted_meanwhile(self._files.root)
+        return self._look()[1:]  # or it was missing for a moment
+
+    def _look(self) -> tuple[list[int], Manifest | None, MirrorDamagedError | None]:
+        """Return all versions, the newest readable state, and the damage of a newer one."""
         last, damage = self._files.remembered(), None
         versions = self.versions()
         if last > (versions[-1] if versions else 0):
             damage = self._lost(_name(last), "is missing")
         for version in reversed(versions):
             try:
-                return self.read(version), damage
+                return versions, self.read(version), damage
             except MirrorDamagedError:
                 damage = damage or self._lost(_name(version), "is damaged")
-        return None, damage
+        return versions, None, damage
 
     def versions(self) -> list[int]:
         """Return the versions that are kept, in order."""

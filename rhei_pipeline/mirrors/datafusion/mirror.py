@@ -373,6 +373,13 @@ class DataFusionMirror:
         healing.found.append(DamagedFile(damage.file, outcome))
         return replace(base, version=self._manifests.set_aside_after(base.version))
 
+    def _look_again(self) -> None:
+        """Take on the newest state where it was damaged or missing, and is so no more."""
+        if self._damage is not None:
+            found, self._damage = self._manifests.newest_whole()
+            self._manifest = found or self._manifest
+            self._store.learn(self._manifest)
+
     def _set_aside(self, healing: TableRepair) -> None:
         for name in healing.spared - healing.aside:
             self._files.link(aside(name), name)
@@ -384,7 +391,9 @@ class DataFusionMirror:
     def _undoing(self, *, despite_damage: bool = False) -> Iterator[None]:
         self._refuse_closed()
         self._files.refuse_left()
-        if not despite_damage:
+        if despite_damage:
+            self._look_again()
+        else:
             self._refuse_unusable()
         if self._settle():
             raise MirrorUnreachableError(

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Self
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
@@ -15,7 +16,12 @@ from deltalake import DeltaTable
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorUnreachableError
+from rhei_pipeline.errors import (
+    MirrorBusyError,
+    MirrorDamagedError,
+    MirrorError,
+    MirrorUnreachableError,
+)
 from rhei_pipeline.mirrors.datafusion import local_files, object_store
 from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
@@ -263,6 +269,55 @@ def test_a_machine_whose_clock_is_ahead_deletes_no_file_of_a_running_commit(
         assert files.abandoned("data") == {*files.names("data")}
         assert files.abandoned("data")
         assert files.abandoned("nothing") == set()
+
+
+@pytest.mark.parametrize("opened", [MirrorReader, DataFusionMirror])
+def test_a_state_that_is_superseded_while_it_is_opened_is_no_damage(
+    bucket: Store, mirror: DataFusionMirror, opened: type[MirrorReader | DataFusionMirror]
+) -> None:
+    merge(mirror, 2, k1=1)
+    mirror.close()
+    writer = DataFusionMirror("parquet", bucket.url, access=bucket.access, retained_manifests=1)
+    merge(writer, 3, k1=2)
+    left = [4, 5]
+
+    def superseded(method: str, path: str) -> str:
+        if method == "GET" and unquote(path).endswith(".json") and left:
+            order = left.pop(0)
+            merge(writer, order, k1=order)
+        return ""
+
+    bucket.fault = superseded
+    named = {"storage": "parquet"} if opened is DataFusionMirror else {}
+    with closing(opened(path=bucket.url, access=bucket.access, **named)) as found:  # type: ignore[arg-type]
+        assert held(found) == {1: 5}
+    assert not left
+    writer.close()
+
+
+def test_a_manifest_that_is_missing_for_a_moment_is_not_given_up(
+    bucket: Store, mirror: DataFusionMirror
+) -> None:
+    for order in (2, 3):
+        merge(mirror, order, k1=order)
+    mirror.close()
+    newest = f"{manifest_of(mirror).version:012d}.json"
+    for times, damaged in ((1, False), (2, True)):
+        missing = [newest] * times
+        bucket.fault = lambda method, path, missing=missing: (
+            "404"
+            if method == "GET" and missing and missing[0] in unquote(path) and missing.pop()
+            else ""
+        )
+        with opened_again(bucket) as again:
+            assert not missing
+            if damaged:
+                with pytest.raises(MirrorDamagedError, match=f"{newest}' is damaged"):
+                    held(again)
+                assert again.heal(TABLE) == ()
+            assert held(again) == {1: 3}
+            with closing(open_files("parquet", bucket.url, bucket.access)) as files:
+                assert not files.names("set-aside")
 
 
 def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, bucket: Store) -> None:
