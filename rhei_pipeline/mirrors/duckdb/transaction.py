@@ -384,6 +384,7 @@ class DuckDBTransaction:
 
     def drop_table(self, table: Table, keep_as: str | None = None) -> int:
         """Drop a table and its records; return the number of rows or versions it had."""
+        self._notes.foreign.refuse(self._connection, table.schema)
         self._records.read_anew()
         self._feeds.drop(table)
         self._names.forget()

@@ -57,6 +57,23 @@ def test_a_table_of_others_in_a_duckdb_file_is_not_replaced(
     assert ask(file, "select precious from theirs") == [(42,)]
 
 
+@pytest.mark.each
+@pytest.mark.parametrize("keep_as", [None, "aside"])
+@pytest.mark.parametrize("kind", [*MADE])
+def test_a_table_of_others_is_not_dropped(
+    make_world: Callable[..., World], kind: str, keep_as: str | None
+) -> None:
+    world = make_world()
+    ask(world.directory / "mirror.duckdb", MADE[kind])
+    world.run("create table o(id integer primary key)", "insert into o values (1)")
+    world.htap.sync_now()
+    with pytest.raises(SchemaDriftError, match="somebody else made"):
+        world.htap.drop_table("t", keep_as=keep_as)
+    assert world.htap.drop_table("o", keep_as=keep_as).rows == 1
+    world.crash()
+    assert ask(world.directory / "mirror.duckdb", "select precious from t") == [(42,)]
+
+
 def test_a_table_of_a_mirror_that_is_older_than_its_records_is_its_own(
     make_world: Callable[..., World],
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.htap import HTAP
+from rhei_pipeline.settings.sections import RegistrySettings
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -137,7 +138,9 @@ def test_a_schema_named_as_something_of_the_mirror_gives_way(
     world.crash()
     if taken == "Mirror":
         mirror = world.settings.mirror.model_copy(update={"path": world.directory / "other.duckdb"})
-        with HTAP(world.settings.model_copy(update={"mirror": mirror})) as htap:
+        registry = RegistrySettings(path=world.directory / "other.json")
+        other = {"mirror": mirror, "registry": registry}
+        with HTAP(world.settings.model_copy(update=other)) as htap:
             assert htap.sync_now().errors == {}
             assert htap.query('select id from "Mirror".t', hint="olap").num_rows == 1
             assert htap.verify().equal
