@@ -135,8 +135,8 @@ class RocksDirectory:
     def foreign(self) -> BufferDamagedError:
         """Return the error for a directory of others, whose files RocksDB may delete."""
         return BufferDamagedError(
-            f"directory {str(self.path)!r} holds something else than a buffer",
-            hint="give capture.buffer.path a directory of its own",
+            f"directory {str(self.path)!r} holds something else than a log of changes",
+            hint="choose a directory that is empty, or not there yet",
         )
 
     def _is_of_others(self, names: Collection[str]) -> bool:

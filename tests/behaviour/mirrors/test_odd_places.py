@@ -14,6 +14,7 @@ from rocksdict import Options, Rdict
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.errors import BufferDamagedError, MirrorError, SchemaError, SettingsError
 from rhei_pipeline.mirrors.datafusion import object_store
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
@@ -346,7 +347,7 @@ def test_a_directory_of_others_is_no_buffer_and_is_left(tmp_path: Path, theirs: 
     world = World(tmp_path, buffered=True)
     world.run("create table t(id integer primary key)", "insert into t values (1)")
     for _ in range(2):
-        with pytest.raises(BufferDamagedError, match=r"give capture.buffer.path a directory"):
+        with pytest.raises(BufferDamagedError, match="choose a directory"):
             world.htap.sync_now()
     assert read() == before
     place.rename(tmp_path / "theirs")
@@ -407,3 +408,11 @@ def test_a_registry_of_a_mirror_that_is_no_more_is_deleted_as_its_error_says(
     world.htap.sync_now()
     world.assert_equal("t")
     world.close()
+
+
+def test_a_directory_of_others_is_no_log_for_an_application(tmp_path: Path) -> None:
+    (tmp_path / "000004.log").write_text("theirs")
+    with pytest.raises(BufferDamagedError, match="choose a directory that is empty"):
+        ChangeLog(tmp_path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["theirs"]
+    ChangeLog(tmp_path / "own").close()
