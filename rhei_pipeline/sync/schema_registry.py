@@ -52,14 +52,17 @@ class Registry:
     Args:
         path: The JSON file; None keeps the schemas for the life of the process only.
         mirror_id: The mirror these schemas are of. Those of another mirror count as unknown.
-        is_new: The mirror holds nothing yet, and may take the place of one that was.
+        is_new: Whether the mirror holds nothing yet, and may take the place of one that was; asked
+            only where the file is of another mirror.
 
     Raises:
         SchemaError: The file is no registry, or a newer version of this package wrote it; or the
             mirror is not new, and another one has written it since.
     """
 
-    def __init__(self, path: Path | None, mirror_id: str, *, is_new: bool = True) -> None:
+    def __init__(
+        self, path: Path | None, mirror_id: str, is_new: Callable[[], bool] = lambda: True
+    ) -> None:
         self._path = path
         self._mirror_id = mirror_id
         self._tables: dict[str, Table] = {}
@@ -75,7 +78,7 @@ class Registry:
             self._registered = MappingProxyType(dict(form.get(_REGISTERED, {})))
             if form["mirror"] == mirror_id:
                 self._take_over(form, path)
-            elif form["tables"] and not is_new:
+            elif form["tables"] and not is_new():
                 raise SchemaError(
                     f"registry {str(path)!r} was written for another mirror since: two declarations"
                     " share it",

@@ -4,10 +4,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rhei_pipeline.buffer.confirmation import unapplied_events
-from rhei_pipeline.errors import MirrorBusyError, MirrorError
+from rhei_pipeline.errors import MirrorBusyError, MirrorError, SchemaError
 from rhei_pipeline.model.ownership import Owner, SourceIdentity, is_same, refuse_other
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.wiring.mirror import OwnedMirror, open_mirror
 from rhei_pipeline.wiring.source import SourceDatabase, forget_elsewhere, open_database
 
@@ -40,7 +41,10 @@ def refuse_owner(settings: Settings, recorded: str) -> None:
 
 
 def validate_owner(settings: Settings) -> list[Finding]:
-    """Find a mirror of another source or pipeline; makes none, and waits for none."""
+    """Find a mirror of another source or pipeline, or a registry of another mirror.
+
+    It makes no mirror, and waits for none.
+    """
     path = settings.mirror.path
     if settings.mirror.in_memory or settings.mirror.url or not path.exists():
         return []
@@ -55,12 +59,13 @@ def validate_owner(settings: Settings) -> list[Finding]:
             if recorded is not None:
                 found = Owner(database.identity(), settings.name)
                 refuse_other(recorded, found, mirror.path, _is_gone)
+            Registry(
+                settings.registry.path, mirror.mirror_id, lambda: not mirror.ledger().watermarks
+            )
         except MirrorBusyError:
             return []  # whoever holds it has looked
-        except MirrorError as error:
-            return [
-                Finding(Severity.ERROR, error.message, "it cannot be written to", error.hint or "")
-            ]
+        except (MirrorError, SchemaError) as error:
+            return [Finding(Severity.ERROR, error.message, "no sync can begin", error.hint or "")]
     return []
 
 

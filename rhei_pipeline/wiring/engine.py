@@ -77,7 +77,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         registry = Registry(
             None if in_memory else settings.registry.path,
             mirror.mirror_id,
-            is_new=not mirror.ledger().watermarks,
+            lambda: not mirror.ledger().watermarks,
         )
         restrict_functions(settings, database, all_tables(settings, registry))
         oltp = open_oltp(settings, database, stack)

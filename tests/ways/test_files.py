@@ -505,6 +505,7 @@ def test_a_mirror_of_a_newer_version_is_left_to_it_or_made_elsewhere(
     world.crash()
     world.mirror_path = former
     _put_format(world, known)  # as the newer version would go on
+    (world.directory / "registry.json").unlink()  # it is the other mirror's by now
     world.run("delete from t where id = 50")
     goes_on(world)
 

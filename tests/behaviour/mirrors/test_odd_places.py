@@ -18,6 +18,7 @@ from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.errors import BufferDamagedError, MirrorError, SchemaError, SettingsError
 from rhei_pipeline.mirrors.datafusion import object_store
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+from rhei_pipeline.wiring.adoption import validate_owner
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 
@@ -375,6 +376,9 @@ def test_two_declarations_that_share_a_registry_are_told(
     shop.run("insert into t values (2)")
     with pytest.raises(SchemaError, match=r"give each a registry.path of its own"):
         HTAP(Settings(**forms[0]))
+    (finding,) = validate_owner(Settings(**forms[0]))  # as 'rhei check' says it before
+    assert "registry.path of its own" in finding.remedy
+    assert not validate_owner(Settings(**forms[1]))
     with HTAP(Settings(**forms[1])) as htap:
         assert htap.sync_now().inserted == 0
     forms[0] |= {"registry": {"path": tmp_path / "own.json"}}
