@@ -117,7 +117,7 @@ class DataFusionMirror:
         self._glance = threading.Lock()
         self._reading: Counter[int] = Counter()
         self._delta = delta or _delta_tables(storage)
-        self._closed = self._is_in_doubt = False
+        self._closed = self._is_in_doubt = self._has_committed = False
         self._feeds: Mapping[str, FeedEnd] = {}
         self._damage: MirrorDamagedError | None = None
         try:
@@ -439,6 +439,7 @@ class DataFusionMirror:
         before = self._manifest
         manifest = self._store.sealed(drafted)
         self._manifests.commit(manifest)
+        self._has_committed = True
         with self._glance:
             self._manifest = manifest
         superseded = self._store.keep(manifest)
@@ -600,7 +601,10 @@ class DataFusionMirror:
         """Publish what is left to publish, and release the lock; safe to repeat."""
         with self._lock:
             try:
-                if self._delta is not None and not self._closed and self._damage is None:
+                is_whole = not self._closed and self._damage is None
+                # In a store, another process may be publishing what this one only read.
+                is_ours = self._has_committed or not self._files.remote
+                if self._delta is not None and is_whole and is_ours:
                     self._delta.catch_up(self._manifest, self._store)
             finally:
                 self._closed = True

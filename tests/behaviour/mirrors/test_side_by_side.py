@@ -290,6 +290,22 @@ def test_a_table_that_cannot_be_published_keeps_no_other_from_it(
         )
 
 
+def test_who_only_asks_publishes_nothing_beside_the_writer(published: Several) -> None:
+    with closing(published.opened()) as writer:
+        writer.sync_now()
+        with closing(published.opened()) as asking:
+            found = asking.query("select sum(v) as s from t1", hint="olap")
+            assert found["s"].to_pylist() == [0]
+            published.change()
+            writer.sync_now()
+            published.bucket.seen.clear()
+        assert not [seen for seen in map(_name, published.bucket.seen) if "/delta/" in seen]
+    for table in TABLES:
+        assert rows_published(published, table) == frozenset(
+            source_rows(published.world.app, table)
+        )
+
+
 def test_a_bucket_that_is_gone_is_named(bucket: Store, files: Files, s3_server: int) -> None:
     def ask(method: str) -> None:
         url = f"http://127.0.0.1:{s3_server}/{bucket.bucket}"
