@@ -57,6 +57,7 @@ CLAIMS = {
         "So do the versions of a history, those too that were logged before the change.": "test_versions_of_a_real_are_the_doubles_that_its_values_were",
     },
     "docs/mirrors.md": {
+        "If its process is killed, the next one of its user removes it.": "test_what_a_killed_process_had_cached_is_removed_by_the_next_one",
         "What others have in these folders is left alone, another mirror included": "test_mirrors_in_the_folders_of_another_one_are_left_alone",
         "A file that is there and is no DuckDB database is not replaced.": "test_nothing_but_a_copy_is_replaced_by_a_copy",
     },

@@ -5,7 +5,6 @@ if its name is free. The second writer gets an error, and has changed nothing.
 """
 
 import re
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +39,7 @@ from rhei_pipeline.mirrors.datafusion.files import (
     missing,
 )
 from rhei_pipeline.mirrors.datafusion.local_files import OpenedFile
+from rhei_pipeline.mirrors.datafusion.store_cache import StoreCache
 
 if TYPE_CHECKING:
     from obstore import PutResult
@@ -99,7 +99,7 @@ class ObjectFiles:
         self._scheme, self._bucket = parts.scheme, parts.netloc
         self._access = access
         self._store = _store(parts.scheme, parts.netloc, prefix, access)
-        self._cache = tempfile.TemporaryDirectory(prefix="rhei-")
+        self._cache = StoreCache()
         self._newest: int | None = None
         self._requests = ThreadPoolExecutor(_AT_ONCE, "rhei-store")
         self._room = threading.Semaphore(_AT_ONCE)
@@ -255,7 +255,7 @@ class ObjectFiles:
         if not _is_own(name):
             self._await(name)
             return pa.py_buffer(self._read(name))
-        kept = Path(self._cache.name) / name
+        kept = self._cache.path / name
         if fresh or not kept.exists():
             self._await(name)
             self._keep(name, pa.py_buffer(self._read(name)))
@@ -296,7 +296,7 @@ class ObjectFiles:
                     self._delete([name])
         finally:
             for name in wanted:
-                (Path(self._cache.name) / name).unlink(missing_ok=True)
+                (self._cache.path / name).unlink(missing_ok=True)
 
     def _delete(self, names: list[str]) -> None:
         if names:
@@ -313,7 +313,7 @@ class ObjectFiles:
     def close(self) -> None:
         """Remove the local cache; store the number of the newest manifest."""
         self._requests.shutdown()
-        self._cache.cleanup()
+        self._cache.close()
         newest, self._newest = self._newest, None
         if newest is not None:
             with suppress(MirrorError, MirrorUnreachableError, FileNotFoundError):
@@ -329,7 +329,7 @@ class ObjectFiles:
     @contextmanager
     def _caching(self, name: str) -> Iterator[Path]:
         """Give a file's place in the cache, to be written within the block."""
-        kept = Path(self._cache.name) / name
+        kept = self._cache.path / name
         try:
             kept.parent.mkdir(exist_ok=True, parents=True)
             yield kept

@@ -3,10 +3,12 @@
 import errno
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
@@ -22,7 +24,7 @@ from rhei_pipeline.errors import (
     MirrorError,
     MirrorUnreachableError,
 )
-from rhei_pipeline.mirrors.datafusion import local_files, object_store
+from rhei_pipeline.mirrors.datafusion import local_files, object_store, store_cache
 from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
@@ -346,6 +348,24 @@ def test_a_cache_without_room_is_named_and_nothing_is_lost(
     assert held(mirror) == {1: 3}
     with opened_again(bucket) as again:
         assert held(again) == {1: 3}
+
+
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_what_a_killed_process_had_cached_is_removed_by_the_next_one(
+    mirror: DataFusionMirror, bucket: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge(mirror, 2, k1=1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(store_cache, "_YOUNG_SECONDS", -1)
+    left = tmp_path / "rhei-store-left" / "data"
+    left.mkdir(parents=True)
+    (left / "rows.parquet").write_text("rows")
+    (tmp_path / "rhei-of-others").mkdir()
+    with opened_again(bucket) as first, opened_again(bucket) as second:
+        assert not left.parent.exists()
+        assert len(list(tmp_path.glob("rhei-store-*"))) == 2
+        assert held(first) == held(second) == {1: 1}
+    assert [place.name for place in tmp_path.glob("rhei-*")] == ["rhei-of-others"]
 
 
 def test_a_large_file_is_put_in_parts_and_is_read_elsewhere(
