@@ -25,7 +25,8 @@ class StoreCache:
         self._directory = tempfile.TemporaryDirectory(prefix=_PREFIX)
         self.path = Path(self._directory.name)
         self._held = os.open(self.path, os.O_RDONLY)
-        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # a file system without such locks has nothing removed either
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self) -> None:
         """Remove it; safe to repeat."""
