@@ -220,7 +220,7 @@ def test_a_server_ends_whatever_its_clients_do(world: World, tmp_path: Path) -> 
 
         with flight.FlightClient(address) as one, flight.FlightClient(address) as other:
             clients = one, other
-            taking = other.do_get(_ticket("i, 'much text to send ' || i", 3_000_000))
+            taking = other.do_get(_ticket(f"i, '{'much text to send' * 20}' || i", 100_000))
             waiting = threading.Thread(target=wait)
             waiting.start()
             asking.wait()

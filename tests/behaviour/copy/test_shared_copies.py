@@ -31,7 +31,7 @@ pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., World]
 ROWS, BATCH = 120, 4
-EXAMPLES = 25
+EXAMPLES, SOAK_EXAMPLES = 8, 400
 
 
 @pytest.fixture(autouse=True)
@@ -121,35 +121,46 @@ def test_ranges_of_a_large_table_are_drawn_by_lot(
     world.assert_equal("t")
 
 
-@pytest.mark.parametrize("method", ["logical", "polling"])
-def test_a_worker_does_not_read_a_standby(tmp_path: Path, method: str) -> None:
+def test_a_worker_does_not_read_a_standby(tmp_path: Path) -> None:
     """It has rows from before the copy's position where it lags behind, and no change tells."""
-    polled = {"polling": {"updated_at": "at", "deletes": "reconcile"}}
-    tables = [{"name": "t", "copy_ranges": 4, **(polled if method == "polling" else {})}]
+    polling = {"updated_at": "at", "deletes": "reconcile"}
     with TemporaryDirectory(prefix="rhei-postgres-") as directory:
         server = Server(Path(directory))
-        world = PostgresWorld(
-            server.dsn(), tmp_path, tables, capture={"method": method}, storage="parquet"
-        )
+        worlds: dict[str, PostgresWorld] = {}
         try:
-            world.run(
-                "create table t(id int primary key, at timestamptz default now())",
-                "create index on t(at)",
-                f"insert into t select i from generate_series(1, {ROWS}) i",
-            )
-            world.faults.arm(Step.RANGES_PLANNED)
-            assert world.surviving(world.htap.sync_now)
+            for method, more in (("logical", {}), ("polling", {"polling": polling})):
+                own = tmp_path / method
+                own.mkdir()
+                table, capture = f"of_{method}", {"method": method}
+                tables = [{"name": table, "copy_ranges": 4, **more}]
+                worlds[table] = PostgresWorld(
+                    server.dsn(), own, tables, capture=capture, storage="parquet"
+                )
+                _begin_ranges(worlds[table], table)
             (Path(directory) / "standby.signal").write_text("")
             server.kill()
-            with pytest.raises(SourceError, match="give the primary server"):
-                copy_range(world.settings, "t", 1)
+            for table, world in worlds.items():
+                with pytest.raises(SourceError, match="give the primary server"):
+                    copy_range(world.settings, table, 1)
             with psycopg.connect(server.dsn(), autocommit=True) as connection:
                 connection.execute("select pg_promote()")
-            assert copy_range(world.settings, "t", 1).rows == ROWS // 4
+            for table, world in worlds.items():
+                assert copy_range(world.settings, table, 1).rows == ROWS // 4
         finally:
-            world.crash()
-            world.app.close()
+            for world in worlds.values():
+                world.close()
             server.stop()
+
+
+def _begin_ranges(world: PostgresWorld, table: str) -> None:
+    """Have the writer die as it has planned the ranges of a table."""
+    world.run(
+        f"create table {table}(id int primary key, at timestamptz default now())",
+        f"create index on {table}(at)",
+        f"insert into {table} select i from generate_series(1, {ROWS}) i",
+    )
+    world.faults.arm(Step.RANGES_PLANNED)
+    assert world.surviving(world.htap.sync_now)
 
 
 def assert_alike(world: World | PostgresWorld, helped: Callable[[], object]) -> None:
@@ -411,8 +422,9 @@ _acts = st.lists(
 
 
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
-def test_whoever_works_and_dies_when_the_mirror_equals_the_source(mode: str) -> None:
-    @settings(max_examples=EXAMPLES, deadline=None)
+@pytest.mark.parametrize("most", [EXAMPLES, pytest.param(SOAK_EXAMPLES, marks=pytest.mark.soak)])
+def test_whoever_works_and_dies_when_the_mirror_equals_the_source(mode: str, most: int) -> None:
+    @settings(max_examples=most, deadline=None)
     @given(_acts, st.sampled_from(["ipc", "parquet"]))
     def plays(acts: Sequence[Act], storage: str) -> None:
         with TemporaryDirectory() as directory:

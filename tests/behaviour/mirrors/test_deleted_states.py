@@ -55,6 +55,7 @@ READS: dict[str, Callable[[HTAP], object]] = {
 }
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("read", READS)
 def test_no_read_shows_a_state_that_another_process_has_deleted(
     shared: tuple[World, Settings], read: str

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.turns
 
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
-ROWS = 70_000
+ROWS = 12_000
 
 
 def settings(world: World, *, vectors: bool = True) -> Settings:

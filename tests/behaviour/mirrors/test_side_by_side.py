@@ -30,7 +30,7 @@ from tests.support.parts import engine_of, manifest_of
 
 pytestmark = pytest.mark.turns
 
-TABLES = [f"t{number}" for number in range(6)]
+TABLES = [f"t{number}" for number in range(4)]
 _KEY = re.compile(r"<Key>(.*?)</Key>")
 
 
@@ -127,7 +127,7 @@ def test_a_commit_comes_after_all_that_it_names(several: Several, s3_server: int
 
     several.bucket.fault = fault
     with closing(several.opened()) as htap:
-        for _ in range(4):
+        for _ in range(3):
             several.change()
             htap.sync_now()
             manifest = manifest_of(engine_of(htap).mirror)

@@ -146,7 +146,7 @@ def world(request: pytest.FixtureRequest, make_postgres: Callable[..., PostgresW
 
 
 def test_nothing_is_lost_or_doubled_beside_long_transactions(world: PostgresWorld) -> None:
-    _lose(world, 1_500)
+    _lose(world, 500)
 
 
 @pytest.mark.soak

@@ -245,7 +245,7 @@ def test_an_installed_server_is_captured_by_each_way(
     _all_of_it(make_installed, method)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(actions=calm)
 def test_a_history_of_an_installed_server_is_exact_from_its_log(
     installed_dsn: str, actions: list[Any]
@@ -253,7 +253,7 @@ def test_a_history_of_an_installed_server_is_exact_from_its_log(
     play(installed_dsn, actions, "temporal", 2, by_log(streaming=True), dated=True)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(actions=triggers_stormy)
 def test_a_history_of_an_installed_server_is_exact_from_triggers(
     installed_dsn: str, actions: list[Any]

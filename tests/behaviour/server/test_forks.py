@@ -134,18 +134,17 @@ def see_that_a_fork_harms_nobody(settings: Settings) -> None:
         assert parent.returncode == 0
 
 
-@pytest.mark.parametrize("storage", [None, "parquet"])
 def test_a_fork_uses_nothing_of_its_parent_and_ends_without_harm(
-    make_world: Callable[..., World], storage: str | None
+    make_world: Callable[..., World],
 ) -> None:
-    world = make_world(storage=storage)
+    world = make_world()
     world.run("create table orders(id integer primary key, status text)")
     world.run("insert into orders values (1, 'new'), (2, 'new')")
     see_that_a_fork_harms_nobody(world.settings)
 
 
 def test_a_fork_ends_no_session_of_its_parent(make_postgres: Callable[..., PostgresWorld]) -> None:
-    world = make_postgres()
+    world = make_postgres(storage="parquet")
     world.run("create table orders(id integer primary key, status text)")
     world.run("insert into orders values (1, 'new'), (2, 'new')")
     see_that_a_fork_harms_nobody(world.settings)
