@@ -438,10 +438,11 @@ def spelled(name: str, among: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return `did you mean ...?` for the known name nearest to `name`, or a list of all known."""
+    """Return `did you mean ...?` for the known name nearest to `name`, or what is known."""
     from difflib import get_close_matches  # noqa: PLC0415  (only on the way to an error)
 
     close = get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known are: {', '.join(known)}" if known else "there is none"
+    names = ", ".join(known[:20]) + (", ..." if known[20:] else "")
+    return f"known are: {names}" if known else "there is none"

@@ -4,10 +4,13 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from rhei_pipeline.errors import SettingsError, needs_extra
 from rhei_pipeline.htap import HTAP
@@ -51,25 +54,39 @@ def tls_from(certificate: Path | None, key: Path | None) -> tuple[bytes, bytes] 
     """Read a certificate and its key.
 
     Raises:
-        SettingsError: One is missing, or cannot be read.
+        SettingsError: One is missing, cannot be read, or is no such thing.
     """
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
         raise SettingsError("a certificate and its key belong together", hint="give both")
     try:
-        return certificate.read_bytes(), key.read_bytes()
+        read = certificate.read_bytes(), key.read_bytes()
     except OSError as error:
         raise SettingsError(f"{error.filename!r} cannot be read", hint="correct the path") from None
+    try:
+        # The server itself says of them only that it did not start; a password is asked of nobody.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise SettingsError(
+            f"{str(certificate)!r} and {str(key)!r} are no certificate and its key",
+            hint="give PEM files that belong together, the key without a password",
+        ) from error
+    return read
 
 
 @contextmanager
 def serving(
     htap: HTAP, addresses: Addresses, options: ServerOptions
 ) -> Iterator[tuple[int, int | None]]:
-    """Serve and sync during the block; yield the ports of Flight SQL and of metrics."""
+    """Serve and sync during the block; yield the ports of Flight SQL and of metrics.
+
+    Raises:
+        SettingsError: Nothing can listen at one of the addresses.
+    """
     with ExitStack() as stack:
-        server = FlightSqlServer(htap, addresses.host, addresses.port, options)
+        with _listening(addresses.host, addresses.port):
+            server = FlightSqlServer(htap, addresses.host, addresses.port, options)
         stack.callback(server.close)
         metrics_port = _serve_metrics(htap, addresses, stack)
         htap.start_sync()
@@ -82,9 +99,21 @@ def _serve_metrics(htap: HTAP, addresses: Addresses, stack: ExitStack) -> int | 
         return None
     with needs_extra("metrics", "the metrics endpoint"):
         from rhei_pipeline.monitoring.server import MonitoringServer  # noqa: PLC0415
-    made = MonitoringServer(htap, addresses.host, addresses.metrics_port)
+    with _listening(addresses.host, addresses.metrics_port):
+        made = MonitoringServer(htap, addresses.host, addresses.metrics_port)
     stack.enter_context(made)
     return made.port
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise SettingsError(
+            f"nothing can listen at {host}:{port}",
+            hint="end what listens there, or give another port or an address of this machine",
+        ) from error
 
 
 class StopSignal:

@@ -21,7 +21,8 @@ from rhei_pipeline.model.changes import (
     event_schema,
     key_text,
 )
-from rhei_pipeline.model.schema import Mode, Table, TableSchema, nearest
+from rhei_pipeline.model.missing_table import no_such_table
+from rhei_pipeline.model.schema import Mode, Table, TableSchema
 
 #: A primary key's parts, in the key's order: integers and texts, which JSON writes.
 Key = tuple[Any, ...]
@@ -181,8 +182,7 @@ class StubSource:
         """Return a table's schema as it is now."""
         state = self._states.get(name)
         if state is None or state.dropped:
-            hint = nearest(name, sorted(self._states))
-            raise SchemaError("no such table in the source", table=name, hint=hint)
+            raise no_such_table(name, sorted(self._states))
         return state.schema
 
     def install(self, table: Table, least: int) -> None:

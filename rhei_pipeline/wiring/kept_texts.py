@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from rhei_pipeline.errors import MirrorError, SchemaError
+from rhei_pipeline.errors import MirrorBusyError, MirrorError, SchemaError
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.settings.model import Settings
@@ -22,7 +22,7 @@ def validate_texts(settings: Settings) -> list[Finding]:
     with ExitStack() as stack:
         try:
             mirror = open_mirror(patience)
-        except MirrorError:
+        except (MirrorBusyError, MirrorError):
             return []  # another finding names that, or whoever holds it has looked
         stack.callback(mirror.close)
         standing = list(mirror.tables().values())

@@ -1,11 +1,15 @@
 """What concerns a whole pipeline, or the place where it runs, and the way out of it."""
 
 import resource
+import shutil
+import socket
 import sqlite3
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.server.flight.access import refuse_open_server
 from rhei_pipeline.server.flight.server import FlightSqlServer, ServerOptions
-from rhei_pipeline.server.serve import access_from, tls_from
+from rhei_pipeline.server.serve import Addresses, access_from, serving, tls_from
 from rhei_pipeline.wiring.engine import bridge
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
@@ -431,6 +435,7 @@ def test_a_server_that_others_reach_is_given_credentials() -> None:
     assert access_from({}).is_open
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
 def test_a_certificate_is_given_with_its_key(tmp_path: Path) -> None:
     certificate, key = tmp_path / "a.pem", tmp_path / "b.pem"
     with refused("give both", SettingsError):
@@ -439,7 +444,24 @@ def test_a_certificate_is_given_with_its_key(tmp_path: Path) -> None:
         tls_from(certificate, key)
     certificate.write_bytes(b"c")
     key.write_bytes(b"k")
-    assert tls_from(certificate, key) == (b"c", b"k")
+    with refused("give PEM files that belong together, the key without a password", SettingsError):
+        tls_from(certificate, key)
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    written = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*made, *written], check=True, capture_output=True)
+    assert tls_from(certificate, key) == (certificate.read_bytes(), key.read_bytes())
+
+
+@pytest.mark.parametrize("which", ["port", "metrics_port"])
+def test_a_server_that_cannot_listen_is_given_another_port(t: World, which: str) -> None:
+    way_out = "end what listens there, or give another port or an address of this machine"
+    options = ServerOptions(access_from({}))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = replace(Addresses(port=0), **{which: other.getsockname()[1]})
+        with refused(way_out, SettingsError), serving(t.htap, taken, options):
+            pass
+    with serving(t.htap, Addresses(port=0, metrics_port=0), options) as ports:
+        assert all(port != 0 for port in ports)
 
 
 @pytest.fixture

@@ -277,6 +277,25 @@ def test_a_table_that_is_refused_later_is_taken_in_again(
     _walked(world, walk)
 
 
+def test_a_table_that_is_gone_is_made_again_or_declared_no_more(make_world: MakeWorld) -> None:
+    world = make_world(tables=[{"name": "good"}, {"name": "gone"}])
+    made = "create table {}(id integer primary key)"
+    world.run(made.format("good"), made.format("gone"), "insert into gone values (1)")
+    world.run(*(made.format(f"w{number}") for number in range(30)))
+    assert not world.htap.sync_now().errors
+    world.run("drop table gone")
+    way_out = "create it there, or start again without it in 'tables'; {}"
+    (known,) = filled_in(way_out, world.htap.sync_now().errors["gone"])
+    assert known.endswith(", ...)")  # whoever has many tables is not told them all
+    world.run(made.format("gone"), "insert into gone values (2)")
+    assert not world.htap.sync_now().errors
+    world.assert_equal("good", "gone")
+    world.run("drop table gone")
+    assert "gone" in world.htap.sync_now().errors
+    left_out(world, ())
+    assert not world.htap.sync_now().errors
+
+
 def test_a_reserved_table_is_renamed_or_left_out(make_world: MakeWorld) -> None:
     world = make_world(tables=[{"name": "good"}, {"name": "_rhei_x"}])
     made = "create table {}(id integer primary key)"

@@ -18,13 +18,19 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 
+_LAST_PORT = 65_535
+
+
 @commands.command(epilog=example("serve --port 31337 --metrics-port 9464"))
 def serve(
     config: Config = DEFAULT_CONFIG,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Flight SQL's port; 0 for any.")] = 31337,
+    port: Annotated[
+        int, typer.Option(min=0, max=_LAST_PORT, help="Flight SQL's port; 0 for any.")
+    ] = 31337,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Serve /metrics, /healthz and /readyz there.")
+        int | None,
+        typer.Option(min=0, max=_LAST_PORT, help="Serve /metrics, /healthz and /readyz there."),
     ] = None,
     writes: Annotated[bool, typer.Option("--writes", help="Accept writes too.")] = False,
     tls_certificate: Annotated[Path | None, typer.Option(help="A PEM file.")] = None,

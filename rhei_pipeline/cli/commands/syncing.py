@@ -199,6 +199,8 @@ def _status_row(table: "TableStatus") -> dict[str, Any]:
     day = table.kept_since and table.kept_since.date().isoformat()
     lag = {"lag_events": "not known", "lag_seconds": "not known"}
     unknown = lag if table.lag_events is None else {}
+    if table.watermark is None:
+        unknown |= {"watermark": "none yet"}
     return {**values(table), "proof": proof, "kept_since": day, **state, **unknown}
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from rhei_pipeline.errors import HiddenRowsError, SchemaError
-from rhei_pipeline.model.schema import Column, TableOptions, TableSchema, nearest, refuse_reserved
+from rhei_pipeline.model.missing_table import no_such_table
+from rhei_pipeline.model.schema import (
+    Column,
+    TableOptions,
+    TableSchema,
+    nearest,
+    refuse_reserved,
+)
 from rhei_pipeline.model.type_names import INSTANT, INTERVAL, JSON, UUID, named_type
 from rhei_pipeline.sources.postgres import connection as postgres_connection
 from rhei_pipeline.sources.postgres.kept_columns import storage_of
@@ -147,8 +154,7 @@ def read_table(
     """
     facts = facts or read_facts(connection, [name]).get(name)
     if facts is None:
-        hint = nearest(name, table_names(connection))
-        raise SchemaError("no such table in the source", table=name, hint=hint)
+        raise no_such_table(name, table_names(connection))
     shown = shown_name(facts.namespace, facts.relation)
     _refuse_own(facts.namespace, shown)
     _refuse_unusual(facts, shown, reread=reread)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.missing_table import no_such_table
 from rhei_pipeline.model.schema import (
     RESERVED_PREFIX,
     Column,
@@ -264,7 +265,7 @@ def _ordinary_table(connection: sqlite3.Connection, name: str) -> str:
         tables = [
             row[0] for row in known if row[1] == "table" and not row[0].startswith(RESERVED_PREFIX)
         ]
-        raise SchemaError("no such table in the source", table=name, hint=nearest(name, tables))
+        raise no_such_table(name, tables)
     declared, kind = found[0]
     if kind != "table":
         raise SchemaError(

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +108,27 @@ def test_check_says_what_is_wrong_and_what_mends_it(rhei: Rhei, world: World) ->
     (finding,) = [f for f in json.loads(broken.stdout)["findings"] if f["severity"] == "error"]
     assert finding["table"] == "orders"
     assert "primary_key" in finding["remedy"]
+
+
+def test_check_and_status_answer_while_another_process_has_the_mirror(
+    rhei: Rhei, world: World
+) -> None:
+    rhei("sync")
+    script = (
+        "import sys, rhei_pipeline as rhei\n"
+        "with rhei.open(rhei.Settings.model_validate_json(sys.argv[1])):\n"
+        "    print('open', flush=True)\n    sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, world.settings.model_dump_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        assert answer(rhei("check", "--json"))["ready"]
+        assert answer(rhei("status", "--json"))["tables"]["orders"]["state"] == "ready"
 
 
 def test_verify_fails_where_rows_differ(rhei: Rhei, world: World) -> None:

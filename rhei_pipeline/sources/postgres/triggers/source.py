@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import RheiError, SchemaError, SourceBusyError
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.missing_table import no_such_table
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
-from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema, nearest
+from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.postgres.added_columns import added_values
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified, read_table
@@ -388,8 +389,7 @@ class PostgresTriggerSource:
             known = self._records.get(source.oid)
             known = known or self._read_records(connection, [source.oid]).get(source.oid)
             if known is None:  # dropped while it was read
-                hint = nearest(name, sorted(self._entries))
-                raise SchemaError("no such table in the source", table=name, hint=hint)
+                raise no_such_table(name, sorted(self._entries))
             validate.refuse_unfit(source, known.faults)
             entry, found = Entry(source, known.columns, known.primary), known.found
         self._registered.put(source.oid, found)
