@@ -112,7 +112,7 @@ FOLLOWED = {
     "choose a directory that is empty, or not there yet": "tests/behaviour/mirrors/test_odd_places.py::test_a_directory_of_others_is_no_buffer_and_is_left",
     "rename that one in DuckDB while nothing has the file open, or give another mirror.path": "tests/behaviour/mirrors/test_foreign_tables.py::test_a_table_of_others_in_a_duckdb_file_is_not_replaced",
     "move it away, or give another mirror.path; the mirror itself is not affected": "tests/behaviour/mirrors/test_foreign_tables.py::test_a_delta_table_of_others_is_not_replaced",
-    "give each a registry.path of its own; where only this mirror is in use, delete the registry, and its tables are copied again": "tests/behaviour/mirrors/test_odd_places.py::test_a_registry_of_a_mirror_that_is_no_more_is_deleted_as_its_error_says",
+    "give each a registry.path of its own; where only this mirror is in use, delete the registry, and its tables are copied again; then register again what was registered at run time, with its masks": "tests/behaviour/mirrors/test_odd_places.py::test_a_registry_of_a_mirror_that_is_no_more_is_deleted_as_its_error_says",
     "{}: this is {}, too: give each a path of its own": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "{} is the source: give '--output' another file": "tests/behaviour/cli/test_daily_use.py::test_no_file_of_the_pipeline_is_overwritten",
     "give a file in a folder that exists, that you may write into, and that has room": "tests/behaviour/cli/test_daily_use.py::test_a_file_is_written_whole_or_not_at_all",

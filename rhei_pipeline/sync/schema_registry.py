@@ -83,7 +83,8 @@ class Registry:
                     f"registry {str(path)!r} was written for another mirror since: two declarations"
                     " share it",
                     hint="give each a registry.path of its own; where only this mirror is in use,"
-                    " delete the registry, and its tables are copied again",
+                    " delete the registry, and its tables are copied again; then register again"
+                    " what was registered at run time, with its masks",
                 )
 
     def _take_over(self, form: Mapping[str, Any], path: Path) -> None:
