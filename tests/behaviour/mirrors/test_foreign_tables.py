@@ -11,6 +11,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.protocols import Step
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -74,14 +75,32 @@ def test_a_table_of_others_is_not_dropped(
     assert ask(world.directory / "mirror.duckdb", "select precious from t") == [(42,)]
 
 
-def test_a_table_of_a_mirror_that_is_older_than_its_records_is_its_own(
+def test_a_table_that_others_make_while_a_copy_is_cut_off_is_not_replaced(
     make_world: Callable[..., World],
+) -> None:
+    world = make_world(batch_rows=1)
+    world.run("create table t(id integer primary key)", "insert into t values (1), (2), (3)")
+    world.faults.arm(Step.COPY_BATCH, 2)
+    assert world.surviving(world.htap.sync_now)
+    ask(world.directory / "mirror.duckdb", MADE["table"])
+    world.htap.sync_now()
+    assert "somebody else made" in str(world.htap.sync_status().tables["t"].error)
+    world.crash()
+    assert ask(world.directory / "mirror.duckdb", "from t") == [(42,)]
+    ask(world.directory / "mirror.duckdb", "drop table t")
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize("lacking", ["_rhei_history", "_rhei_watermark"])
+def test_a_table_of_a_mirror_that_is_older_than_its_records_is_its_own(
+    make_world: Callable[..., World], lacking: str
 ) -> None:
     world = make_world()
     world.run("create table t(id integer primary key)", "insert into t values (1)")
     world.htap.sync_now()
     world.crash()
-    ask(world.directory / "mirror.duckdb", "delete from _rhei_table")
+    ask(world.directory / "mirror.duckdb", f"delete from _rhei_table; delete from {lacking}")
     world.run("insert into t values (2)")
     world.htap.initial_sync("t")
     world.assert_equal("t")
