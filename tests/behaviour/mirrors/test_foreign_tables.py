@@ -96,14 +96,19 @@ def test_a_table_that_others_make_while_a_copy_is_cut_off_is_not_replaced(
 def test_a_table_of_a_mirror_that_is_older_than_its_records_is_its_own(
     make_world: Callable[..., World], lacking: str
 ) -> None:
-    world = make_world()
-    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    """Where there is a registry, its tables are recorded as the mirror is opened."""
+    world = make_world(mode="temporal")
+    for name in ("t", "former"):
+        world.run(f"create table {name}(id integer primary key)", f"insert into {name} values (1)")
     world.htap.sync_now()
     world.crash()
     ask(world.directory / "mirror.duckdb", f"delete from _rhei_table; delete from {lacking}")
+    (world.directory / "registry.json").unlink()
+    world.tables = [{"name": "t"}]
     world.run("insert into t values (2)")
     world.htap.initial_sync("t")
     world.assert_equal("t")
+    assert world.htap.drop_table("former", discard_history=True).rows == 1
 
 
 def test_a_table_of_others_in_a_schema_of_postgres_is_not_replaced(
