@@ -60,7 +60,7 @@ def few(make_postgres: Callable[..., PostgresWorld]) -> Iterator[Callable[..., P
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "_FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(database, "_FIRST_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(reader, "STREAM_BYTES", 2**13)
 
 
