@@ -148,6 +148,7 @@ class WriterLock:
 
     Raises:
         MirrorBusyError: The lock was held all that time, by this process or another one.
+        MirrorError: The file there is somebody else's.
         OSError: The file cannot be created.
     """
 
@@ -156,6 +157,7 @@ class WriterLock:
         #: The lock's file, which is in or beside the mirror.
         self.place = HeldPlace(path)
         try:
+            _refuse_of_others(self._file, path)
             _wait_for(self._file.fileno(), path, mirror, timeout_seconds)
             _write(self._file.fileno(), LockNote.of_this_process())
         except BaseException:
@@ -168,6 +170,17 @@ class WriterLock:
             # Closing alone would leave it to a fork that has the descriptor as well.
             fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
+
+
+def _refuse_of_others(file: io.FileIO, path: Path) -> None:
+    """Refuse a file that no version of this package has written: a note would be written over it.
+
+    Raises:
+        MirrorError: Says so.
+    """
+    # A note of this size that cannot be read was cut off on the disk.
+    if os.fstat(file.fileno()).st_size not in (0, _NOTE_BYTES) and LockNote.read(path) is None:
+        raise of_others(path)
 
 
 def lockable(path: Path) -> io.FileIO:
@@ -230,6 +243,14 @@ def _wait_for(descriptor: int, path: Path, mirror: str, timeout: float) -> None:
             waiting.pause()
         else:
             return
+
+
+def of_others(file: Path) -> MirrorError:
+    """Return the error for a file that is in the way of one of the mirror's own."""
+    return MirrorError(
+        f"{str(file)!r} is somebody else's file, and the mirror needs one of this name",
+        hint="move that file, or give the mirror another path",
+    )
 
 
 def left(mirror: str) -> MirrorError:

@@ -23,9 +23,9 @@ def _of_this_machine(path: object) -> object:
     """Return a path as it is given.
 
     Raises:
-        ValueError: It is a URL.
+        ValueError: It is empty, or a URL.
     """
-    found = _SCHEME.match(str(path))
+    found = _SCHEME.match(_filled(path))
     if found:
         raise ValueError(
             f"'{found[1]}://' begins a URL, and no path: give the path of a file or directory here"
@@ -37,15 +37,27 @@ def _of_a_mirror(path: object) -> object:
     """Return a path as it is given.
 
     Raises:
-        ValueError: It is the URL of something else than a store that can have a mirror.
+        ValueError: It is empty, or the URL of something else than a store for mirrors.
     """
-    found = _SCHEME.match(str(path))
+    found = _SCHEME.match(_filled(path))
     if found and not _STORE.match(str(path)):
         raise ValueError(
             f"no mirror can be at '{found[1]}://': give a path of this machine,"
             " s3://bucket/path or gs://bucket/path"
         )
     return path
+
+
+def _filled(path: object) -> str:
+    """Return a path as text.
+
+    Raises:
+        ValueError: It is empty, which would mean the directory that a process happens to be in.
+    """
+    text = str(path)
+    if not text.strip():
+        raise ValueError("the path is empty: write the path of a file or directory")
+    return text
 
 
 LocalPath = Annotated[Path, BeforeValidator(_of_this_machine)]

@@ -26,12 +26,19 @@ from rhei_pipeline.mirrors.datafusion.files import (
     committed_meanwhile,
     missing,
 )
-from rhei_pipeline.mirrors.locking import WriterLock, left, lock_of_directory, lockable
+from rhei_pipeline.mirrors.locking import (
+    WriterLock,
+    left,
+    lock_of_directory,
+    lockable,
+    of_others,
+)
 from rhei_pipeline.model.durable import make_durable
 
 #: Holds the number of the newest manifest.
 _NEWEST = "newest"
 _REMEMBERED = b"%012d %010d\n"
+_REMEMBERED_BYTES = len(_REMEMBERED % (0, 0))
 _PINS = "pins"
 _PIN = re.compile(r"(\d+)-[0-9a-f]{32}")
 #: Why a file cannot be made by those who may read the others.
@@ -53,7 +60,7 @@ class LocalFiles:
 
     Raises:
         MirrorBusyError: Another process held the lock all that time.
-        MirrorError: The directory cannot be used.
+        MirrorError: The directory cannot be used, or a file in it is in the way.
     """
 
     remote: ClassVar[bool] = False
@@ -73,6 +80,7 @@ class LocalFiles:
         with self._translated():
             if writing:
                 path.mkdir(parents=True, exist_ok=True)
+                _refuse_of_others(path / _NEWEST)
                 self._lock = WriterLock(lock_of_directory(path), str(path), lock_timeout_seconds)
                 for left in (left for place in _CREATING for left in path.glob(place)):
                     left.unlink(missing_ok=True)
@@ -286,6 +294,18 @@ class LocalFiles:
 
 def _mark(found: os.stat_result) -> Mark:
     return Mark(found.st_size, f"{found.st_ino}-{found.st_mtime_ns}")
+
+
+def _refuse_of_others(file: Path) -> None:
+    """Refuse a file that is not the one with the number of the newest manifest.
+
+    Raises:
+        MirrorError: Says so.
+    """
+    with suppress(FileNotFoundError):
+        # What is cut off is its beginning; what has its length may have been damaged.
+        if file.stat().st_size != _REMEMBERED_BYTES and file.read_bytes().strip(b"0123456789 "):
+            raise of_others(file)
 
 
 def _proof(version: int) -> int:

@@ -141,6 +141,30 @@ def test_what_others_have_in_a_mirror_s_folders_is_left_alone(tmp_path: Path, st
     world.app.close()
 
 
+@pytest.mark.parametrize("storage", [None, "parquet", "ipc", "delta"])
+@pytest.mark.parametrize("content", ["theirs", "{}", "[1, 2]", "7 of us", "\n", "x" * 5000])
+def test_somebody_else_s_file_is_not_written_over(
+    tmp_path: Path, storage: str | None, content: str
+) -> None:
+    world = World(tmp_path, storage=storage)
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    mirror = tmp_path / (storage or "mirror.duckdb")
+    files = [mirror / "lock", mirror / "newest"] if storage else [Path(f"{mirror}.lock")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(content)
+        with pytest.raises(MirrorError, match=r"somebody else's file.*move that file, or"):
+            world.htap.sync_now()
+        world.crash()
+        assert file.read_text() == content
+        file.rename(tmp_path / f"moved-{file.name}")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.crash()
+    world.assert_equal("t")
+    world.app.close()
+
+
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_mirrors_in_the_folders_of_another_one_are_left_alone(
     tmp_path: Path, bucket: Store, monkeypatch: pytest.MonkeyPatch
@@ -219,6 +243,14 @@ def test_a_url_where_no_url_can_be_is_refused(tmp_path: Path) -> None:
         ("local", "path"),
         ("schedule", "snapshot_files"),
     ]
+    for empty in ("", " "):
+        for *sections, field in places:
+            changed = deepcopy(form)
+            if sections == ["local"]:
+                changed |= {"capture": {"method": "polling"}, "local": {"path": "local.db"}}
+            reduce(dict[str, Any].__getitem__, sections, changed)[field] = empty
+            with pytest.raises(SettingsError, match=rf"{sections[-1]}.{field}'.*is empty: write"):
+                Settings(**changed)
     for url in ("az://bucket/x", "S3://bucket/x", "file:///tmp/x", "postgresql://host/db", "s3://"):
         for *sections, field in places:
             changed = deepcopy(form)
