@@ -7,16 +7,14 @@ from rhei_pipeline.errors import MirrorBusyError, MirrorError, SchemaError
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.wiring.mirror import open_mirror
+from rhei_pipeline.wiring.mirror import is_made, open_mirror
 from rhei_pipeline.wiring.source import known_tables, open_database
 from rhei_pipeline.wiring.table_options import table_options
 
 
 def validate_texts(settings: Settings) -> list[Finding]:
     """Find the columns that DuckDB has as text and could have as more; waits for no mirror."""
-    path = settings.mirror.path
-    is_file = settings.mirror.kind == "duckdb" and not settings.mirror.in_memory
-    if not is_file or not path.exists():
+    if settings.mirror.kind != "duckdb" or not is_made(settings.mirror):
         return []
     patience = settings.mirror.model_copy(update={"lock_timeout_seconds": 0.0, "published": None})
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError, needs_extra
+from rhei_pipeline.mirrors.duckdb.foreign_tables import read_contents
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.locking import lock_of_directory, lock_of_file
@@ -63,6 +64,22 @@ def open_mirror(mirror: MirrorSettings) -> OwnedMirror:
         retained_manifests=mirror.retained_manifests,
         memory_limit_bytes=mirror.memory_limit,
     )
+
+
+def is_made(mirror: MirrorSettings) -> bool:
+    """Return whether a mirror is at its path, or something that cannot be told from one.
+
+    Nothing is changed there: an empty directory, or another program's file, is left as it is.
+    """
+    if mirror.in_memory or mirror.url or not mirror.path.exists():
+        return False
+    if mirror.kind == "duckdb":
+        contents = read_contents(mirror.path)
+        return contents is None or contents.is_mirror
+    with needs_extra("datafusion", _THIS):
+        from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
+        from rhei_pipeline.mirrors.datafusion.storages import open_files
+    return not mirror.path.is_dir() or ManifestStore(open_files("", mirror.path), 1).is_begun
 
 
 class ReadMirror(Protocol):

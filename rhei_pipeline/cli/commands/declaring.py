@@ -68,6 +68,7 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     from rhei_pipeline.model.reports import Severity
     from rhei_pipeline.wiring.adoption import validate_owner
     from rhei_pipeline.wiring.compute import validate_compute
+    from rhei_pipeline.wiring.foreign_tables import validate_foreign
     from rhei_pipeline.wiring.kept_texts import validate_texts
     from rhei_pipeline.wiring.source import validate
 
@@ -75,6 +76,7 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     findings = [
         *validate(settings),
         *validate_owner(settings),
+        *validate_foreign(settings),
         *validate_compute(settings),
         *validate_texts(settings),
     ]

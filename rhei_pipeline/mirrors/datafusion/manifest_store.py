@@ -76,6 +76,11 @@ class ManifestStore:
                 damage = damage or self._lost(_name(version), "is damaged")
         return versions, None, damage
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether any state was ever committed here, as far as it shows."""
+        return bool(self.versions() or self._files.remembered())
+
     def versions(self) -> list[int]:
         """Return the versions that are kept, in order."""
         found = (_NAME.fullmatch(name) for name in self._files.names(_FOLDER))

@@ -1,5 +1,9 @@
 """Tables and views that somebody else made in a mirror's file: none is replaced by a copy."""
 
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
 import duckdb
 
 from rhei_pipeline.errors import SchemaDriftError
@@ -41,7 +45,41 @@ def made_by_others(name: str) -> SchemaDriftError:
     )
 
 
-def _found(connection: duckdb.DuckDBPyConnection) -> frozenset[tuple[str, str]]:
+@dataclass(frozen=True, slots=True)
+class FileContents:
+    """What a DuckDB file holds, as far as it matters before a mirror is opened in it.
+
+    Attributes:
+        is_mirror: Whether a mirror was opened in it before.
+        foreign: The folded schemas and names of what others made there.
+    """
+
+    is_mirror: bool
+    foreign: frozenset[tuple[str, str]]
+
+
+def read_contents(file: Path) -> FileContents | None:
+    """Read what is in a file, and change nothing; None where it cannot be read now."""
+    try:
+        with closing(duckdb.connect(str(file.absolute()), read_only=True)) as connection:
+            connection.execute("select 1 from duckdb_tables() where table_name = '_rhei_mirror'")
+            is_mirror = connection.fetchone() is not None
+            return FileContents(is_mirror, _found(connection, _RECORDED if is_mirror else _NOTHING))
+    except duckdb.Error:  # it is held, damaged, or older than these records
+        return None
+
+
+_RECORDED = (
+    "select concat_ws('.', namespace, relation) from _rhei_table"
+    " union all select table_name from _rhei_watermark"
+    " union all select table_name from _rhei_history"
+)
+_NOTHING = "select '' where false"
+
+
+def _found(
+    connection: duckdb.DuckDBPyConnection, recorded: str = _RECORDED
+) -> frozenset[tuple[str, str]]:
     """Return the folded names of what no record names: not this version's, nor an older one's."""
     rows = connection.execute(
         "with relation(namespace, name) as ("
@@ -49,10 +87,7 @@ def _found(connection: duckdb.DuckDBPyConnection) -> frozenset[tuple[str, str]]:
         "  where database_name = current_database() and not internal"
         " union all select schema_name, view_name from duckdb_views()"
         "  where database_name = current_database() and not internal"
-        "), known(name) as ("
-        " select concat_ws('.', namespace, relation) from _rhei_table"
-        " union all select table_name from _rhei_watermark"
-        " union all select table_name from _rhei_history)"
+        f"), known(name) as ({recorded})"
         " select lower(namespace), lower(name) from relation"
         f" where namespace <> '{SNAPSHOTS}' and not starts_with(lower(name), '{RESERVED_PREFIX}')"
         "  and lower(name) not in (select lower(name) from known)"

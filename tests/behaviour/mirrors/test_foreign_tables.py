@@ -1,5 +1,6 @@
 """Tables that others made where a mirror is to have its own: none is replaced, the rest goes on."""
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
@@ -12,6 +13,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.wiring.adoption import validate_owner
+from rhei_pipeline.wiring.foreign_tables import validate_foreign
+from rhei_pipeline.wiring.kept_texts import validate_texts
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -56,6 +60,54 @@ def test_a_table_of_others_in_a_duckdb_file_is_not_replaced(
     world.assert_equal("t", "o")
     world.crash()
     assert ask(file, "select precious from theirs") == [(42,)]
+
+
+@pytest.mark.parametrize("kind", [*MADE])
+def test_a_check_names_the_tables_of_others_and_changes_nothing(
+    make_world: Callable[..., World], kind: str
+) -> None:
+    tables = [{"name": "t"}, {"name": "o"}, {"name": "kept", "mirror_name": "mine"}]
+    world = make_world(tables=tables)
+    file = world.directory / "mirror.duckdb"
+    ask(file, f"{MADE[kind]}; create view if not exists kept as select 1")
+    for name in ("t", "o", "kept"):
+        world.run(f"create table {name}(id integer primary key)", f"insert into {name} values (1)")
+    before = file.read_bytes()
+    (finding,) = validate_foreign(world.settings)
+    assert finding.table == "t"
+    assert "somebody else made" in finding.what
+    assert validate_owner(world.settings) == validate_texts(world.settings) == []
+    assert (file.read_bytes(), [*world.directory.glob("mirror*")]) == (before, [file])
+    world.htap.sync_now()
+    world.assert_equal("o")
+    assert validate_foreign(world.settings) == []  # who holds the file has named it
+    world.crash()
+    assert [found.table for found in validate_foreign(world.settings)] == ["t"]
+    ask(file, f"alter {'view' if kind == 'view' else 'table'} t rename to theirs")
+    assert validate_foreign(world.settings) == []
+
+
+@pytest.mark.parametrize("storage", ["parquet", "delta"])
+def test_a_check_makes_no_mirror_in_a_directory_of_others(
+    make_world: Callable[..., World], storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(storage=storage)
+    directory = world.directory / storage
+    (directory / "data").mkdir(parents=True)
+    (directory / "data" / "theirs.parquet").write_text("theirs")
+    assert validate_owner(world.settings) == []
+    assert [path.name for path in directory.rglob("*")] == ["data", "theirs.parquet"]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_: False)
+        (finding,) = validate_owner(world.settings)
+    assert "cannot be written" in finding.what
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+    world.crash()
+    for manifest in directory.glob("manifests/*"):
+        manifest.unlink()
+    (finding,) = validate_owner(world.settings)
+    assert "is missing" in finding.what
 
 
 @pytest.mark.each
