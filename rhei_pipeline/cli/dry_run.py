@@ -1,7 +1,7 @@
 """`rhei sync --dry-run`: what a sync would do with each table, and roughly how long it takes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,11 +41,20 @@ class Pending:
 
 def is_new(settings: "Settings") -> bool:
     """Return whether there is no mirror yet, as far as this machine's files show."""
+    from rhei_pipeline.wiring.mirror import is_made
+
     mirror = settings.mirror
-    if mirror.kind == "datafusion" and mirror.storage == "memory":
-        return True
-    path = str(mirror.path)
-    return path == ":memory:" or ("://" not in path and not mirror.path.exists())
+    return mirror.in_memory or (mirror.url is None and not is_made(mirror))
+
+
+def without_foreign(found: Iterable[Pending], settings: "Settings") -> Iterator[Pending]:
+    """Return what a sync would do, where somebody else's tables are in the place of some."""
+    from rhei_pipeline.wiring.foreign_tables import foreign_tables
+
+    refused = foreign_tables(settings)
+    for each in found:
+        error = refused.get(each.table)
+        yield each if error is None else Pending(each.table, "left out", error=str(error))
 
 
 def first_copies(settings: "Settings") -> Iterator[Pending]:

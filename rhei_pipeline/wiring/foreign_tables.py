@@ -1,10 +1,10 @@
 """Tables of others in a DuckDB file that has, or is to have, a mirror; for `rhei check`."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
-from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.errors import SchemaDriftError, SchemaError
 from rhei_pipeline.mirrors.duckdb.foreign_tables import made_by_others, read_contents
 from rhei_pipeline.mirrors.duckdb.tables import folded
 from rhei_pipeline.model.reports import Finding, Severity
@@ -17,31 +17,36 @@ from rhei_pipeline.wiring.table_options import table_options
 
 def validate_foreign(settings: Settings) -> list[Finding]:
     """Find the tables that cannot be mirrored as somebody else has one in their place."""
+    why = "this table is left out, and the others are mirrored"
+    return [
+        Finding(Severity.WARNING, error.message, why, error.hint or "", name)
+        for name, error in foreign_tables(settings).items()
+    ]
+
+
+def foreign_tables(settings: Settings) -> dict[str, SchemaDriftError]:
+    """Return the same, each with the error that a sync will leave the table out with.
+
+    Nothing is changed, and nothing is found while a process holds the file: it has named them.
+    """
     if settings.mirror.kind != "duckdb" or not settings.mirror.path.is_file():
-        return []
+        return {}
     contents = read_contents(settings.mirror.path)
-    return list(_findings(settings, contents.foreign)) if contents and contents.foreign else []
+    if contents is None or not contents.foreign:
+        return {}
+    places = _places(settings)
+    return {name: made_by_others(name) for name, place in places if place in contents.foreign}
 
 
-def _findings(settings: Settings, foreign: frozenset[tuple[str, str]]) -> Iterator[Finding]:
+def _places(settings: Settings) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield each table to mirror, and its folded schema and name in the mirror."""
     registry = known_tables(settings)
     options = table_options(settings, registry)
     with ExitStack() as stack:
         database = open_database(settings, looking=True)
         stack.callback(database.close)
         for table in declared_tables(settings, database, registry):
-            try:
-                schema = database.read_schema(
-                    table.name, options.get(table.name, TableOptions()), None
-                )
-            except SchemaError:
-                continue  # another finding names it
-            if folded(replace(schema, mirror_name=table.mirror_name)) in foreign:
-                error = made_by_others(table.name)
-                yield Finding(
-                    Severity.WARNING,
-                    error.message,
-                    "this table is left out, and the others are mirrored",
-                    error.hint or "",
-                    table.name,
-                )
+            chosen = options.get(table.name, TableOptions())
+            with suppress(SchemaError):  # another finding names it
+                schema = database.read_schema(table.name, chosen, None)
+                yield table.name, folded(replace(schema, mirror_name=table.mirror_name))

@@ -77,7 +77,7 @@ def sync(
 
 
 def _show_pending(config: Path, table: str | None, *, as_json: bool) -> None:
-    from rhei_pipeline.cli.dry_run import first_copies, is_new, pending
+    from rhei_pipeline.cli.dry_run import first_copies, is_new, pending, without_foreign
 
     settings = settings_of(config)
     if is_new(settings):
@@ -85,6 +85,7 @@ def _show_pending(config: Path, table: str | None, *, as_json: bool) -> None:
     else:
         with errors_at_the_end(), opened(config, hold=False) as htap:
             found = list(pending(htap))
+    found = list(without_foreign(found, settings))
     if table is not None:
         refuse_unknown(table, [each.table for each in found])
         found = [each for each in found if each.table == table]

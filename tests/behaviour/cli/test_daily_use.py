@@ -311,6 +311,23 @@ def test_a_dry_run_says_what_is_pending_and_changes_nothing(project: Path, world
     assert "apply changes" in done("sync", "--dry-run", "--table", "orders")
 
 
+def test_a_dry_run_says_what_would_be_left_out(project: Path, world: World) -> None:
+    world.run("create table other(id integer primary key)", "insert into other values (1)")
+    file = project / "m.duckdb"
+    with duckdb.connect(str(file)) as opened:
+        opened.execute("create table orders as select 42 as precious")
+    before = file.read_bytes()
+    for expected in ("copy", "nothing"):
+        answer = rhei("sync", "--dry-run", "--json")
+        works = {each["table"]: each["work"] for each in json.loads(answer.stdout)["pending"]}
+        assert works == {"orders": "left out", "other": expected}
+        assert "somebody else made" in answer.stderr
+        assert answer.exit_code == 3
+        if expected == "copy":
+            assert file.read_bytes() == before
+            rhei("sync")
+
+
 def test_one_table_is_shown_of_a_sync_of_all(project: Path, world: World) -> None:
     world.run("create table other(id integer primary key)", "insert into other values (1)")
     found = json.loads(done("sync", "--table", "orders", "--json"))
