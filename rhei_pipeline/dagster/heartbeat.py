@@ -7,7 +7,7 @@ run would stay open for ever, and nothing would be synced.
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 
 import dagster as dg
 
@@ -19,7 +19,7 @@ ALIVE = ".dagster/rhei/alive"
 #: As a run calls it that was begun before an upgrade.
 _FORMER = "rhei/alive"
 _BEAT_SECONDS = 20.0
-#: After so long without a sign a process is gone; its machine may have been very busy.
+#: After so long without a new sign a process is gone; its machine may have been very busy.
 _DEAD_SECONDS = 150.0
 
 
@@ -50,24 +50,39 @@ class Heartbeat:
                 return
 
 
-def end_the_dead(instance: dg.DagsterInstance, records: Sequence[dg.RunRecord]) -> bool:
-    """Mark the started runs whose process has ended without a word as failed.
+class SignsOfLife:
+    """Watches the runs' signs by this process's own clock, and ends the runs that give none.
 
-    Returns:
-        Whether there was one.
+    A sign is only ever compared with the one before it. What it says of the time is that of another
+    machine, whose clock may be hours off; and a machine that slept has missed no sign.
     """
-    dead = [record.dagster_run for record in records if _is_dead(record)]
-    for run in dead:
-        instance.report_run_failed(
-            run, "The run's process has ended without a word, with the code server that started it."
-        )
-    return bool(dead)
 
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[str, tuple[str, float]] = {}
 
-def _is_dead(record: dg.RunRecord) -> bool:
-    run = record.dagster_run
-    if run.status is not dg.DagsterRunStatus.STARTED or record.start_time is None:
-        return False
-    signs = (float(run.tags.get(tag, 0)) for tag in (ALIVE, _FORMER))
-    last = max(record.start_time, *signs)
-    return time.time() - last > _DEAD_SECONDS
+    def end_the_dead(self, instance: dg.DagsterInstance, runs: Iterable[dg.DagsterRun]) -> bool:
+        """Mark the started runs whose process has ended without a word as failed.
+
+        Args:
+            instance: Whose runs they are.
+            runs: All that have not ended.
+
+        Returns:
+            Whether there was one.
+        """
+        started = [run for run in runs if run.status is dg.DagsterRunStatus.STARTED]
+        now, before, self._seen = self._clock(), self._seen, {}
+        dead = []
+        for run in started:
+            sign = run.tags.get(ALIVE) or run.tags.get(_FORMER, "")
+            last, since = before.get(run.run_id, (sign, now))
+            self._seen[run.run_id] = sign, since if sign == last else now
+            if now - self._seen[run.run_id][1] > _DEAD_SECONDS:
+                dead.append(run)
+        for run in dead:
+            instance.report_run_failed(
+                run,
+                "The run's process has ended without a word, with the code server that started it.",
+            )
+        return bool(dead)

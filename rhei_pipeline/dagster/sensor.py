@@ -7,7 +7,7 @@ import dagster as dg
 
 from rhei_pipeline.dagster.bridging import bridge_sensors
 from rhei_pipeline.dagster.declaration import Declaration
-from rhei_pipeline.dagster.heartbeat import end_the_dead
+from rhei_pipeline.dagster.heartbeat import SignsOfLife
 from rhei_pipeline.dagster.observing import Observer
 from rhei_pipeline.dagster.own_runs import ACTIVE, LIVE, own_records
 from rhei_pipeline.dagster.pool import limit_to_one_writer
@@ -27,7 +27,7 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         return []
     names = declaration.names
     job_name = names.named("sync")
-    observer = Observer(declaration)
+    observer, signs = Observer(declaration), SignsOfLife()
 
     @dg.sensor(
         name=names.named("pending_changes"),
@@ -50,9 +50,9 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
     def tick(
         context: dg.SensorEvaluationContext, cdc: CdcResource, records: Sequence[dg.RunRecord]
     ) -> dg.RunRequest | dg.SkipReason:
-        if end_the_dead(context.instance, records):
-            return dg.SkipReason("a sync session has died; another one is opened")
         runs = [record.dagster_run for record in records]
+        if signs.end_the_dead(context.instance, runs):
+            return dg.SkipReason("a sync session has died; another one is opened")
         observer.look(context, cdc, is_open=bool(runs))
         if runs:
             return _beside(runs)
@@ -88,7 +88,7 @@ def _nothing_pending(
 ) -> dg.RunRequest | dg.SkipReason:
     """Decide what to do where the source has nothing new: all may be there, or not be copied."""
     if _has_failed(last[:1]):
-        if _has_failed(last[1:]) and _seconds_since(last[0]) < RETRY_SECONDS:
+        if _has_failed(last[1:]) and _is_recent(last[0]):
             return dg.SkipReason(
                 "nothing is pending, but the last sessions failed: the next one is opened"
                 f" {RETRY_SECONDS / 60:.0f} minutes after the last; its run says what to do"
@@ -104,13 +104,14 @@ def _has_failed(last: Sequence[dg.RunRecord]) -> bool:
     return any(record.dagster_run.status is dg.DagsterRunStatus.FAILURE for record in last)
 
 
-def _seconds_since(record: dg.RunRecord) -> float:
-    return time.time() - (record.end_time or 0.0)
+def _is_recent(record: dg.RunRecord) -> bool:
+    """Return whether a run has just ended; one that ends hours ahead tells of a clock set back."""
+    return abs(time.time() - (record.end_time or 0.0)) < RETRY_SECONDS
 
 
 def _left_behind(last: Sequence[dg.RunRecord]) -> int:
     """Return what the last session had to leave pending, unless it is time to try again."""
-    if not last or _seconds_since(last[0]) >= RETRY_SECONDS:
+    if not last or not _is_recent(last[0]):
         return 0
     return int(last[0].dagster_run.tags.get(LEFT_BEHIND, 0))
 

@@ -38,11 +38,14 @@ class PublishedCopy:
         """Count the interval from the copy that an earlier process wrote, if there is one."""
         if not self.path.exists():
             return
-        copied_at = self.path.stat().st_mtime
-        # A clock that was put back must not hold up publishing until it has caught up.
-        self.pace.note_publication(max(time.time() - copied_at, 0.0))
+        copied_at, now = self.path.stat().st_mtime, time.time()
+        # A clock that was put back must not hold up publishing until it has caught up, nor hide
+        # what was changed since.
+        self.pace.note_publication(max(now - copied_at, 0.0))
         changed = [file for file in (source, Path(f"{source}.wal")) if file.exists()]
-        self.pace.behind = any(file.stat().st_mtime > copied_at for file in changed)
+        self.pace.behind = copied_at > now or any(
+            file.stat().st_mtime > copied_at for file in changed
+        )
 
     def publish(self, source: Path, *, unfinished: bool) -> None:
         """Copy a checkpointed database file atomically.

@@ -73,6 +73,20 @@ def test_the_interval_counts_from_the_copy_that_stands_over_all_processes(world:
     assert read(world) == "(21, 3)"
 
 
+def test_a_clock_that_was_put_back_does_not_hide_that_the_mirror_changed(world: World) -> None:
+    settings = published(filled(world), 0)
+    with HTAP(settings) as htap:
+        htap.sync_now()
+    world.run("insert into t values (2, 10)")
+    with HTAP(world.settings) as htap:  # a process that ends before the copy is due
+        htap.sync_now()
+    assert read(world) == "(1, 1)"
+    standing_since(world, -3600)
+    with HTAP(settings) as htap:
+        htap.query("select 1 as n", hint="olap")
+    assert read(world) == "(11, 2)"
+
+
 def test_a_mirror_that_did_not_change_is_not_copied_again(world: World) -> None:
     settings = published(filled(world), 0)
     with HTAP(settings) as htap:
