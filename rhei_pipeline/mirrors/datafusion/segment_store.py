@@ -360,6 +360,7 @@ class SegmentStore:
         try:
             yield
         except MirrorDamagedError as error:
+            self.files.refuse_left()  # what is gone as a whole is not repaired
             raise self._with_table(error) from None
 
     def _with_table(self, error: MirrorDamagedError) -> MirrorDamagedError:

@@ -39,6 +39,9 @@ def test_what_is_gone_is_named_by_the_next_cycle_and_opened_by_the_next_process(
 
     shutil.rmtree(there) if there.is_dir() else there.unlink()
     world.run("insert into t values (3)", "delete from t where id = 1")
+    if storage:
+        with pytest.raises(kind, match="deleted or replaced"):
+            world.htap.query("select * from t", hint="olap")
     with pytest.raises(kind, match="deleted or replaced"):
         world.htap.sync_now()
     world.crash()
