@@ -11,7 +11,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev docs docs-update test test-cluster test-workers test-postgres combinations soak torture memory fuzz fuzz-cluster damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
+.PHONY: help demo dev docs docs-update test test-cluster test-spark test-workers test-postgres combinations soak torture memory fuzz fuzz-cluster damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -114,6 +114,18 @@ test-cluster: $(READY) ## run the tests that need a Sail server or a launcher; i
 		tests/behaviour/mirrors/test_failing_store.py \
 		tests/behaviour/copy/test_ranges_in_a_failing_store.py \
 		tests/behaviour/copy/test_turns_in_a_failing_store.py tests/docs/test_several_machines.py
+
+# Spark itself is in an environment of its own: its package and that of its client share their names.
+SPARK := build/spark
+
+test-spark: $(READY) ## ask a Spark server what a Sail server is asked: ten minutes; needs Java 17, installs 1.4 GB
+	@java -version 2>/dev/null || { echo "Spark needs Java 17 or later on the PATH" >&2; exit 1; }
+	@$(PIP) --no-compile -r requirements-cluster.lock
+	@[ -e $(SPARK)/.ready ] || { $(BIN)/python -m venv $(SPARK) && $(SPARK)/bin/python -m pip install --quiet \
+		--no-compile --disable-pip-version-check 'pyspark[connect]==4.2.0' deltalake && touch $(SPARK)/.ready; }
+	@RHEI_TESTS_SPARK=$(SPARK) $(BIN)/python -m tests -m cluster -o faulthandler_timeout=0 -p no:xdist \
+		tests/behaviour/query/test_cluster.py tests/behaviour/query/test_cluster_by_size.py \
+		tests/behaviour/query/test_cluster_streams.py
 
 test-workers: $(READY) ## kill a worker of Celery, and its brokers, within copies: eleven minutes; installs 400 MB more
 	@$(PIP) --no-compile -r requirements-cluster.lock

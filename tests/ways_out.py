@@ -6,6 +6,7 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "use what gives null there, such as 'try_cast'; or ask the mirror, by the hint 'olap'": "tests/behaviour/query/test_cluster.py::test_what_some_row_is_not_fit_for_is_refused_and_quotes_no_row",
     "give this user write access to it": "tests/behaviour/mirrors/test_foreign_tables.py::test_a_check_makes_no_mirror_in_a_directory_of_others",
     "move that file, or give the mirror another path": "tests/behaviour/mirrors/test_odd_places.py::test_somebody_else_s_file_is_not_written_over",
     "the path is empty: write the path of a file or directory": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_where_no_url_can_be_is_refused",

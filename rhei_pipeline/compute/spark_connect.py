@@ -1,5 +1,6 @@
 """A Spark Connect endpoint: Sail, or Spark."""
 
+import logging
 import os
 import socket
 import sys
@@ -24,11 +25,22 @@ from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.streaming import Streamed
 
 #: What is imported of the client: all that looks, as it is imported, what process this is.
-_CLIENT = ("pyspark.sql", "pyspark.sql.connect.session", "pyspark.sql.connect.client.retries")
+_CLIENT = (
+    *("pyspark.sql", "pyspark.sql.connect.session", "pyspark.sql.connect.client.retries"),
+    "pyspark.logger",
+)
 #: The client repeats for minutes what a server that is gone does not answer: this ends it soon.
 _RETRIES = {"max_retries": 3, "max_backoff": 1000}
-#: What the client raises where the statement itself is at fault.
-_REFUSALS = {"AnalysisException", "ParseException", "IllegalArgumentException"}
+#: What the client raises where the statement itself is at fault, and the classes of SQL's codes for
+#: that, which Spark gives and Sail does not.
+_REFUSALS = {
+    *("AnalysisException", "ParseException", "IllegalArgumentException"),
+    *("ArithmeticException", "ArrayIndexOutOfBoundsException", "DateTimeException"),
+    *("NumberFormatException", "UnsupportedOperationException"),
+}
+_REFUSED_CLASSES = {"0A", "21", "22", "42"}
+#: Where the client writes statements, and values of rows, whenever Spark refuses one.
+_LOGGERS = ("SQLQueryContextLogger", "DataFrameQueryContextLogger")
 
 _Found = TypeVar("_Found")
 
@@ -39,6 +51,7 @@ class _Session(Protocol):
     version: str
     read: Any
     client: Any
+    conf: Any
 
     def sql(self, query: str, args: list[Any] | None) -> Any: ...  # noqa: ANN401
 
@@ -126,7 +139,9 @@ class SparkConnect:
 
         def answer(session: _Session) -> pa.Table:
             with self._asking(session, cancel):
-                return _frame(session, sql, params, tables).toArrow()
+                frame = _frame(session, sql, params, tables)
+                with _reading(frame):
+                    return frame.toArrow()
 
         found = self._asked(answer, cancel)
         return found.cast(_nullable(found.schema))
@@ -159,9 +174,12 @@ class SparkConnect:
         held = self._taken()
         if held is not None:
             # It may have ended, with its server or because nobody used it; a new one says more.
-            with suppress(ComputeUnreachableError, QueryError):
+            try:
                 return ask(held)
-            cancel.refuse_cancelled()
+            except _RefusedAtRowsError:
+                raise
+            except (ComputeUnreachableError, QueryError):
+                cancel.refuse_cancelled()
         return ask(self._begun())
 
     @contextmanager
@@ -186,7 +204,8 @@ class SparkConnect:
         with self._asking(session, cancel):
             asked = frame()
             shape, parts = _nullable(_shape(asked)), _parts(session, asked)
-            first = next(parts, None)
+            with _reading(asked):
+                first = next(parts, None)
             yield pa.RecordBatch.from_pylist([], schema=shape)
             try:
                 for part in chain([] if first is None else [first], parts):
@@ -195,6 +214,8 @@ class SparkConnect:
             except QueryError:
                 raise
             except Exception as error:  # the client's errors are of many kinds
+                if _is_refusal(error):
+                    raise _refused_at_rows(error) from None
                 raise self._broken_off(error) from error
 
     def _taken(self) -> _Session | None:
@@ -208,10 +229,14 @@ class SparkConnect:
         """Return a new session."""
         with needs_extra("cluster", "a query of a cluster"), _as_a_program():
             # Not imported before it is asked for: it is optional, and brings pandas.
-            sql, _, retries = map(import_module, _CLIENT)
+            sql, _, retries, loggers = map(import_module, _CLIENT)
+        for name in _LOGGERS:
+            loggers.PySparkLogger.getLogger(name).setLevel(logging.CRITICAL + 1)
         try:
             session: Any = sql.SparkSession.builder.remote(self._url).create()
             session.client.set_retry_policies([retries.DefaultPolicy(**_RETRIES)])
+            # Or an instant in a statement would be one of the zone that the server is in.
+            session.conf.set("spark.sql.session.timeZone", "UTC")
         except Exception as error:  # the client's errors are of many kinds
             raise self._refused(error) from error
         begun: _Session = session
@@ -248,7 +273,7 @@ class SparkConnect:
         )
 
     def _refused(self, error: Exception) -> RheiError:
-        if type(error).__name__ in _REFUSALS:
+        if _is_refusal(error):
             return QueryError(
                 f"the cluster refused the query: {_first_line(error)}", hint="ask it in Spark's SQL"
             )
@@ -256,6 +281,36 @@ class SparkConnect:
             f"the cluster at {self.endpoint!r} failed ({_reason(error)})",
             hint="see the server's log; whether it is there, 'rhei check' says",
         )
+
+
+class _RefusedAtRowsError(QueryError):
+    """A statement that the cluster takes, and that some row is not fit for."""
+
+
+@contextmanager
+def _reading(frame: Any) -> Iterator[None]:  # noqa: ANN401  (a frame of the client)
+    """Work a statement out within the block: what is then said of it may quote a row."""
+    try:
+        yield
+    except Exception as error:  # the client's errors are of many kinds
+        if not _is_refusal(error):
+            raise
+        _ = frame.schema  # raises what is wrong with the statement itself, which quotes no row
+        raise _refused_at_rows(error) from None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether a statement is at fault, and not the cluster."""
+    code = error.getSqlState() if hasattr(error, "getSqlState") else None
+    return type(error).__name__ in _REFUSALS or (code or "")[:2] in _REFUSED_CLASSES
+
+
+def _refused_at_rows(error: Exception) -> _RefusedAtRowsError:
+    condition = error.getCondition() if hasattr(error, "getCondition") else None
+    return _RefusedAtRowsError(
+        f"the cluster cannot work out the query for some row: {condition or type(error).__name__}",
+        hint="use what gives null there, such as 'try_cast'; or ask the mirror, by the hint 'olap'",
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -11,8 +11,7 @@ class ComputeSettings(Section):
     """An engine on other machines, which answers heavy queries from the mirror's Delta tables."""
 
     kind: Literal["sail", "spark"] = Field(
-        description="Which engine it is. Both are asked by Spark Connect, in Spark's SQL; spark is"
-        " not tested."
+        description="Which engine it is. Both are asked by Spark Connect, in Spark's SQL."
     )
     endpoint: str = Field(
         pattern=r"^sc://[^/;@]+:\d+$", description="Its address, such as sc://cluster:50051."

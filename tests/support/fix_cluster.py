@@ -1,6 +1,8 @@
-"""A Sail server, and declarations that name it."""
+"""A server that speaks Spark Connect, and declarations that name it."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +10,20 @@ import pytest
 from rhei_pipeline import Settings
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.spark_server import spark_server
+
+#: Names an environment with Spark, which is then asked instead: 'make test-spark' makes one.
+_SPARK = "RHEI_TESTS_SPARK"
 
 
 @pytest.fixture(scope="module")
-def sail() -> Iterator[str]:
-    """Start a Sail server of this process; return its address."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start a Sail server of this process, or Spark; return its address."""
+    environment = os.environ.get(_SPARK)
+    if environment:
+        with spark_server(Path(environment), tmp_path_factory.mktemp("spark") / "home") as address:
+            yield address
+        return
     spark = pytest.importorskip("pysail.spark", reason="pysail is not installed")
     server = spark.SparkConnectServer("127.0.0.1", 0)
     server.start(background=True)

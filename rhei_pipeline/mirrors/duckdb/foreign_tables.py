@@ -1,12 +1,14 @@
 """Tables and views that somebody else made in a mirror's file: none is replaced by a copy."""
 
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
-from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.errors import RheiError, SchemaDriftError
+from rhei_pipeline.mirrors.duckdb.connecting import CONFIG, connect_once_free
 from rhei_pipeline.mirrors.duckdb.tables import SNAPSHOTS, folded
 from rhei_pipeline.model.schema import RESERVED_PREFIX, TableSchema
 
@@ -60,12 +62,13 @@ class FileContents:
 
 def read_contents(file: Path) -> FileContents | None:
     """Read what is in a file, and change nothing; None where it cannot be read now."""
+    config = CONFIG | {"access_mode": "READ_ONLY"}
     try:
-        with closing(duckdb.connect(str(file.absolute()), read_only=True)) as connection:
+        with closing(connect_once_free(str(file), config, time.monotonic())) as connection:
             connection.execute("select 1 from duckdb_tables() where table_name = '_rhei_mirror'")
             is_mirror = connection.fetchone() is not None
             return FileContents(is_mirror, _found(connection, _RECORDED if is_mirror else _NOTHING))
-    except duckdb.Error:  # it is held, damaged, or older than these records
+    except (RheiError, duckdb.Error):  # it is held, damaged, or older than these records
         return None
 
 

@@ -2,12 +2,15 @@
 
 import json
 import random
+import re
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -101,19 +104,19 @@ def answers_filled(htap: HTAP, world: World, count: int) -> int:
 
 @pytest.mark.soak
 def test_many_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror(
-    make_world: Callable[..., World], sail: str
+    make_world: Callable[..., World], cluster: str
 ) -> None:
     world = filled(make_world)
-    with rhei.open(declared(world, sail)) as htap:
+    with rhei.open(declared(world, cluster)) as htap:
         assert answers_filled(htap, world, 3_000) > 1_800
 
 
 @pytest.mark.cluster
 def test_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror(
-    make_world: Callable[..., World], sail: str
+    make_world: Callable[..., World], cluster: str
 ) -> None:
     world = filled(make_world)
-    with rhei.open(declared(world, sail)) as htap:
+    with rhei.open(declared(world, cluster)) as htap:
         assert answers_filled(htap, world, 100) > 60
         bound = htap.query("select count(*) as c from orders where n > ?", [5], hint="cluster")
         assert rows(bound) == rows(
@@ -128,12 +131,60 @@ def test_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror(
 
 
 @pytest.mark.cluster
+def test_what_some_row_is_not_fit_for_is_refused_and_quotes_no_row(
+    make_world: Callable[..., World], cluster: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = filled(make_world)
+    world.run("update customers set name = 'Hunter2000' where id = 7")
+    with rhei.open(declared(world, cluster)) as htap:
+        htap.sync_now()
+        for sql in (
+            "select id % (id - id) as v from customers",
+            "select date(name) as v from customers",
+        ):
+            with pytest.raises(QueryError, match=r"cannot work out the query for some row") as met:
+                htap.query(sql, hint="cluster")
+            with pytest.raises(QueryError, match=r"cannot work out the query for some row"):
+                list(htap.stream(sql, hint="cluster").batches)
+            told = repr(traceback.format_exception(met.value))
+            assert "Hunter" not in told
+            assert "hint 'olap'" in told
+        for sql in ("select cast(name as int) from customers", "select nonsense from customers"):
+            with pytest.raises(QueryError) as met:
+                htap.query(sql, hint="cluster")
+            assert "Hunter" not in repr(traceback.format_exception(met.value))
+        nulls = htap.query("select try_cast(name as int) as v from customers", hint="cluster")
+        assert nulls["v"].null_count == 40
+        with pytest.raises(QueryError, match="Divide by zero"):
+            htap.query("select id % (id - id) as v from customers", hint="olap")
+    logged = capfd.readouterr().err
+    assert not re.search("Hunter|nonsense", logged)
+
+
+@pytest.mark.cluster
+def test_an_instant_in_a_statement_is_in_utc(
+    make_world: Callable[..., World], cluster: str
+) -> None:
+    world = filled(make_world)
+    with rhei.open(declared(world, cluster)) as htap:
+        htap.sync_now()
+        for hours, count in ((-1, 300), (1, 0)):
+            instant = (datetime.now(UTC) + timedelta(hours=hours)).strftime("%Y-%m-%d %H:%M:%S")
+            sql = f"select count(*) as c from orders where _rhei_valid_from > timestamp '{instant}'"
+            found = htap.query(sql, hint="cluster")
+            assert label(found, "engine") == "cluster"
+            assert found["c"].to_pylist() == [count]
+        found = htap.query("select max(_rhei_valid_from) as m from orders", hint="cluster")
+        assert found.equals(htap.query("select max(_rhei_valid_from) as m from orders"))
+
+
+@pytest.mark.cluster
 def test_a_session_is_held_and_one_that_the_server_has_ended_is_begun_again(
-    make_world: Callable[..., World], sail: str
+    make_world: Callable[..., World], cluster: str
 ) -> None:
     world = filled(make_world)
     sql = "select count(*) as c from customers"
-    with rhei.open(declared(world, sail)) as htap:
+    with rhei.open(declared(world, cluster)) as htap:
         htap.sync_now()
         assert label(htap.query(sql, hint="cluster"), "engine") == "cluster"
         held = session_of(htap)
@@ -150,10 +201,10 @@ def test_a_session_is_held_and_one_that_the_server_has_ended_is_begun_again(
 
 @pytest.mark.cluster
 def test_queries_at_once_have_sessions_of_their_own(
-    make_world: Callable[..., World], sail: str
+    make_world: Callable[..., World], cluster: str
 ) -> None:
     world = filled(make_world)
-    with rhei.open(declared(world, sail)) as htap:
+    with rhei.open(declared(world, cluster)) as htap:
         htap.sync_now()
         keys = range(0, 40, 2)
         sql = "select count(*) as c from customers where id < ?"
@@ -168,10 +219,10 @@ def test_queries_at_once_have_sessions_of_their_own(
 
 @pytest.mark.cluster
 def test_the_cluster_shows_one_published_state_and_not_the_next(
-    make_world: Callable[..., World], sail: str
+    make_world: Callable[..., World], cluster: str
 ) -> None:
     world = filled(make_world)
-    settings = declared(world, sail)
+    settings = declared(world, cluster)
     later = {"mirror": settings.mirror.model_dump() | {"delta": {"interval_seconds": 9999}}}
     both = "select (select count(*) from orders) as o, (select count(*) from customers) as c"
     with rhei.open(settings.with_fields(later)) as htap:

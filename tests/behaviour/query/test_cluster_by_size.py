@@ -103,7 +103,7 @@ def asked_of(htap: HTAP, sql: str, params: list[object]) -> str | None:
 def compared(
     make_world: Callable[..., World],
     make_postgres: Callable[..., PostgresWorld],
-    sail: str,
+    cluster: str,
     source: str,
     count: int,
 ) -> Counter[str | None]:
@@ -114,7 +114,7 @@ def compared(
     world = made[source](storage="delta", tables=TABLES, **by_triggers)
     filled(world)
     queries, sides = Queries(11, source), Counter[str | None]()
-    with rhei.open(with_cluster(world, sail, TABLES, min_rows=1)) as htap:
+    with rhei.open(with_cluster(world, cluster, TABLES, min_rows=1)) as htap:
         htap.sync_now()
         world.run("update a set n = n + 1 where id % 3 = 0", "delete from a where id % 7 = 0")
         htap.sync_now()
@@ -134,10 +134,10 @@ def compared(
 def test_what_the_cluster_answers_unasked_is_what_the_source_answers(
     make_world: Callable[..., World],
     make_postgres: Callable[..., PostgresWorld],
-    sail: str,
+    cluster: str,
     source: str,
 ) -> None:
-    assert compared(make_world, make_postgres, sail, source, 150)["cluster"] > 10
+    assert compared(make_world, make_postgres, cluster, source, 150)["cluster"] > 10
 
 
 @pytest.mark.soak
@@ -145,10 +145,10 @@ def test_what_the_cluster_answers_unasked_is_what_the_source_answers(
 def test_many_random_queries_have_the_sources_answer_from_the_cluster(
     make_world: Callable[..., World],
     make_postgres: Callable[..., PostgresWorld],
-    sail: str,
+    cluster: str,
     source: str,
 ) -> None:
-    assert compared(make_world, make_postgres, sail, source, 1_500)["cluster"] > 100
+    assert compared(make_world, make_postgres, cluster, source, 1_500)["cluster"] > 100
 
 
 def test_a_cluster_that_is_away_is_looked_for_once_in_a_while(
@@ -185,12 +185,12 @@ def test_a_cluster_that_is_away_is_looked_for_once_in_a_while(
 
 @pytest.mark.cluster
 def test_small_tables_and_states_that_nobody_has_published_are_left_to_the_mirror(
-    make_world: Callable[..., World], sail: str, monkeypatch: pytest.MonkeyPatch
+    make_world: Callable[..., World], cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world(storage="delta", tables=TABLES)
     filled(world)
     sql = "select t, count(*) as c from a group by t"
-    with rhei.open(with_cluster(world, sail, TABLES, min_rows=61)) as htap:
+    with rhei.open(with_cluster(world, cluster, TABLES, min_rows=61)) as htap:
         htap.sync_now()
         assert htap.explain_route(sql).reason == "it groups rows"  # 60 rows
         world.run("update a set n = 0 where id = 1")

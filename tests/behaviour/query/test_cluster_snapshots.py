@@ -94,10 +94,10 @@ def nobody() -> str:
 
 @pytest.mark.cluster
 def test_the_cluster_finds_the_rows_that_the_mirror_finds(
-    make_postgres: Callable[..., PostgresWorld], sail: str, nobody: str
+    make_postgres: Callable[..., PostgresWorld], cluster: str, nobody: str
 ) -> None:
     world = filled(make_postgres)
-    with rhei.open(with_cluster(world, sail, TABLES)) as htap:
+    with rhei.open(with_cluster(world, cluster, TABLES)) as htap:
         days = changed(world, htap)
         assert htap.dead_letters().num_rows == 0
         taken = htap.snapshot("t", days)
@@ -116,11 +116,11 @@ def test_the_cluster_finds_the_rows_that_the_mirror_finds(
 
 @pytest.mark.cluster
 def test_a_snapshot_shows_what_was_committed_just_before(
-    make_world: Callable[..., World], sail: str
+    make_world: Callable[..., World], cluster: str
 ) -> None:
     world = make_world(storage="delta", tables=[{"name": "t", "mode": "temporal"}])
     world.run("create table t(id integer primary key, v int)", "insert into t values (1, 1)")
-    settings = with_cluster(world, sail, [{"name": "t", "mode": "temporal"}])
+    settings = with_cluster(world, cluster, [{"name": "t", "mode": "temporal"}])
     rarely = settings.mirror.model_dump() | {"delta": {"interval_seconds": 9999}}
     with rhei.open(settings.with_fields({"mirror": rarely})) as htap:
         for key in range(2, 6):
@@ -138,12 +138,12 @@ def test_a_snapshot_shows_what_was_committed_just_before(
 @pytest.mark.cluster
 def test_a_cluster_that_ends_costs_the_day_that_it_was_at(
     make_postgres: Callable[..., PostgresWorld],
-    sail: str,
+    cluster: str,
     monkeypatch: pytest.MonkeyPatch,
     nobody: str,
 ) -> None:
     world, asked = filled(make_postgres), list[AsOf]()
-    with rhei.open(with_cluster(world, sail, TABLES)) as htap:
+    with rhei.open(with_cluster(world, cluster, TABLES)) as htap:
         days = changed(world, htap)
         expected = htap.snapshot("t", days)
         rows = ClusterHistory._rows
@@ -190,13 +190,13 @@ def test_where_the_cluster_is_away_the_mirror_finds_the_rows_and_dagster_says_wh
 
 @pytest.mark.cluster
 def test_the_cluster_reads_copies_and_sees_no_damage_of_the_mirrors_own_files(
-    make_world: Callable[..., World], sail: str
+    make_world: Callable[..., World], cluster: str
 ) -> None:
     tables = [{"name": "t"}]
     world = make_world(storage="delta", tables=tables)
     world.run("create table t(id integer primary key, v int)")
     world.app.executemany("insert into t values (?, 0)", ((key,) for key in range(1000)))
-    settings = with_cluster(world, sail, tables)
+    settings = with_cluster(world, cluster, tables)
     with rhei.open(settings) as htap:
         htap.sync_now()
         world.run("delete from t where id < 10")

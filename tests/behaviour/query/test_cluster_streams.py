@@ -34,8 +34,8 @@ signal.pause()
 
 
 @pytest.fixture
-def opened(make_world: Callable[..., World], sail: str) -> Iterator[HTAP]:
-    with rhei.open(with_cluster(filled(make_world), sail, [{"name": "t"}])) as htap:
+def opened(make_world: Callable[..., World], cluster: str) -> Iterator[HTAP]:
+    with rhei.open(with_cluster(filled(make_world), cluster, [{"name": "t"}])) as htap:
         htap.sync_now()
         yield htap
 
@@ -83,8 +83,8 @@ def test_an_answer_ends_where_it_is_closed_cancelled_or_too_long(opened: HTAP) -
     assert again.to_pylist() == [{"n": ROWS}]
 
 
-def test_limits_hold_for_answers_in_batches(make_world: Callable[..., World], sail: str) -> None:
-    settings = with_cluster(filled(make_world), sail, [{"name": "t"}])
+def test_limits_hold_for_answers_in_batches(make_world: Callable[..., World], cluster: str) -> None:
+    settings = with_cluster(filled(make_world), cluster, [{"name": "t"}])
     limits = settings.queries.model_copy(update={"query_rows": 10_000})
     with rhei.open(settings.model_copy(update={"queries": limits})) as htap:
         htap.sync_now()
