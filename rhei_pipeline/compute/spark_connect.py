@@ -143,7 +143,7 @@ class SparkConnect:
                 with _reading(frame):
                     return frame.toArrow()
 
-        found = self._asked(answer, cancel)
+        found = self._asked(answer)
         return found.cast(_nullable(found.schema))
 
     def stream(
@@ -166,21 +166,26 @@ class SparkConnect:
             batches = self._batches(session, frame, cancel, rows)
             return Streamed(next(batches).schema, batches, cancel)
 
-        return self._asked(begin, cancel)
+        return self._asked(begin)
 
-    def _asked(self, ask: Callable[[_Session], _Found], cancel: Cancel) -> _Found:
+    def _asked(self, ask: Callable[[_Session], _Found]) -> _Found:
         """Ask in the session that is held, or in a new one."""
         self.refuse_unreachable()
         held = self._taken()
-        if held is not None:
-            # It may have ended, with its server or because nobody used it; a new one says more.
-            try:
-                return ask(held)
-            except _RefusedAtRowsError:
-                raise
-            except (ComputeUnreachableError, QueryError):
-                cancel.refuse_cancelled()
-        return ask(self._begun())
+        if held is not None and not self._is_alive(held):
+            held = None
+        return ask(held or self._begun())
+
+    def _is_alive(self, session: _Session) -> bool:
+        """Return whether a session that was held is there still; one that is not is given up.
+
+        It may have ended with its server, or because nobody used it.
+        """
+        with suppress(Exception):
+            _set_zone(session)  # a session that has ended refuses that
+            return True
+        self._end(session)
+        return False
 
     @contextmanager
     def _asking(self, session: _Session, cancel: Cancel) -> Iterator[None]:
@@ -235,8 +240,7 @@ class SparkConnect:
         try:
             session: Any = sql.SparkSession.builder.remote(self._url).create()
             session.client.set_retry_policies([retries.DefaultPolicy(**_RETRIES)])
-            # Or an instant in a statement would be one of the zone that the server is in.
-            session.conf.set("spark.sql.session.timeZone", "UTC")
+            _set_zone(session)
         except Exception as error:  # the client's errors are of many kinds
             raise self._refused(error) from error
         begun: _Session = session
@@ -283,10 +287,6 @@ class SparkConnect:
         )
 
 
-class _RefusedAtRowsError(QueryError):
-    """A statement that the cluster takes, and that some row is not fit for."""
-
-
 @contextmanager
 def _reading(frame: Any) -> Iterator[None]:  # noqa: ANN401  (a frame of the client)
     """Work a statement out within the block: what is then said of it may quote a row."""
@@ -305,9 +305,9 @@ def _is_refusal(error: Exception) -> bool:
     return type(error).__name__ in _REFUSALS or (code or "")[:2] in _REFUSED_CLASSES
 
 
-def _refused_at_rows(error: Exception) -> _RefusedAtRowsError:
+def _refused_at_rows(error: Exception) -> QueryError:
     condition = error.getCondition() if hasattr(error, "getCondition") else None
-    return _RefusedAtRowsError(
+    return QueryError(
         f"the cluster cannot work out the query for some row: {condition or type(error).__name__}",
         hint="use what gives null there, such as 'try_cast'; or ask the mirror, by the hint 'olap'",
     )
@@ -319,6 +319,11 @@ def _reason(error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _set_zone(session: _Session) -> None:
+    """Let an instant in a statement be in UTC, and not in the zone that the server is in."""
+    session.conf.set("spark.sql.session.timeZone", "UTC")
 
 
 def _frame(
