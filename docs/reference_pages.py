@@ -23,7 +23,10 @@ import rhei_pipeline.testing
 from docs.reference_types import types_page
 from rhei_pipeline import TableState
 from rhei_pipeline.cli import options
+from rhei_pipeline.cli.failures import told
 from rhei_pipeline.cli.main import app
+from rhei_pipeline.cli.output import json_text
+from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.reports import (
     CopyStatus,
     SyncReport,
@@ -109,6 +112,26 @@ def _exit_codes() -> Iterator[str]:
     yield from _table("code", "meaning")
     for code, meaning in sorted(options.EXIT_CODES.items()):
         yield _row(str(code), meaning)
+    yield "\n## With `--json`\n"
+    yield "A command that fails writes one line to standard output in place of its answer, and the"
+    yield "sentence for people to standard error as always:\n"
+    yield "```json"
+    yield _failure()
+    yield "```\n"
+    yield "- `type`: the class of the [error](python.md), or `UsageError` with exit code 2"
+    yield "- `table`: the table that it concerns, or null"
+    yield "- `hint`: what to do next, or null"
+    yield "- `transient`: whether the same command may succeed later, with nothing changed\n"
+    yield "With exit code 3, and with 1 of a command that found something wrong, its answer is"
+    yield "there: it names each table's error, or what was found. After Ctrl-C there is none."
+
+
+def _failure() -> str:
+    try:
+        options.refuse_unknown("odrers", ["orders"])
+    except RheiError as error:
+        return json_text({"error": told(error)})
+    raise AssertionError
 
 
 # The declaration

@@ -21,6 +21,7 @@ from rhei_pipeline.cli.commands import (
     querying,
     syncing,
 )
+from rhei_pipeline.cli.failures import Command
 from rhei_pipeline.cli.logs import log_as_text
 from rhei_pipeline.cli.options import FAILED, Quiet, Verbose, be_quiet, be_verbose
 from rhei_pipeline.cli.output import notes, print_error
@@ -47,6 +48,7 @@ _PANELS = {
 for _panel, _group in _PANELS.items():
     for _command in _group.commands.registered_commands:
         _command.rich_help_panel = _panel
+        _command.cls = Command
         if _command.callback is not None:
             _command.callback = talking(_command.callback)
         app.registered_commands.append(_command)

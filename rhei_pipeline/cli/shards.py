@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rhei_pipeline.cli.failures import failures_told
 from rhei_pipeline.cli.shard_choice import SeveralShardsError, choosing
 from rhei_pipeline.errors import RheiError, SchemaError
 
@@ -110,7 +111,7 @@ def _run_each(
         if len(shards) > 1:
             notes.print(f"shard {shard} of {count}")
         try:
-            with choosing(shard):
+            with failures_told(as_json=len(shards) > 1 and options["json_"]), choosing(shard):
                 command(**options)
         except typer.Exit as ended:
             codes.append(ended.exit_code)
