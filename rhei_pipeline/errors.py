@@ -273,11 +273,22 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
 
 #: From the first quotation mark to the last, for a value may hold some itself; and bare values.
 _QUOTED = re.compile(r"'.*'|\".*\"|\(.*\)|0x[0-9a-f ]+", re.DOTALL)
+#: A number, a date or a time that is no part of a name, as `INT64` is.
+_NUMBER = re.compile(r"(?<!\w)[-+]?\d[\w.:+-]*")
 
 
 def without_values(text: str) -> str:
     """Leave out of an engine's message what it may quote of a row."""
-    return _QUOTED.sub("...", text)
+    return _NUMBER.sub("...", _QUOTED.sub("...", text))
+
+
+def shown_cause(error: BaseException) -> BaseException | None:
+    """Return an engine's error as the cause of ours; None if it may quote a row.
+
+    A cause is shown with the error, in a traceback and on the page of a run.
+    """
+    text = str(error)
+    return error if without_values(text) == text else None
 
 
 #: A file or directory by its whole path.

@@ -19,6 +19,7 @@ from rhei_pipeline.errors import (
     QueryError,
     RheiError,
     needs_extra,
+    shown_cause,
     without_values,
 )
 from rhei_pipeline.model.cancellation import Cancel
@@ -218,10 +219,10 @@ class SparkConnect:
                     yield from part.cast(shape).to_batches(rows)
             except QueryError:
                 raise
-            except Exception as error:  # the client's errors are of many kinds
+            except Exception as error:  # noqa: BLE001  (the client's errors are of many kinds)
                 if _is_refusal(error):
                     raise _refused_at_rows(error) from None
-                raise self._broken_off(error) from error
+                raise self._broken_off(error) from shown_cause(error)
 
     def _taken(self) -> _Session | None:
         """Return the session that was held, for one query alone; None where there is none."""
@@ -241,8 +242,8 @@ class SparkConnect:
             session: Any = sql.SparkSession.builder.remote(self._url).create()
             session.client.set_retry_policies([retries.DefaultPolicy(**_RETRIES)])
             _set_zone(session)
-        except Exception as error:  # the client's errors are of many kinds
-            raise self._refused(error) from error
+        except Exception as error:  # noqa: BLE001  (the client's errors are of many kinds)
+            raise self._refused(error) from shown_cause(error)
         begun: _Session = session
         return begun
 
@@ -255,8 +256,8 @@ class SparkConnect:
             is_whole = True
         except RheiError:
             raise
-        except Exception as error:  # the client's errors are of many kinds
-            raise self._refused(error) from error
+        except Exception as error:  # noqa: BLE001  (the client's errors are of many kinds)
+            raise self._refused(error) from shown_cause(error)
         finally:
             with self._lock:
                 is_held = is_whole and self._held is None and not self._is_closed
@@ -292,7 +293,7 @@ def _reading(frame: Any) -> Iterator[None]:  # noqa: ANN401  (a frame of the cli
     """Work a statement out within the block: what is then said of it may quote a row."""
     try:
         yield
-    except Exception as error:  # the client's errors are of many kinds
+    except Exception as error:
         if not _is_refusal(error):
             raise
         _ = frame.schema  # raises what is wrong with the statement itself, which quotes no row

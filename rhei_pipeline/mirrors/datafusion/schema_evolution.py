@@ -178,8 +178,8 @@ def _in_shape(rows: pa.Table, shape: pa.Schema, table: str) -> pa.Table:
             continue
         try:
             chunks = [cast_exactly(chunk, field.type) for chunk in values.chunks]
-        except InexactError as error:
-            raise past_does_not_fit(table, field.name, values.type, field.type) from error
+        except InexactError:
+            raise past_does_not_fit(table, field.name, values.type, field.type) from None
         columns.append(pa.chunked_array(chunks, field.type))
     return pa.table(columns, schema=shape)
 

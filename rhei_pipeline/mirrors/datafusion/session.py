@@ -306,8 +306,10 @@ class ReadingSession:
             self._letters = name
 
 
-#: What begins a message that may quote a value.
-_OF_VALUES = re.compile(r"(Cast|Parser|Compute|Arithmetic overflow|Invalid argument) error")
+#: What begins a message on a statement itself, which no row was read for; another may quote one.
+_OF_STATEMENTS = re.compile(
+    r"Error during planning|Schema error|SQL error|This feature is not implemented"
+)
 
 
 #: What it says of dates and times, as infinite ones, that it can compare but not compute with.
@@ -333,27 +335,27 @@ def _translated(call: Callable[[], _Result]) -> _Result:
                 "DataFusion has reached its memory limit",
                 hint="make the query smaller, or raise mirror.memory_limit",
             ) from error
-        message = _what_it_says(error)
+        message, is_ours = _what_it_says(error)
         if _BEYOND_CALENDAR.search(message):
             raise QueryError(
                 "DataFusion cannot compute with a date or time that is infinite or beyond its "
                 "calendar",
                 hint="ask without the hint 'olap': the source then answers; or leave such rows out "
                 "with 'between date '1700-01-01' and date '2200-01-01''",
-            ) from error
-        if _OF_VALUES.search(message):
+            ) from None  # it may quote a row, as the next one
+        if not (is_ours or _OF_STATEMENTS.search(message)):
             message = without_values(message)
         raise QueryError(
             f"DataFusion refused the query: {message}",
             hint="the mirror answers reading queries on mirrored tables",
-        ) from error
+        ) from None
 
 
-def _what_it_says(error: BaseException) -> str:
-    """Return the first line of an error; of one of a function of ours, what it raised."""
+def _what_it_says(error: BaseException) -> tuple[str, bool]:
+    """Return the first line of an error; of one of a function of ours, what it raised, and True."""
     text = str(error).strip()
     raised = _RAISED.search(text)
-    return raised[1] if raised else text.splitlines()[0]
+    return (raised[1], True) if raised else (text.splitlines()[0], False)
 
 
 def _words(sql: str) -> set[str]:

@@ -14,6 +14,7 @@ from rhei_pipeline.errors import (
     QueryError,
     RheiError,
     TransientError,
+    shown_cause,
     without_values,
 )
 from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is_damage
@@ -34,6 +35,13 @@ _NO_DATABASE = (
     "Is a directory",
     "Loading external extensions is disabled",
 )
+#: What it says of a statement itself, before it reads rows.
+_OF_STATEMENTS = (
+    *(duckdb.ParserException, duckdb.SyntaxException, duckdb.BinderException),
+    *(duckdb.CatalogException, duckdb.PermissionException, duckdb.NotImplementedException),
+    *(duckdb.InvalidTypeException, duckdb.DependencyException),
+)
+_INVALID_INPUT = "Invalid Input Error: "
 #: How DuckDB says which process has a file open.
 _PROCESS = re.compile(r"\(PID (\d+)\)")
 
@@ -79,9 +87,15 @@ def query_error(error: Exception, path: str, *, is_empty: bool) -> RheiError:
     if is_empty:
         hint = f"mirror {path!r} holds no table yet: run 'rhei sync' first"
     message = first_line(error)
-    if isinstance(error, duckdb.DataError):
-        message = without_values(message)
+    if not isinstance(error, _OF_STATEMENTS):
+        message = _without_rows(message)
     return QueryError(f"DuckDB refused the query: {message}", hint=hint)
+
+
+def _without_rows(message: str) -> str:
+    """Leave out what may be of a row: of an invalid input, its text may end the message."""
+    told = without_values(message)
+    return f"{told.rpartition(': ')[0]}: ..." if told.startswith(_INVALID_INPUT) else told
 
 
 def is_fatal(error: BaseException) -> bool:
@@ -99,7 +113,7 @@ def translated(path: str) -> Iterator[None]:
         except duckdb.InterruptException as error:
             raise KeyboardInterrupt from error
         except duckdb.Error as error:
-            raise _translate(cause(error), path) from error
+            raise _translate(cause(error), path) from shown_cause(error)
 
 
 @contextmanager
@@ -125,7 +139,9 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
         return no_database(path)
     if any(reason in text for reason in _FULL):
         return _full(path)
-    quotes_values = isinstance(error, duckdb.DataError | duckdb.IntegrityError)
+    quotes_values = isinstance(
+        error, duckdb.DataError | duckdb.IntegrityError | duckdb.InvalidInputException
+    )
     what = type(error).__name__ if quotes_values else first_line(error)
     of_disk = isinstance(error, duckdb.IOException | duckdb.FatalException)
     hint = "check the disk and its mounts" if of_disk else None

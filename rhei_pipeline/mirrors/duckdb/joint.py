@@ -127,7 +127,7 @@ class JointDuckDB:
                     return whole(shape, batches, limits)
             except (duckdb.Error, pa.ArrowException, OSError) as error:
                 is_empty = not any(ledger.watermarks for ledger in self._ledgers)
-                raise query_error(error, self._path, is_empty=is_empty) from error
+                raise query_error(error, self._path, is_empty=is_empty) from None  # may quote a row
 
     def close(self) -> None:
         """Close all files; safe to repeat."""

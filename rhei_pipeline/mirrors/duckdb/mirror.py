@@ -344,9 +344,8 @@ class DuckDBMirror:
                 self._is_given_up |= is_fatal(error)
                 if self._is_closing:
                     raise mirror_closed() from error
-                raise query_error(
-                    error, self.path, is_empty=not self.ledger().watermarks
-                ) from error
+                is_empty = not self.ledger().watermarks
+                raise query_error(error, self.path, is_empty=is_empty) from None  # may quote a row
 
     def _asked(
         self,

@@ -23,6 +23,7 @@ from rhei_pipeline.errors import (
     SourceFullError,
     SourceUnreachableError,
     TableBusyError,
+    shown_cause,
     without_values,
 )
 from rhei_pipeline.model.forking import leave_to_parent
@@ -421,7 +422,7 @@ class PostgresDatabase:
         except PoolTimeout as error:
             raise self._none_free() from error
         except psycopg.Error as error:
-            raise translate(error) from error
+            raise translate(error) from shown_cause(error)
 
     def _none_free(self) -> RheiError:
         """Return why a pool gave no connection, which by itself does not say it."""

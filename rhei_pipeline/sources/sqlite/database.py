@@ -4,6 +4,7 @@ Only the standard library's `sqlite3` touches the file: two copies of SQLite in 
 each other's locks (sqlite.org/howtocorrupt.html, section 2.2.1).
 """
 
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import PermanentError, QueryError, RheiError, SourceBusyError, SourceError
+from rhei_pipeline.errors import (
+    PermanentError,
+    QueryError,
+    RheiError,
+    SourceBusyError,
+    SourceError,
+    shown_cause,
+    without_values,
+)
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.model.query_limits import AnswerLimits
@@ -40,6 +49,8 @@ from rhei_pipeline.sql.text import quote
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+#: What it says of a path in JSON, or a search, that a row holds.
+_OF_ROWS = re.compile("bad JSON path|JSON path error|malformed JSON|fts[0-9]:")
 _SHUT = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
 _PRIMARY_CODE = 0xFF  # the low byte of an extended result code names its family
 
@@ -352,7 +363,8 @@ class SqliteDatabase:
         try:
             yield
         except sqlite3.Error as error:
-            raise translate(error, self.path, read_only=self._read_only) from error
+            told = translate(error, self.path, read_only=self._read_only)
+            raise told from shown_cause(error)
 
     def close(self) -> None:
         """Close every connection; safe to repeat."""
@@ -396,7 +408,10 @@ def translate(error: sqlite3.Error, path: Path, *, read_only: bool = False) -> R
             hint="give this user read access; a database in WAL mode also needs its -shm and "
             "-wal files, which exist only while it is open, or write access to their folder",
         )
-    return _environment_error(family, path) or QueryError(f"SQLite refused: {error}")
+    message = str(error)
+    if _OF_ROWS.match(message):
+        message = without_values(message)
+    return _environment_error(family, path) or QueryError(f"SQLite refused: {message}")
 
 
 def _missing(path: Path) -> SourceError:
