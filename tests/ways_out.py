@@ -7,7 +7,13 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
     "use what gives null there, such as 'try_cast'; or ask the mirror, by the hint 'olap'": "tests/behaviour/query/test_cluster.py::test_what_some_row_is_not_fit_for_is_refused_and_quotes_no_row",
-    "give this user write access to it": "tests/behaviour/mirrors/test_foreign_tables.py::test_a_check_makes_no_mirror_in_a_directory_of_others",
+    "give this user write access there, or correct {}": "tests/behaviour/cli/test_unusable_places.py::test_a_check_names_what_a_sync_could_not_write",
+    "give the path of the database's file, as source.path": "tests/behaviour/cli/test_unusable_places.py::test_a_directory_is_no_source",
+    "write what belongs to it in one place": "tests/behaviour/cli/test_unusable_places.py::test_a_field_that_is_given_twice_is_written_once",
+    "{} is no file: give that of a SQLite database, or a URL": "tests/behaviour/cli/test_unusable_places.py::test_a_place_that_a_command_cannot_use_is_named",
+    "{} cannot be used, {}: give a place that you may write into": "tests/behaviour/cli/test_unusable_places.py::test_a_place_that_a_command_cannot_use_is_named",
+    "a path is text: write it in quotes": "tests/behaviour/cli/test_unusable_places.py::test_a_field_that_is_given_twice_is_written_once",
+    "no file can have this name: choose one without a null byte, of {} bytes at most": "tests/behaviour/cli/test_unusable_places.py::test_a_field_that_is_given_twice_is_written_once",
     "move that file, or give the mirror another path": "tests/behaviour/mirrors/test_odd_places.py::test_somebody_else_s_file_is_not_written_over",
     "the path is empty: write the path of a file or directory": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_where_no_url_can_be_is_refused",
     "give s3://bucket/path or gs://bucket/path, without '?', '#', '.' or '..' as one of its names": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_in_a_store_is_read_as_it_is_meant_or_refused",

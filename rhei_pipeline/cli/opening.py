@@ -72,7 +72,8 @@ def progress_shown(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:  #
     """Show how far each table's copy is; the function given takes table, rows and total."""
     from rich.progress import Progress
 
-    with Progress(console=notes, transient=True, disable=quiet or notes.quiet) as progress:
+    is_off = quiet or notes.quiet or not notes.is_terminal  # elsewhere it is an empty line
+    with Progress(console=notes, transient=True, disable=is_off) as progress:
         tasks: dict[str, Any] = {}
 
         def advance(table: str, rows: int, total: int) -> None:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import typer
+
 from rhei_pipeline.errors import QueryError
 
 if TYPE_CHECKING:
@@ -21,6 +23,22 @@ _BESIDE = (
 _OPEN_FILES = Path("/proc/self/fd")
 
 
+@contextmanager
+def usable(place: Path) -> Iterator[None]:
+    """Refuse a place that the system does not let the block look at, or write.
+
+    Raises:
+        BadParameter: Says why.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise typer.BadParameter(
+            f"{str(place)!r} cannot be used, {reason}: give a place that you may write into"
+        ) from error
+
+
 def refuse_own(file: Path, settings: "Settings") -> None:
     """Refuse to overwrite a file that the declaration names, or one that is kept beside it.
 
@@ -28,7 +46,9 @@ def refuse_own(file: Path, settings: "Settings") -> None:
         QueryError: It is one; names what it is.
     """
     for what, place in own_places(settings):
-        if _is_of(file.resolve(), place.resolve()):
+        with usable(file):
+            is_own = _is_of(file.resolve(), place.resolve())
+        if is_own:
             raise QueryError(
                 f"file {str(file)!r} belongs to the {what} of this pipeline, and is"
                 " not overwritten",

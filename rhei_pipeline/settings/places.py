@@ -3,6 +3,7 @@
 A path that is a URL would name a folder of this machine without a word: `s3a:` in the project's.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ _STORE = re.compile(r"(s3|gs):/+[^/]")
 #: directory's. They take it for the query of a URL, a pattern of files, or a separator.
 IN_STORE = re.compile(r"[?#%\[\]\\\x00-\x1f\x7f]")
 IN_DUCKDB = re.compile(r"[?\\]")
+#: What file systems take for a file's name; fewer, for what is kept beside it ends otherwise.
+_NAME_BYTES = 240
 IN_DIRECTORY = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -52,9 +55,17 @@ def _filled(path: object) -> str:
     """Return a path as text.
 
     Raises:
-        ValueError: It is empty, which would mean the directory that a process happens to be in.
+        ValueError: It is empty, which would mean the directory that a process happens to be in; or
+            no file can have this name.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError("a path is text: write it in quotes")  # noqa: TRY004  (pydantic's)
     text = str(path)
+    if "\0" in text or any(len(os.fsencode(name)) > _NAME_BYTES for name in text.split("/")):
+        raise ValueError(
+            f"no file can have this name: choose one without a null byte, of {_NAME_BYTES} bytes"
+            " at most"
+        )
     if not text.strip():
         raise ValueError("the path is empty: write the path of a file or directory")
     return text

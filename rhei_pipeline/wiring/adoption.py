@@ -1,6 +1,5 @@
 """Makes sure that a mirror has one owner: it is recorded, and another one is refused."""
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,7 +7,6 @@ from rhei_pipeline.buffer.confirmation import unapplied_events
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, SchemaError
 from rhei_pipeline.model.ownership import Owner, SourceIdentity, is_same, refuse_other
 from rhei_pipeline.model.reports import Finding, Severity
-from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.wiring.mirror import OwnedMirror, is_made, open_mirror
@@ -48,7 +46,7 @@ def validate_owner(settings: Settings) -> list[Finding]:
     It makes no mirror, and waits for none.
     """
     if not is_made(settings.mirror):
-        return _validate_place(settings.mirror)
+        return []
     patience = settings.mirror.model_copy(update={"lock_timeout_seconds": 0.0, "published": None})
     with ExitStack() as stack:
         database = open_database(settings, looking=True)
@@ -68,15 +66,6 @@ def validate_owner(settings: Settings) -> list[Finding]:
         except (MirrorError, SchemaError) as error:
             return [Finding(Severity.ERROR, error.message, "no sync can begin", error.hint or "")]
     return []
-
-
-def _validate_place(mirror: MirrorSettings) -> list[Finding]:
-    """Find a directory that is there already, and is not this user's to write."""
-    is_here = not mirror.in_memory and not mirror.url and mirror.path.is_dir()
-    if not is_here or os.access(mirror.path, os.W_OK):
-        return []
-    what = f"mirror {str(mirror.path)!r} cannot be written"
-    return [Finding(Severity.ERROR, what, "no sync can begin", "give this user write access to it")]
 
 
 def adopt(settings: Settings) -> tuple[Owner | None, Owner]:

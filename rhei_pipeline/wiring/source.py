@@ -25,8 +25,9 @@ from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.polling.source import SqlitePollingSource
 from rhei_pipeline.sources.sqlite.triggers import abandoned_logs
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource, unacknowledged
+from rhei_pipeline.sync.naming import nothing_declared
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
-from rhei_pipeline.wiring.discovery import declared_tables
+from rhei_pipeline.wiring.discovery import declared_tables, may_be_empty
 from rhei_pipeline.wiring.masking import declared_masks, known_to_source
 from rhei_pipeline.wiring.table_options import poll_options, table_options
 
@@ -183,7 +184,9 @@ def validate(settings: Settings) -> list[Finding]:
     try:
         registry = known_tables(settings)
         names = [declared.name for declared in declared_tables(settings, database, registry)]
+        nothing = None if names or may_be_empty(settings) else nothing_declared()
         return [
+            *([] if nothing is None else [_unfit(nothing)]),
             *_validate(settings, database, registry, names),
             *_validate_masks(settings, database, registry, names),
             *_validate_registry(registry, names),
@@ -192,6 +195,10 @@ def validate(settings: Settings) -> list[Finding]:
         ]
     finally:
         database.close()
+
+
+def _unfit(error: RheiError) -> Finding:
+    return Finding(Severity.ERROR, error.message, "no sync can begin", error.hint or "")
 
 
 def unread_logs(settings: Settings) -> list[Finding]:

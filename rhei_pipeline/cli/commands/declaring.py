@@ -1,5 +1,6 @@
 """Commands for a first declaration: write it, check it, see one at work."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from rhei_pipeline.cli.findings import show_findings
 from rhei_pipeline.cli.opening import settings_of
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
 from rhei_pipeline.cli.output import out, print_error, print_note, say, show, show_rows
+from rhei_pipeline.cli.written_file import usable
 from rhei_pipeline.model.report import values
 
 commands = typer.Typer()
@@ -32,14 +34,17 @@ def init(
     """Write a first declaration from a live source, each choice explained."""
     from rhei_pipeline.cli.init import starter
 
-    if output.exists() and not force:
-        raise typer.BadParameter(f"{str(output)!r} exists: --force overwrites it")
-    is_file = "://" not in source and Path(source).exists()
-    if is_file and output.exists() and output.samefile(source):
-        raise typer.BadParameter(f"{str(output)!r} is the source: give '--output' another file")
+    if "://" not in source and not os.path.isfile(source):  # noqa: PTH113  (Path's raises)
+        raise typer.BadParameter(f"{source!r} is no file: give that of a SQLite database, or a URL")
+    with usable(output):
+        if output.exists() and not force:
+            raise typer.BadParameter(f"{str(output)!r} exists: --force overwrites it")
+        if "://" not in source and output.exists() and output.samefile(source):
+            raise typer.BadParameter(f"{str(output)!r} is the source: give '--output' another file")
     written = starter(source)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(written.text)
+    with usable(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(written.text)
     for name, why in written.left_out.items():
         print_note(f"left out {name}: {why}")
     if written.secret is not None:
@@ -70,12 +75,13 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     from rhei_pipeline.wiring.compute import validate_compute
     from rhei_pipeline.wiring.foreign_tables import validate_foreign
     from rhei_pipeline.wiring.kept_texts import validate_texts
+    from rhei_pipeline.wiring.places import validate_places
     from rhei_pipeline.wiring.source import validate
 
     settings = settings_of(config)
     findings = [
         *validate(settings),
-        *validate_owner(settings),
+        *(validate_places(settings) or validate_owner(settings)),
         *validate_foreign(settings),
         *validate_compute(settings),
         *validate_texts(settings),
@@ -114,6 +120,9 @@ def demo(
     """Create a small shop database, mirror it, change it and compare. The files stay."""
     from rhei_pipeline.cli.demo import BY_COUNTRY, declaration, tour
 
+    with usable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        next(directory.iterdir(), None)
     chapters = []
     for chapter in tour(directory):
         chapters.append({"title": chapter.title, "seconds": chapter.seconds})

@@ -283,9 +283,11 @@ class LocalFiles:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError as error:
-            raise missing(self.root, os.path.relpath(str(error.filename), self.root)) from error
         except OSError as error:
+            name = os.path.relpath(str(error.filename), self.root)
+            # Where it is the directory itself, it could not be made.
+            if isinstance(error, FileNotFoundError) and name != os.curdir:
+                raise missing(self.root, name) from error
             raise MirrorError(
                 f"mirror {self.root!r} cannot be used: {error.strerror or error}",
                 hint="fix this, then try again; committed data is not affected",

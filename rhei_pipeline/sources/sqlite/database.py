@@ -422,6 +422,11 @@ def _missing(path: Path) -> SourceError:
 
 
 def _not_declared(path: Path) -> SourceError:
+    if path.exists():
+        return SourceError(
+            f"source database {str(path)!r} is no file",
+            hint="give the path of the database's file, as source.path",
+        )
     return SourceError(
         f"source database {str(path)!r} does not exist",
         hint="correct source.path; or, for a new database, create it with your application first,"

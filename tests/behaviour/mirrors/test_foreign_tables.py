@@ -16,6 +16,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.wiring.adoption import validate_owner
 from rhei_pipeline.wiring.foreign_tables import validate_foreign
 from rhei_pipeline.wiring.kept_texts import validate_texts
+from rhei_pipeline.wiring.places import validate_places
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -99,8 +100,9 @@ def test_a_check_makes_no_mirror_in_a_directory_of_others(
     assert [path.name for path in directory.rglob("*")] == ["data", "theirs.parquet"]
     with monkeypatch.context() as patched:
         patched.setattr(os, "access", lambda *_: False)
-        (finding,) = validate_owner(world.settings)
-    assert "cannot be written" in finding.what
+        found = validate_places(world.settings)
+    assert [each.what.split()[0] for each in found] == ["mirror", "registry"]
+    assert validate_places(world.settings) == []
     world.run("create table t(id integer primary key)", "insert into t values (1)")
     world.htap.sync_now()
     world.crash()

@@ -1,0 +1,110 @@
+"""Files and directories that are not what a command or a declaration needs, and the ways out."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rhei_pipeline.cli.main import app
+from tests.support.fix_world import World
+
+
+@pytest.fixture
+def place(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder with a text, an empty directory and an application's database."""
+    world.crash()
+    folder = tmp_path / "place"
+    (folder / "directory").mkdir(parents=True)
+    (folder / "text").write_text("some text")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def rhei(*asked: str) -> Result:
+    return CliRunner().invoke(app, asked, prog_name="rhei", terminal_width=300)
+
+
+def declare(world: World, **places: str) -> str:
+    """Declare a pipeline; return the option that names the declaration."""
+    named = {"mirror": "m.duckdb", "registry": "r.json", "buffer": None, **places}
+    buffer = f"{{kind: rocksdb, path: {named['buffer']}}}" if named["buffer"] else "null"
+    Path("p.yaml").write_text(
+        f"source: {{path: {named.get('source', world.settings.sqlite_path)}}}\n"
+        f"mirror: {{path: {named['mirror']}}}\nregistry: {{path: {named['registry']}}}\n"
+        f"capture: {{buffer: {buffer}}}\n",
+        "utf-8",
+    )
+    return "--config=p.yaml"
+
+
+@pytest.mark.usefixtures("place")
+def test_a_check_names_what_a_sync_could_not_write(world: World) -> None:
+    for field, severity, code in (
+        ("mirror", "error", 1),
+        ("buffer", "error", 1),
+        ("registry", "warning", 0),
+    ):
+        for wrong in ("text/in/it", "text" if field == "buffer" else "text/it"):
+            found = rhei("check", "--json", declare(world, **{field: wrong}))
+            told = [f for f in json.loads(found.stdout)["findings"] if field in f["what"]]
+            assert [each["severity"] for each in told] == [severity]
+            assert f"{field}.path" in told[0]["remedy"]
+            assert found.exit_code == code
+    assert rhei("check", declare(world)).exit_code == 0
+    assert not Path("m.duckdb").exists()
+    assert rhei("sync", declare(world)).exit_code == 0
+
+
+@pytest.mark.usefixtures("place")
+def test_a_check_says_where_there_is_nothing_to_mirror(world: World) -> None:
+    Path("empty.db").write_text("")
+    for command in ("check", "sync"):
+        found = rhei(command, declare(world, source="empty.db"))
+        assert found.exit_code == 1
+        assert "the source has no table with a primary key" in f"{found.output}{found.exception}"
+
+
+@pytest.mark.usefixtures("place")
+def test_a_directory_is_no_source(world: World) -> None:
+    for command in ("check", "sync", "status"):
+        assert "is no file" in str(rhei(command, declare(world, source="directory")).exception)
+    assert rhei("sync", declare(world)).exit_code == 0
+
+
+@pytest.mark.usefixtures("place")
+def test_a_field_that_is_given_twice_is_written_once(world: World) -> None:
+    file, option = Path("p.yaml"), declare(world)
+    right = file.read_text("utf-8")
+    for wrong in (
+        f"{right}registry: {{path: other.json}}\n",
+        right.replace("r.json", "7"),
+        right.replace("r.json", "x" * 300),
+    ):
+        file.write_text(wrong, "utf-8")
+        assert type(rhei("sync", option).exception).__name__ == "SettingsError"
+    file.write_text(right, "utf-8")
+    assert rhei("sync", option).exit_code == 0
+
+
+@pytest.mark.usefixtures("place")
+def test_a_place_that_a_command_cannot_use_is_named(world: World) -> None:
+    source, option = str(world.settings.sqlite_path), declare(world)
+    unusable = ("text/it", "/proc/no/such", "x" * 300)
+    for wrong in unusable:
+        assert "cannot be used" in refused("init", source, "--output", wrong)
+        assert "cannot be used" in refused("demo", "--directory", wrong)
+    assert "cannot be used" in refused("init", source, "--output", "directory", "--force")
+    assert "cannot be used" in refused("demo", "--directory", "text")
+    assert "cannot be used" in refused("query", "select 1", "--output", f"{'x' * 300}.csv", option)
+    for wrong in ("directory", "no_such_file", "x" * 300):
+        assert "is no file" in refused("init", wrong, "--output", "other.yaml")
+    assert rhei("init", source, "--output", "other.yaml").exit_code == 0
+    assert rhei("query", "select 1", "--output", "one.csv", option).exit_code == 0
+
+
+def refused(*asked: str) -> str:
+    """Return what is said of wrong usage, without the frame around it."""
+    found = rhei(*asked)
+    assert found.exit_code == 2, (asked, found.output, found.exception)
+    return " ".join(found.output.replace("│", " ").split())
