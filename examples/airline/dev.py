@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date, timedelta
@@ -43,10 +45,23 @@ def main() -> None:
         signal.signal(asked, signal.default_int_handler)
     try:
         with running("make dev") as dagster:
-            print(f"Dagster UI: {ADDRESS}  (Ctrl-C ends it)", flush=True)
+            print("Starting Dagster, which takes some seconds; Ctrl-C ends it", flush=True)
+            if wait_until_up(dagster):
+                print(f"\nThe Dagster UI is ready: {ADDRESS}\n", flush=True)
             dagster.wait()
     except KeyboardInterrupt:
         print("Ended. 'make dev' goes on where this stopped.", flush=True)
+
+
+def wait_until_up(dagster: "subprocess.Popen[str]") -> bool:
+    """Wait until Dagster's webserver answers; return whether it does, and has not ended before."""
+    while dagster.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{ADDRESS}/server_info", timeout=5):  # noqa: S310
+                return True
+        except OSError:
+            time.sleep(0.2)
+    return False
 
 
 @contextmanager

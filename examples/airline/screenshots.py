@@ -2,21 +2,15 @@
 
 import logging
 import time
-import urllib.error
-import urllib.request
 import warnings
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from definitions import build as build_definitions
 from examples.airline.browser import Browser, Clip, browser
-from examples.airline.dev import ADDRESS, running
+from examples.airline.dev import ADDRESS, running, wait_until_up
 from examples.airline.home import PROJECT
 from rhei_pipeline import Settings
-
-if TYPE_CHECKING:
-    import subprocess
 
 PICTURES = PROJECT / "docs" / "pictures"
 WIDTH, HEIGHT = 1440, 860
@@ -45,7 +39,8 @@ def main() -> None:
         running("make screenshots", _materialize) as dagster,
         browser(WIDTH, HEIGHT) as page,
     ):
-        _wait_until_up(dagster)
+        if not wait_until_up(dagster):
+            raise SystemExit("Dagster ended before it answered.")
         _take(page)
 
 
@@ -95,16 +90,6 @@ def _keep(page: Browser, name: str) -> None:
     file = PICTURES / f"{name}.png"
     page.picture(file, _CLIPS[name])
     print(f"{file.relative_to(PROJECT)}: {file.stat().st_size:,} bytes", flush=True)
-
-
-def _wait_until_up(dagster: "subprocess.Popen[str]") -> None:
-    while dagster.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{ADDRESS}/server_info", timeout=5):  # noqa: S310
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise SystemExit("Dagster ended before it answered.")
 
 
 if __name__ == "__main__":
