@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import date, datetime
 
+import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
@@ -132,18 +133,16 @@ class DuckDBTransaction:
         kept = values_kept(self._connection, table, target)
         with self.large_rows.shown(UPSERTS, shown), kept:
             rows, large = shown.num_rows, are_large(shown)
-            are_new = target == mirror_table(table.schema) and self._are_new(table, given)
+            new = self._new(table, given) if target == mirror_table(table.schema) else 0
             telling = self._notes.telling
-            return Upsert(
-                self._statements, table, target, rows, count, large, are_new, telling
-            ).run()
+            return Upsert(self._statements, table, target, rows, count, large, new, telling).run()
 
-    def _are_new(self, table: Table, rows: pa.Table) -> bool:
-        """Return whether a table can have none of these rows; it is about to get them."""
+    def _new(self, table: Table, rows: pa.Table) -> int:
+        """Return how many of these rows a table cannot have; it is about to get them."""
         highest = self._notes.highest
         absent = highest.absent(self._statements, table, rows)
         highest.note(table, rows)
-        return bool(absent.all())
+        return int(np.count_nonzero(absent))
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the current rows of those keys."""

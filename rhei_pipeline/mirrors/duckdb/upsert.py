@@ -58,7 +58,7 @@ class Upsert:
         count: How many of them, at the beginning, are to be in the table. Those of the keys behind
             them are to go.
         large: Whether there are large values among them.
-        are_new: The table has none of them.
+        new: How many of them the table cannot have.
         telling: By table, the column in which nearly all rows differed that came last.
     """
 
@@ -68,7 +68,7 @@ class Upsert:
     rows: int
     count: int
     large: bool
-    are_new: bool
+    new: int
     telling: dict[str, str]
 
     def run(self) -> Counts:
@@ -78,6 +78,32 @@ class Upsert:
         staged. Large ones are only scanned, and compared by digests: a join would hold their
         values once more.
         """
+        told = self._told()
+        if told is None or self.count < self.rows or self.large or self.new == self.rows:
+            return self._compare()
+        # To find rows of a large table takes as long as to delete them: which these are is not
+        # asked before, where nearly all that came last differed in one column.
+        same = matching("t", "u", self.table.schema.primary_key)
+        replaced = self.statements.changed(
+            f"delete from {self.target} t using {UPSERTS} u"
+            f" where {same} and {differs_sql(self.table, 't', 'u', [told])}"
+        )
+        if replaced == self.count - self.new:
+            self._insert(np.zeros(0, np.int64))
+            return Counts(self.new, replaced)
+        del self.telling[self.table.name]
+        rest = self._compare()
+        if (self.count - rest.inserted) * _TOLD <= replaced:
+            self.telling[self.table.name] = told.name
+        return Counts(rest.inserted - replaced, rest.updated + replaced, rest.deleted)
+
+    def _told(self) -> Column | None:
+        """Return the column in which nearly all rows differed that came last, if there is one."""
+        name = self.telling.get(self.table.name)
+        columns = self.table.schema.value_columns
+        return next((column for column in columns if column.name == name), None)
+
+    def _compare(self) -> Counts:
         met = self._met_by_any()
         stays = met.numbers < self.count
         replaced = int(np.count_nonzero(met.differ & stays))
@@ -90,7 +116,7 @@ class Upsert:
         return Counts(inserted, replaced, gone - replaced)
 
     def _met_by_any(self) -> "_Met":
-        if self.are_new:
+        if self.new == self.rows:
             none = np.zeros(0, np.int64)
             return _Met(none, none, np.zeros(0, np.int32))
         return self._met_by_digests() if self.large else self._met()
@@ -110,7 +136,7 @@ class Upsert:
 
     def _met(self) -> "_Met":
         columns = self._compared()
-        first = self._compared_first(columns)
+        first = self._compared_first()
         met = self._look_up(first or columns)
         undecided = met.numbers[~met.differ & (met.numbers < self.count)]
         self._note_telling(first or columns, met)
@@ -133,15 +159,13 @@ class Upsert:
         schema = self.table.schema
         return [*sorted(schema.value_columns, key=_is_text), *schema.key_columns]
 
-    def _compared_first(self, columns: Sequence[Column]) -> list[Column]:
+    def _compared_first(self) -> list[Column]:
         """Return the columns that may tell nearly all rows that differ; none: compare all."""
+        if self.count and (told := self._told()) is not None:
+            return [told]
         outside = self.table.schema.value_columns
-        telling = self.telling.get(self.table.name)
-        known = [column for column in columns if column.name == telling and column in outside]
         quick = [column for column in outside if not _is_text(column)]
-        if known or self.count < _MANY or len(quick) == len(outside):
-            return known
-        return quick
+        return [] if self.count < _MANY or len(quick) == len(outside) else quick
 
     def _note_telling(self, columns: Sequence[Column], met: "_Met") -> None:
         """Note the column in which nearly all rows differ: the next ones may do so, too.
