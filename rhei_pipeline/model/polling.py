@@ -135,6 +135,7 @@ class Horizon:
         xid: The number of the server's next transaction then.
         audited: Its clock when the table was last compared whole; None: never.
         doubted: A change may have been missed since.
+        kinds: The types of the key's columns; None: an earlier version of this package did not say.
     """
 
     column: str
@@ -149,6 +150,7 @@ class Horizon:
     xid: int
     audited: int | None = None
     doubted: bool = False
+    kinds: tuple[int, ...] | None = None
 
     def text(self) -> str:
         """Return it as a position's proof."""
@@ -157,11 +159,17 @@ class Horizon:
     @classmethod
     def read(cls, proof: str, column: str) -> Self | None:
         """Parse a position's proof; None if it is not one of polling by this column."""
-        found = _fields(proof)
+        found = {"kinds": None, **_fields(proof)}
         if _names(cls) != set(found) or found["column"] != column:
             return None
-        writers = None if found["writers"] is None else tuple(found["writers"])
-        return cls(**{**found, "key": tuple(found["key"]), "writers": writers})
+        writers, kinds = (
+            None if found[name] is None else tuple(found[name]) for name in ("writers", "kinds")
+        )
+        return cls(**{**found, "key": tuple(found["key"]), "writers": writers, "kinds": kinds})
+
+    def has_key_of(self, kinds: tuple[int, ...]) -> bool:
+        """Return whether its key may be one of a table whose key has these types now."""
+        return len(self.key) == len(kinds) if self.kinds is None else self.kinds == kinds
 
 
 def _fields(proof: str) -> dict[str, Any]:

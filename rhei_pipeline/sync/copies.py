@@ -223,13 +223,16 @@ class TableCopies:
         The cycle itself then shows whether the source still proves what each table has: where it
         does not, nothing is done, and all tables are asked about.
         """
-        is_whole = not ledger.copies and self._tables.keys() <= ledger.watermarks.keys()
+        is_whole = (
+            not (ledger.copies or self._registry.owing)
+            and self._tables.keys() <= ledger.watermarks.keys()
+        )
         return is_whole and bool(self._settled) and self._settled == self._tables
 
     def _is_due(
         self, table: Table, standing: Table | None, snapshot: SourcePositions, ledger: Ledger
     ) -> bool:
-        if needs_copy(table, snapshot, ledger):
+        if needs_copy(table, snapshot, ledger) or table.name in self._registry.owing:
             return True
         known = self._registry.table(table.name)
         if known == table:

@@ -1,7 +1,7 @@
 """What a migration leaves in the logs of images: it is applied before capture is made again."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime
 
@@ -49,11 +49,16 @@ def find_pending(
 
 
 def take_on_next_shapes(
-    tables: Collection[Table], source: ChangeSource, mirror: Mirror, blame: Blame
+    tables: Collection[Table],
+    source: ChangeSource,
+    mirror: Mirror,
+    blame: Blame,
+    owe: Callable[[Table], None],
 ) -> list[Table]:
     """Give histories the shape in which their logs go on, where that is not today's.
 
-    `blame` is left with the table at which an error came up.
+    `blame` is left with the table at which an error came up. `owe` is called before one is given
+    another shape: that it has to be copied must outlive whatever its next shapes are.
 
     Returns:
         Those tables, in that shape; there is more to read of them now.
@@ -69,6 +74,7 @@ def take_on_next_shapes(
     taken = []
     for table in found:
         with blame.of(table.name):
+            owe(table)
             if _takes_on(table, mirror, snapshot.clock):
                 taken.append(table)
     return taken

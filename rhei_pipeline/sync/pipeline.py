@@ -502,6 +502,7 @@ class Pipeline:
             )
 
         self._registry.save(*(self._tables[name] for name in reports), followed=followed)
+        self._registry.note_owing(reports, owe=False)
         self._copies.note_cycle()
         self._left_out.went_well(reports.keys())
         told = table_reports(reports, self._left_out.told, self._watch.take_drained(), copied)

@@ -30,7 +30,10 @@ def table_reports(
         name = spelled(earlier.table, reports)  # renamed by case, it goes on
         # One that is copied since takes no part in the cycle.
         reports[name] = reports[name].after(earlier) if name in reports else earlier
+    # One that was migrated since is in no report yet: its copy is begun again, and goes on.
     for name, copy in copied.items():
+        if name not in reports:
+            continue
         letters = reports[name].dead_letters + copy.dead_letters
         reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
     return reports

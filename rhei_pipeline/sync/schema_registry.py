@@ -31,6 +31,7 @@ FORMAT = 2
 WITHOUT_REGISTERED = 1
 _NOT_FOLLOWED, _LEFT, _REGISTERED = "not_followed_since", "left_at", "registered"
 _CHECKED, _SCHEMA_LOG, _STORAGE = "checked", "schema_log", "storage"
+_OWES_COPY = "owes_copy"
 #: Older schema changes are forgotten.
 _MOST_CHANGES = 1_000
 
@@ -70,6 +71,7 @@ class Registry:
         self._not_followed: dict[str, datetime] = {}
         self._left: dict[str, datetime] = {}
         self._coverage: dict[str, Coverage] = {}
+        self._owing: set[str] = set()
         self._schema_log: list[SchemaChange] = []
         self._registered = _NOTHING
         self._is_unwritten = False
@@ -97,6 +99,7 @@ class Registry:
                 self._versions[name] = int(entry["version"])
                 if _CHECKED in entry:
                     self._coverage[name] = Coverage.from_json(entry[_CHECKED])
+                self._owing |= {name} if entry.get(_OWES_COPY) else set()
                 for key, known in ((_NOT_FOLLOWED, self._not_followed), (_LEFT, self._left)):
                     if key in entry:
                         known[name] = datetime.fromisoformat(entry[key])
@@ -214,6 +217,18 @@ class Registry:
             self._left = known
             self._save()
 
+    @property
+    def owing(self) -> Collection[str]:
+        """The tables that are to be copied though they are as they were last saved."""
+        return frozenset(self._owing)
+
+    def note_owing(self, names: Collection[str], *, owe: bool) -> None:
+        """Keep that tables are to be copied whatever they look like then, or are no more."""
+        known = self._owing.union(names) if owe else self._owing.difference(names)
+        if known != self._owing:
+            self._owing = known
+            self._save()
+
     def coverage(self, table: Table) -> Coverage:
         """Return what of a table was compared, by the key that it has now."""
         known, key = self._coverage.get(table.name), table.schema.primary_key
@@ -230,6 +245,7 @@ class Registry:
             self._not_followed.pop(name, None)
             self._left.pop(name, None)
             self._coverage.pop(name, None)
+            self._owing.discard(name)
             self._save()
 
     def _save(self) -> None:
@@ -269,6 +285,7 @@ class Registry:
         left, checked = self._left.get(name), self._coverage.get(name)
         entry |= {} if checked is None else {_CHECKED: checked.to_json()}
         entry |= {} if since is None else {_NOT_FOLLOWED: since.isoformat()}
+        entry |= {_OWES_COPY: True} if name in self._owing else {}
         entry |= {_STORAGE: table.schema.storage} if table.schema.storage else {}
         return entry | ({} if left is None else {_LEFT: left.isoformat()})
 

@@ -238,9 +238,14 @@ class SchemaWatch:
         tables = evolving(tables, self.declared)
         if not tables:
             return False
+
+        def owe(table: Table) -> None:
+            # Rows that no change tells of are as they were in the shape of before.
+            self._registry.note_owing([table.name], owe=True)
+
         taken = self._parts.without_failing(
             tables,
-            lambda rest: take_on_next_shapes(rest, self._source, self._mirror, self._blame),
+            lambda rest: take_on_next_shapes(rest, self._source, self._mirror, self._blame, owe),
             self._left_out.undrained,
         )
         marks, now = self._mirror.ledger().watermarks, datetime.now(UTC)

@@ -186,6 +186,12 @@ MIGRATIONS = {
     "one": [["alter table t add column c text default 'x'"]],
     "two": [["alter table t add column c text"], ["alter table t drop column b"]],
     "back": [["alter table t add column c text"], ["alter table t drop column c"]],
+    # It ends in the shape that the first one's log tells of, and rows have to be read, too.
+    "default_and_back": [
+        ["alter table t add column c text default 'x'"],
+        ["alter table t add column d text"],
+        ["alter table t drop column d"],
+    ],
     "widened": [REBUILT["widened"], ["alter table t rename column b to c"]],
     "narrowed_and_back": [
         rebuilt("id integer primary key, a integer, b date", "*"),
@@ -202,6 +208,8 @@ MIGRATIONS = {
         *((name, {}) for name in MIGRATIONS),
         ("two", {"storage": "parquet"}),
         ("two", {"buffered": True}),
+        ("default_and_back", {"storage": "parquet"}),
+        ("default_and_back", {"buffered": True}),
     ],
 )
 def test_a_mirror_that_lags_over_migrations(
@@ -222,6 +230,7 @@ def test_a_mirror_that_lags_over_migrations(
     assert retired(first)
     # The first copy of a history knows no version of before.
     late.htap.sync_now()
+    late.assert_equal("t")
     assert told(late)[1] == writer.committed[1]
     writer.write()
     assert_tells(writer, first, late)

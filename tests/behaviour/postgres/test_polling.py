@@ -249,6 +249,28 @@ def test_reconciliation_keeps_to_its_interval(make: Make) -> None:
     assert world.htap.sync_now().deleted == 2
 
 
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize(("key", "former"), [("id, v", False), ("id, v", True), ("n", False)])
+def test_another_key_is_followed_though_the_newest_row_is_known_by_the_old_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch, mode: str, key: str, *, former: bool
+) -> None:
+    world = make(mode=mode)
+    world.run("alter table t alter id type text, add n int generated always as identity")
+    for number in range(3):
+        world.run(f"insert into t values ('k{number}', 'v{number}', now())")
+    text = Horizon.text
+    if former:  # its version had no such field
+        monkeypatch.setattr(Horizon, "text", lambda found: text(found).replace(',"kinds":[25]', ""))
+    world.htap.sync_now()
+    monkeypatch.undo()
+    assert horizon(world).kinds == (None if former else (25,))
+    world.run("alter table t drop constraint t_pkey", f"alter table t add primary key ({key})")
+    world.run("insert into t values ('k9', 'v9', now())", "delete from t where id = 'k1'")
+    assert not world.htap.sync_now().errors
+    world.htap.repair("t")  # deletes are not looked for otherwise
+    assert world.htap.verify().equal
+
+
 def test_an_application_that_may_not_see_others_is_unproved(make: Make, dsn: str) -> None:
     world = make(reconcile_seconds=0)
     put(world, 1, "a")

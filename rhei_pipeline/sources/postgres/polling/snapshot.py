@@ -147,6 +147,7 @@ class PostgresPollingSnapshot(TableReads):
             xid=self._xid,
             audited=audited,
             doubted=bool(self.doubt(table) or (known and known.doubted and not lately)),
+            kinds=polled.poll.key_kinds,
         )
         self._memory.windows[table.name] = Window(
             horizon.text(), low, least, read, self._xid, self._now, self._state

@@ -229,7 +229,8 @@ class PostgresPollingSource(PollingSource):
         if options.deleted_at is not None:
             live = _live(_column(shown, columns, "deletes", options.deleted_at))
         stamp = self._stamp(shown, stamped)
-        return PostgresPoll(source, options, stamp, live, f"{self._origin}:{source.oid}")
+        kinds = tuple(columns[name].oid for name in source.schema.primary_key)
+        return PostgresPoll(source, options, stamp, live, f"{self._origin}:{source.oid}", kinds)
 
     def _stamp(self, table: str, column: ColumnFacts) -> StampColumn:
         family = FAMILIES.get(column.oid)

@@ -41,6 +41,7 @@ class PostgresPoll:
     Attributes:
         live: SQL that is true if a row is not marked as deleted.
         origin: The server, its timeline and the table.
+        key_kinds: The types of the key's columns.
     """
 
     source: PostgresTable
@@ -48,6 +49,7 @@ class PostgresPoll:
     stamp: StampColumn
     live: str
     origin: str
+    key_kinds: tuple[int, ...]
 
     @property
     def table(self) -> str:
@@ -211,6 +213,8 @@ class PostgresPolledTable:
         if known.newest is None:
             return Clause("true")
         poll = self.poll
+        if not known.has_key_of(poll.key_kinds):
+            return Clause("false")  # nor could its key be compared
         same = [
             Clause(f"{quote(name)} = ").then(Clause.of(value), "")
             for name, value in zip(poll.source.schema.primary_key, known.key, strict=True)
