@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake import Schema
 
-from rhei_pipeline.errors import MirrorError, RheiError
+from rhei_pipeline.errors import MirrorError, MirrorUnreachableError, RheiError
 from rhei_pipeline.mirrors.datafusion.delta_log import LOG, NamedFile
 from rhei_pipeline.mirrors.datafusion.delta_shown import ShownFile, delta_schema, shown_files
 from rhei_pipeline.mirrors.datafusion.delta_states import write_state
@@ -27,6 +27,7 @@ from rhei_pipeline.mirrors.datafusion.delta_target import (
 from rhei_pipeline.mirrors.datafusion.delta_vectors import DeltaVector, holds, vector_file
 from rhei_pipeline.mirrors.datafusion.files import Files, refuse_silent_store
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
+from rhei_pipeline.mirrors.datafusion.repair import looks_at
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.publishing import PublishSchedule
 from rhei_pipeline.model.published_state import PublishedState, PublishedTable
@@ -134,9 +135,12 @@ class DeltaTables:
         table = manifest.tables.get(name)
         if table is None:
             return ()
-        found = sorted(self._damaged_files(table, store))
-        if found:
-            self.begin_again(manifest, name, store)
+        found: list[str] = []
+        for _ in looks_at(store.files):
+            found = sorted(self._damaged_files(table, store))
+            if not found:
+                return ()
+        self.begin_again(manifest, name, store)
         return tuple(DamagedFile(file, "the Delta table is written again") for file in found)
 
     def _damaged_files(self, table: StoredTable, store: SegmentStore) -> Iterator[str]:
@@ -144,6 +148,8 @@ class DeltaTables:
         folder = _folder(table)
         try:
             target = DeltaTarget(store.files, folder)
+        except MirrorUnreachableError:
+            raise
         except Exception:  # noqa: BLE001  (what a damaged log leads to is of many kinds)
             yield f"{folder}/{LOG}"
             return

@@ -33,7 +33,7 @@ from rhei_pipeline.mirrors.datafusion.forgetting import Forgetting
 from rhei_pipeline.mirrors.datafusion.manifest import SNAPSHOTS, Manifest, StoredTable
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.past import past_of
-from rhei_pipeline.mirrors.datafusion.repair import TableRepair
+from rhei_pipeline.mirrors.datafusion.repair import TableRepair, looks_at
 from rhei_pipeline.mirrors.datafusion.retention import Removal
 from rhei_pipeline.mirrors.datafusion.segment_merge import maintained
 from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
@@ -375,10 +375,12 @@ class DataFusionMirror:
 
     def _look_again(self) -> None:
         """Take on the newest state where it was damaged or missing, and is so no more."""
-        if self._damage is not None:
+        for _ in looks_at(self._files) if self._damage is not None else ():
             found, self._damage = self._manifests.newest_whole()
             self._manifest = found or self._manifest
             self._store.learn(self._manifest)
+            if self._damage is None:
+                return
 
     def _set_aside(self, healing: TableRepair) -> None:
         for name in healing.spared - healing.aside:

@@ -5,7 +5,8 @@ the version ends. Other damaged files are removed from the table, set aside, and
 from the source then restores the current rows. History in a damaged file is lost.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -16,6 +17,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import none_gone, remove
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes, row_digests
+from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex
 from rhei_pipeline.mirrors.datafusion.manifest import (
     COPY_PREFIX,
@@ -32,8 +34,20 @@ from rhei_pipeline.model.schema import HISTORY_NAMES, VALID_TO, Mode, Table
 from rhei_pipeline.model.upkeep import DamagedFile
 from rhei_pipeline.sql.text import mirror_table, quote
 
+#: How often a store is asked for what it has lost before that is believed, and when it is asked
+#: again: what it says for a moment would cost the history in a healthy file.
+LOOKS, PAUSE_SECONDS = 3, 1.0
+
 _READ_AGAIN = "its rows are read again from the source"
 _LOST = "the versions it held are lost; the current rows are read again from the source"
+
+
+def looks_at(files: Files) -> Iterator[None]:
+    """Yield for each look at what seems to be damaged; with pauses where a store is asked."""
+    for look in range(LOOKS if files.remote else 1):
+        if look:
+            time.sleep(PAUSE_SECONDS)
+        yield
 
 
 @dataclass(slots=True)
@@ -44,6 +58,7 @@ class TableRepair:
         found: The damaged files, and what is done about each.
         aside: Files to set aside.
         spared: Healthy files to keep with them: a person may still recover something.
+        judged: The files of which it is known that they are damaged.
     """
 
     table: Table
@@ -51,6 +66,7 @@ class TableRepair:
     found: list[DamagedFile] = field(default_factory=list)
     aside: set[str] = field(default_factory=set)
     spared: set[str] = field(default_factory=set)
+    judged: set[str] = field(default_factory=set)
 
     def of(self, manifest: Manifest) -> Manifest:
         """Return the state without what is damaged; the caller commits it."""
@@ -120,11 +136,14 @@ class TableRepair:
         return {name for name in names if not self._is_whole(name)}
 
     def _is_whole(self, name: str) -> bool:
-        try:
-            self.store.check_anew([name])
-        except MirrorDamagedError:
-            return False
-        return True
+        for _ in () if name in self.judged else looks_at(self.store.files):
+            try:
+                self.store.check_anew([name])
+            except MirrorDamagedError:
+                continue
+            return True
+        self.judged.add(name)
+        return False
 
     def _leave_out(self, stored: StoredTable, segment: Segment) -> None:
         """Remove a segment from the table, and set all its files aside."""

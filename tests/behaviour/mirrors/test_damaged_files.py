@@ -1,8 +1,11 @@
 """A damaged file of a mirror: what its readers, its writer, maintenance and repair do about it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 import obstore
 import pyarrow as pa
@@ -11,7 +14,8 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 from rhei_pipeline.cli.main import app
-from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorUnreachableError
+from rhei_pipeline.mirrors.datafusion import repair
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
@@ -148,8 +152,9 @@ def test_what_is_set_aside_is_kept(mirror: DataFusionMirror) -> None:
 _MAPPED = """
 import sys
 from pathlib import Path
-from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorUnreachableError
 from rhei_pipeline.model.changes import NetChanges
+from rhei_pipeline.mirrors.datafusion import repair
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 sys.path.insert(0, ".")
 from tests.behaviour.mirrors.test_damaged_files import *
@@ -218,6 +223,11 @@ def test_a_missing_manifest_is_noticed(mirror: DataFusionMirror) -> None:
 # Object stores
 
 
+@pytest.fixture(autouse=True)
+def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "PAUSE_SECONDS", 0.0)
+
+
 @pytest.fixture
 def remote(bucket: Store) -> Iterator[DataFusionMirror]:
     made = DataFusionMirror("parquet", bucket.url, access=bucket.access)
@@ -257,6 +267,29 @@ def test_a_damaged_object_is_named_and_left_out(
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".index"])
+@pytest.mark.parametrize("times", [1, repair.LOOKS - 1])
+def test_what_a_store_has_lost_for_a_moment_is_not_set_aside(
+    remote: DataFusionMirror, bucket: Store, suffix: str, times: int
+) -> None:
+    left = dict[str, int]()
+
+    def fault(_method: str, path: str) -> str:
+        name = unquote(path).partition("?")[0]
+        if not name.endswith(suffix) or left.setdefault(name, times) == 0:
+            return ""
+        left[name] -= 1
+        return "404"
+
+    bucket.fault = fault
+    assert remote.heal(TABLE) == ()
+    assert left
+    assert not any(left.values())
+    bucket.fault = None
+    assert held(remote) == [1, 2, 3]
+    assert not remote._files.names("set-aside")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".index"])
 def test_an_object_that_is_damaged_while_a_copy_of_it_is_kept_is_found(
     remote: DataFusionMirror, suffix: str
 ) -> None:
@@ -272,6 +305,31 @@ def test_an_object_that_is_damaged_while_a_copy_of_it_is_kept_is_found(
     assert healed.file == name
     merge(remote, TABLE, 1, 2, 3, 4)
     assert held(remote) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("method", "way"), [("HEAD", "404"), ("GET", "404"), ("GET", "cut")])
+def test_a_delta_table_of_which_a_store_says_nothing_for_a_moment_keeps_its_versions(
+    bucket: Store, method: str, way: str
+) -> None:
+    access = replace(bucket.access, retry_seconds=0)
+    with closing(DataFusionMirror("delta", bucket.url, access=access)) as mirror:
+        adopt(mirror, TABLE, 1, 2, 3)
+        merge(mirror, TABLE, 4)
+        mirror.publish()
+        before = mirror._files.names("delta")
+    with closing(DataFusionMirror("delta", bucket.url, access=access)) as mirror:
+        assert held(mirror) == [1, 2, 3, 4]
+        failing = [way]
+
+        def fault(asked: str, path: str) -> str:
+            is_delta = asked == method and "/delta/" in unquote(path)
+            return failing.pop() if failing and is_delta else ""
+
+        bucket.fault = fault
+        with suppress(MirrorUnreachableError):
+            assert mirror.heal(TABLE) == ()
+        assert not failing
+        assert mirror._files.names("delta").items() >= before.items()
 
 
 def test_a_manifest_deleted_from_a_bucket_is_noticed(
