@@ -21,7 +21,8 @@ if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY
 # all that it imports; it is kept beside the environment, and nowhere in the tree.
 if "PYTHONDONTWRITEBYTECODE" in os.environ and sys.prefix != sys.base_prefix:
     del os.environ["PYTHONDONTWRITEBYTECODE"]
-    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(sys.prefix) / "bytecode")
+    sys.dont_write_bytecode = False  # this process runs the tests, where there are no workers
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(Path(sys.prefix) / "bytecode")
 status = pytest.main(sys.argv[1:])
 sys.stdout.flush()
 sys.stderr.flush()

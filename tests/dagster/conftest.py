@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import dagster as dg
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from dagster._core.execution import compute_logs
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.pool import QueuePool
 
 from rhei_pipeline import Settings
 from tests.support.dagster_shop import Shop
@@ -35,18 +37,54 @@ def _migrations_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def new_databases(
+    _migrations_read_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """Return what each file of a new instance holds, and that of a new run, by their names."""
+    home = tmp_path_factory.mktemp("home")
+    with dg.instance_for_test(temp_dir=str(home)) as instance:
+        storage = instance.event_log_storage
+        assert isinstance(storage, sqlite_event_log.SqliteEventLogStorage)
+        with storage.run_connection("any"):
+            pass
+        found = {}
+        for file in home.rglob("*.db"):
+            with closing(sqlite3.connect(file)) as connection:
+                found[file.name] = connection.serialize()
+    return found
+
+
 @pytest.fixture(autouse=True)
-def _engines_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dagster makes an engine each time it asks a file, and an engine compiles each statement."""
+def _files_made_once(new_databases: dict[str, bytes]) -> Iterator[None]:
+    """Dagster makes each file by its migrations, and an engine each time it asks one.
+
+    An engine compiles each statement; and an engine of its own, a connection of its own.
+    """
     made = dict[str, Engine]()
 
     def engine(place: str, **options: Any) -> Engine:
         if place not in made:
-            made[place] = create_engine(place, **options)
+            # Its connections are kept; Dagster disposes of them after each question.
+            made[place] = create_engine(place, **{**options, "poolclass": QueuePool})
+            patch.setattr(made[place], "dispose", lambda: None)
+            file = Path(made[place].url.database or "")
+            if not file.exists():
+                file.write_bytes(new_databases.get(file.name, new_databases["any.db"]))
         return made[place]
 
-    for storage in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
-        monkeypatch.setattr(storage, "create_engine", engine)
+    with pytest.MonkeyPatch.context() as patch:
+        for storage in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
+            patch.setattr(storage, "create_engine", engine)
+        yield
+    for one in made.values():
+        one.dispose()
+
+
+@pytest.fixture(autouse=True)
+def _logs_shown_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster starts two processes for each stream of a step, which show what its file holds."""
+    monkeypatch.setattr(compute_logs, "tail_to_stream", lambda *_: nullcontext())
 
 
 @pytest.fixture(autouse=True)
