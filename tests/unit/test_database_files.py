@@ -63,6 +63,7 @@ ALLOWED = {
     "tests/behaviour/mirrors/test_foreign_tables.py": BEFORE,
     "tests/support/altered_tables.py:_copy": AFTER,
     "tests/behaviour/mirrors/test_opening.py": AFTER,
+    "tests/dagster/conftest.py:engine": BEFORE,
     "tests/dagster/test_live_costs.py": "a number that another process has written",
     "tests/behaviour/faults/test_bad_input.py": BEFORE,
     "tests/behaviour/faults/test_failing_disks.py": "the mirror is closed, or it is a device",

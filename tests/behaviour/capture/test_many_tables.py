@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -351,14 +352,14 @@ def test_describing_a_table_of_sqlite_does_not_read_the_names_of_all(world: Worl
     assert all("pragma_table_list('orders')" in sql for sql in listed)
 
 
-def test_a_cycle_of_one_change_sends_six_statements(world: World) -> None:
+def test_a_cycle_of_one_change_sends_five_statements(world: World) -> None:
     world.htap.sync_now()
     world.run("update orders set amount = 8.5 where id = 1")
     world.htap.sync_now()  # asks once for the table's highest key
     world.run("update orders set amount = 9.5 where id = 1")
     sent = counting(world.htap)
     assert world.htap.sync_now().updated == 1
-    assert len(sent) == 6, sent
+    assert len(sent) == 5, sent
     world.run("update orders set amount = 'none' where id = 1")
     assert world.htap.sync_now().dead_letters == 1
     world.crash()
@@ -462,14 +463,15 @@ def test_opening_again_asks_postgres_as_little_for_many_tables_as_for_few(
         world.crash()
         sent_to_postgres.clear()
         htap = world.htap
-        found.append(len(sent_to_postgres))
+        found.append(Counter(map(str, sent_to_postgres)))
         world.run(f"update t{count - 1} set v = v + 1, updated_at = clock_timestamp()")
         assert htap.sync_now().events == 1
         world.assert_equal(*(f"t{number}" for number in range(count)))
         world.crash()
     few, many = found
     # Triggers ask where each log's positions begin; nothing else is asked for a table.
-    assert many - few == (_MANY - _FEW if method == "trigger" else 0)
+    more = _MANY - _FEW if method == "trigger" else 0
+    assert many.total() - few.total() == more, (many - few, few - many)
 
 
 def test_what_changes_after_tables_were_read_together_is_met(
