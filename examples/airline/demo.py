@@ -22,6 +22,7 @@ from examples.airline.home import (
     choose_declaration,
     claim_data,
     database_server,
+    declared,
     prepare_home,
     remove_data,
     writer,
@@ -67,7 +68,7 @@ def _main() -> None:
     # Notes of the orchestrator to its own developers.
     warnings.simplefilter("ignore")
     declaration = choose_declaration()
-    settings = rhei.Settings.load(declaration)
+    settings = declared()
     kind = _KINDS[settings.source.kind]
     console.print(f"[bold]Rhei Pipeline[/]: an airline's {kind} database, mirrored in DuckDB\n")
     with claim_data("make demo"), database_server(settings):

@@ -18,9 +18,9 @@ from examples.airline.demo import FIRST_DAY
 from examples.airline.home import (
     PROJECT,
     address,
-    choose_declaration,
     claim_data,
     database_server,
+    declared,
     is_built,
     prepare_home,
     refuse_other_data,
@@ -74,7 +74,7 @@ def running(
         command: What others are told who want the demo's data meanwhile.
         prepare: Called once the past is there, before anything runs; the past is then built anew.
     """
-    settings = Settings.load(choose_declaration())
+    settings = declared()
     refuse_other_data(settings)
     with claim_data(command), database_server(settings):
         if prepare is not None or not is_built(settings):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from rhei_pipeline import PostgresSettings, Settings, SqliteSettings
+from rhei_pipeline import PostgresSettings, RheiError, Settings, SqliteSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOME = PROJECT / ".dagster"
@@ -35,6 +35,18 @@ def choose_declaration() -> Path:
         raise SystemExit(f"SOURCE is {source!r}; it can be {' or '.join(DECLARATIONS)}.")
     chosen = PROJECT / "config" / DECLARATIONS[source]
     return Path(os.environ.setdefault("RHEI_CONFIG", str(chosen)))
+
+
+def declared() -> Settings:
+    """Return what the chosen declaration says.
+
+    Raises:
+        SystemExit: It cannot be read, or does not make sense; why.
+    """
+    try:
+        return Settings.load(choose_declaration())
+    except RheiError as error:
+        raise SystemExit(f"error {error}") from None
 
 
 @contextmanager

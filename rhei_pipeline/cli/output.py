@@ -64,7 +64,9 @@ def _report(
         for column, cells in zip(shown.columns, zip(*rows, strict=True), strict=True):
             column.header = str(column.header).replace(" ", "\n")
             # A word or number is not cut; a name takes as many lines as it needs.
-            column.no_wrap = max(map(len, cells)) <= _WORD
+            words = [word for text in (column.header, *cells) for word in text.split()]
+            longest = max(map(len, words), default=0)
+            column.min_width = longest if longest <= _WORD else None
             column.overflow = "fold"
     return shown
 

@@ -53,7 +53,7 @@ class Declaration:
             _log.error("%s; the table is left out until this is fixed", fault)
         if found.source_fault is not None:
             _log.error(
-                "%s; the definitions show the schemas that the mirror was last built with",
+                "%s; the definitions show the schemas that the mirror was last built with, if any",
                 found.source_fault,
             )
         return cls(

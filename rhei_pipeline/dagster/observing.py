@@ -52,7 +52,7 @@ class Observer:
         self._declaration = declaration
         self._look_at = self._table_at = 0.0
         self._observed: dict[dg.AssetKey, tuple[float, object]] = {}
-        self._can_follow_again = False
+        self._can_follow_again = self._tells_of_waiting = False
         self._never_told = {
             declaration.key(Stage.MIRROR, table): table.name for table in declaration.tables
         }
@@ -114,8 +114,12 @@ class Observer:
         heads = {name.lower(): head for name, head in standing.heads.items()}
         changes = self._declaration.key(Stage.CHANGES)
         state = (standing.pending, heads, dict(standing.held_bytes))
-        # Events that belong to no run are for ever, and while a session is open, it reports.
-        if self._is_due(changes, state, _BESIDE_SECONDS if is_open else _LOOK_SECONDS):
+        # Events that belong to no run are for ever, and while a session is open, it reports. But
+        # who was told that changes wait for long is told when they do no more.
+        is_waiting = _waited(standing) > _LOOK_SECONDS
+        is_beside = is_open and not (self._tells_of_waiting and not is_waiting)
+        if self._is_due(changes, state, _BESIDE_SECONDS if is_beside else _LOOK_SECONDS):
+            self._tells_of_waiting = is_waiting
             yield dg.AssetObservation(changes, metadata=_numbers(standing))
         known = dict[dg.AssetKey, int]()
         for table in self._declaration.tables:
@@ -241,13 +245,16 @@ class Observer:
             )
 
 
+def _waited(standing: SourceStanding) -> float:
+    oldest = standing.oldest_at
+    return 0.0 if oldest is None else max((datetime.now(UTC) - oldest).total_seconds(), 0.0)
+
+
 def _numbers(standing: SourceStanding) -> dict[str, float | int | str]:
     """Return the same plotted numbers each time, and where the logs end as a text."""
-    oldest = standing.oldest_at
-    waited = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
     return {
         "held_bytes": sum(standing.held_bytes.values()),
-        "oldest_pending_seconds": round(max(waited, 0.0), 1),
+        "oldest_pending_seconds": round(_waited(standing), 1),
         "pending_events": standing.pending or 0,
         "head": str(sum(standing.heads.values())),
     }

@@ -15,7 +15,10 @@ import pytest
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.dagster import CdcResource, Names, OltpResource
+from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.observing import Observer
 from rhei_pipeline.dagster.session import Session
+from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.sync import pipeline
 from rhei_pipeline.wiring.standing import source_standing
@@ -226,6 +229,31 @@ def test_the_sensor_observes_the_source(shop: Shop) -> None:
     assert found.metadata["pending_events"].value == 2
     assert 0 < float(str(found.metadata["oldest_pending_seconds"].value)) < 600
     assert shop.instance.fetch_observations(dg.AssetKey(["oltp", "orders"]), limit=5).records
+
+
+def test_who_was_told_that_changes_wait_is_told_when_a_session_has_them(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer, now = Observer(Declaration.of(shop.settings)), [1e6]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr("rhei_pipeline.dagster.observing.time", clock)
+
+    def told(pending: int, waited: float) -> list[int]:
+        at = datetime.now(UTC) - timedelta(seconds=waited)
+        standing = SourceStanding(pending, waiting={"orders": at} if pending else {})
+        cdc: Any = SimpleNamespace(standing=lambda: standing)
+        context: Any = SimpleNamespace(instance=shop.instance)
+        observer.look(context, cdc, is_open=True)
+        now[0] += 61
+        key = dg.AssetKey(["cdc", "changes"])
+        records = shop.instance.fetch_observations(key, limit=9, ascending=True).records
+        events = [found for record in records if (found := record.asset_observation)]
+        return [int(str(event.metadata["pending_events"].value)) for event in events]
+
+    assert told(1685, 1259.0) == [1685]
+    assert told(900, 600.0) == [1685]  # they wait still
+    assert told(7, 0.5) == [1685, 7]
+    assert told(9, 0.5) == [1685, 7]  # which a session reports
 
 
 def test_what_is_never_deleted_grows_no_faster_with_more_tables(

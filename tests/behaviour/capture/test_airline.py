@@ -63,6 +63,15 @@ def test_a_source_the_demo_does_not_know_is_named(monkeypatch: pytest.MonkeyPatc
         choose_declaration()
 
 
+def test_a_declaration_that_cannot_be_read_is_named_by_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pipeline.yaml").write_text("- no mapping")
+    monkeypatch.setenv("RHEI_CONFIG", str(tmp_path / "pipeline.yaml"))
+    with pytest.raises(SystemExit, match=r"error .*a declaration is a YAML mapping"):
+        home.declared()
+
+
 @pytest.mark.parametrize("dsn", ["postgresql://127.0.0.1/shop", "host=/run user=me"])
 def test_the_demo_never_drops_a_database_that_is_not_its_own(
     dsn: str, monkeypatch: pytest.MonkeyPatch

@@ -362,6 +362,26 @@ def test_a_terminal_shows_the_state_again_in_one_place(
         assert screen.exit_code() == 0
 
 
+def test_no_word_is_cut_on_a_narrow_screen(
+    rhei: Rhei, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 80)
+    world.run("create table odd(id integer primary key, v integer)", "create table no_key(v)")
+    world.run("insert into odd values (1, 'no number')")
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(
+        f"{config.read_text()}  - {{name: odd}}\n  - {{name: no_key}}\n".replace(
+            "tables: [{name: orders, mode: temporal}]",
+            "tables:\n  - {name: orders, mode: temporal}",
+        )
+    )
+    rhei("sync")
+    shown = rhei("status").stdout
+    words = {"destructive", "left", "out", "not", "known", "none", "yet", "letters", "watermark"}
+    assert words <= set(shown.split()), shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_long_names_are_whole_on_a_narrow_screen(
     rhei: Rhei, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
