@@ -154,6 +154,7 @@ PROMISING = {"docs/guarantees.md": "# Guarantees", "README.md": "## What is guar
 #: Beginnings of paragraphs that promise nothing that a test could show, with the reason.
 WITHOUT = {
     "**What an instant can split.**": "a limit, told for what it means",
+    "A clock that was set back splits transactions of PostgreSQL": "a limit, told for what it means",
     "SQLite: a column that was added is not in the log": "a known gap",
     "SQLite, a mirror that comes back after several migrations": "a known gap",
     "A mirror that meets **several migrations at once**": "a known gap",
