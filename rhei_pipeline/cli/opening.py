@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rhei_pipeline.cli.options import DEFAULT_CONFIG
-from rhei_pipeline.cli.output import notes
+from rhei_pipeline.cli.output import err, notes
 from rhei_pipeline.cli.shard_choice import chosen_of
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ def progress_shown(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:  #
     """Show how far each table's copy is; the function given takes table, rows and total."""
     from rich.progress import Progress
 
+    # By the console that errors are printed on: what is told meanwhile is told above it.
     is_off = quiet or notes.quiet or not notes.is_terminal  # elsewhere it is an empty line
-    with Progress(console=notes, transient=True, disable=is_off) as progress:
+    with Progress(console=err, transient=True, disable=is_off) as progress:
         tasks: dict[str, Any] = {}
 
         def advance(table: str, rows: int, total: int) -> None:
@@ -90,5 +91,5 @@ def work_shown(what: str) -> Iterator[None]:
     if not notes.is_terminal or notes.quiet:
         yield
         return
-    with notes.status(what):
+    with err.status(what):
         yield

@@ -42,6 +42,8 @@ _OF_STATEMENTS = (
     *(duckdb.InvalidTypeException, duckdb.DependencyException),
 )
 _INVALID_INPUT = "Invalid Input Error: "
+#: What DuckDB raises for Ctrl-C, as a RuntimeError.
+_INTERRUPTED = "Query interrupted"
 #: How DuckDB says which process has a file open.
 _PROCESS = re.compile(r"\(PID (\d+)\)")
 
@@ -113,7 +115,17 @@ def translated(path: str) -> Iterator[None]:
         except duckdb.InterruptException as error:
             raise KeyboardInterrupt from error
         except duckdb.Error as error:
+            if _is_interrupted(error):
+                raise KeyboardInterrupt from error
             raise _translate(cause(error), path) from shown_cause(error)
+
+
+def _is_interrupted(error: duckdb.Error) -> bool:
+    """Return whether it was Ctrl-C that aborted the transaction, which the error reports alone."""
+    first = cause(error)
+    before = first.__context__ if "transaction is aborted" in str(first) else None
+    is_of_the_user = isinstance(before, KeyboardInterrupt) or str(before) == _INTERRUPTED
+    return isinstance(first, duckdb.InterruptException) or is_of_the_user
 
 
 @contextmanager
@@ -122,7 +134,7 @@ def keys_of_the_user() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if str(error) != "Query interrupted":
+        if str(error) != _INTERRUPTED:
             raise
         raise KeyboardInterrupt from error
 

@@ -4,12 +4,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+import duckdb
 import psycopg
+import pyarrow as pa
 import pytest
 
+from rhei_pipeline.mirrors.duckdb.driver_errors import translated
+from rhei_pipeline.mirrors.duckdb.tables import registered
 from rhei_pipeline.sources.sqlite import signals
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -31,6 +36,20 @@ def declared(world: World) -> Path:
     file = world.directory / "p.json"
     file.write_text(world.settings.model_dump_json())
     return file
+
+
+def test_ctrl_c_is_heard_where_rows_are_shown_to_a_transaction() -> None:
+    """That they cannot be taken away again says no more than that the transaction is aborted."""
+    with duckdb.connect() as connection:
+        connection.execute("begin transaction")
+        with (
+            pytest.raises(KeyboardInterrupt),
+            translated("m"),
+            registered(connection, "r", pa.table({"n": [1]})),
+        ):
+            with suppress(duckdb.Error):
+                connection.execute("select error('as Ctrl-C does, this aborts it')")
+            raise RuntimeError("Query interrupted")  # as DuckDB says of Ctrl-C
 
 
 @pytest.mark.parametrize("storage", [None, "parquet"], ids=["duckdb", "datafusion"])
