@@ -6,6 +6,7 @@ that nothing may stand where a file is put.
 
 import http.client
 import json
+import socket
 import threading
 import urllib.request
 import uuid
@@ -109,7 +110,8 @@ def bucket(request: pytest.FixtureRequest, s3_server: int, tmp_path: Path) -> It
     making = urllib.request.Request(f"http://127.0.0.1:{s3_server}/{name}", method="PUT")
     urllib.request.urlopen(making).close()  # noqa: S310  (our own server)
     store = Store(request.param, name, 0, tmp_path / "hush.json")
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(store, s3_server))
+    open_: set[socket.socket] = set()
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(store, s3_server, open_))
     store.port = proxy.server_address[1]
     unused = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
     account = {"gcs_base_url": store.endpoint, "disable_oauth": True, **unused}
@@ -121,12 +123,26 @@ def bucket(request: pytest.FixtureRequest, s3_server: int, tmp_path: Path) -> It
     proxy.shutdown()
     proxy.server_close()
     thread.join()
+    # Clients keep theirs for a minute and more: those of many tests would be a thousand files.
+    for connection in open_.copy():
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
-def _handler(store: Store, upstream: int) -> type[BaseHTTPRequestHandler]:  # noqa: C901
+def _handler(  # noqa: C901
+    store: Store, upstream: int, open_: set[socket.socket]
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True  # as above
+
+        def setup(self) -> None:
+            open_.add(self.request)
+            super().setup()
+
+        def finish(self) -> None:
+            open_.discard(self.request)
+            super().finish()
 
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))

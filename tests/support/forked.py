@@ -70,7 +70,7 @@ class Forked:
 
     def poll(self) -> int | None:
         """Return its exit code; None while it runs."""
-        if self.returncode is None and select.select([self._told], [], [], 0)[0]:
+        if self.returncode is None and self._has_ended(0):
             self.wait()
         return self.returncode
 
@@ -81,11 +81,16 @@ class Forked:
             subprocess.TimeoutExpired: It runs on.
         """
         if self.returncode is None:
-            if not select.select([self._told], [], [], timeout)[0]:
+            if not self._has_ended(timeout):
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
             self.returncode = int(self._told.readline())
             self._told.close()
         return self.returncode
+
+    def _has_ended(self, seconds: float | None) -> bool:
+        asked = select.poll()  # `select` itself knows no file beyond the first thousand
+        asked.register(self._told, select.POLLIN)
+        return bool(asked.poll(None if seconds is None else seconds * 1000))
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it is known to have ended."""
