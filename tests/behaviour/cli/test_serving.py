@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import adbc_driver_flightsql.dbapi as flight_sql
@@ -227,8 +228,9 @@ def test_a_server_ends_whatever_its_clients_do(world: World, tmp_path: Path) -> 
             process.send_signal(signal.SIGTERM)
             _end_of(process)  # a query may take five minutes
             waiting.join(60)
-            with pytest.raises(flight.FlightError):
-                taking.read_all()
+            # An answer that was on its way already may be there whole; it is never short.
+            with suppress(flight.FlightError):
+                assert taking.read_all().num_rows == 100_000
     assert process.returncode == 0
     assert met
 
