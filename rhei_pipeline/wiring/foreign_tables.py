@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
-from rhei_pipeline.errors import SchemaDriftError, SchemaError
+from rhei_pipeline.errors import RheiError, SchemaDriftError
 from rhei_pipeline.mirrors.duckdb.foreign_tables import made_by_others, read_contents
 from rhei_pipeline.mirrors.duckdb.tables import folded
 from rhei_pipeline.model.reports import Finding, Severity
@@ -47,6 +47,6 @@ def _places(settings: Settings) -> Iterator[tuple[str, tuple[str, str]]]:
         stack.callback(database.close)
         for table in declared_tables(settings, database, registry):
             chosen = options.get(table.name, TableOptions())
-            with suppress(SchemaError):  # another finding names it
+            with suppress(RheiError):  # another finding names it
                 schema = database.read_schema(table.name, chosen, None)
                 yield table.name, folded(replace(schema, mirror_name=table.mirror_name))

@@ -79,9 +79,12 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     from rhei_pipeline.wiring.source import validate
 
     settings = settings_of(config)
+    places = validate_places(settings)
+    is_shut = any(found.severity is Severity.ERROR for found in places)
     findings = [
         *validate(settings),
-        *(validate_places(settings) or validate_owner(settings)),
+        *places,
+        *([] if is_shut else validate_owner(settings)),
         *validate_foreign(settings),
         *validate_compute(settings),
         *validate_texts(settings),

@@ -41,6 +41,8 @@ _OF_STATEMENTS = (
     *(duckdb.CatalogException, duckdb.PermissionException, duckdb.NotImplementedException),
     *(duckdb.InvalidTypeException, duckdb.DependencyException),
 )
+#: What may quote a row, be it in quotes or not.
+_OF_ROWS = (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException)
 _INVALID_INPUT = "Invalid Input Error: "
 #: What DuckDB raises for Ctrl-C, as a RuntimeError.
 _INTERRUPTED = "Query interrupted"
@@ -117,7 +119,9 @@ def translated(path: str) -> Iterator[None]:
         except duckdb.Error as error:
             if _is_interrupted(error):
                 raise KeyboardInterrupt from error
-            raise _translate(cause(error), path) from shown_cause(error)
+            first = cause(error)
+            shown = None if isinstance(first, _OF_ROWS) else shown_cause(error)
+            raise _translate(first, path) from shown
 
 
 def _is_interrupted(error: duckdb.Error) -> bool:
@@ -151,10 +155,7 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
         return no_database(path)
     if any(reason in text for reason in _FULL):
         return _full(path)
-    quotes_values = isinstance(
-        error, duckdb.DataError | duckdb.IntegrityError | duckdb.InvalidInputException
-    )
-    what = type(error).__name__ if quotes_values else first_line(error)
+    what = type(error).__name__ if isinstance(error, _OF_ROWS) else first_line(error)
     of_disk = isinstance(error, duckdb.IOException | duckdb.FatalException)
     hint = "check the disk and its mounts" if of_disk else None
     return MirrorError(f"DuckDB failed on {path!r}: {what}", hint=hint)

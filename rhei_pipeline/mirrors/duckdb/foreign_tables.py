@@ -12,6 +12,14 @@ from rhei_pipeline.mirrors.duckdb.connecting import CONFIG, connect_once_free
 from rhei_pipeline.mirrors.duckdb.tables import SNAPSHOTS, folded
 from rhei_pipeline.model.schema import RESERVED_PREFIX, TableSchema
 
+#: The names of a mirror's own tables, and those of a file without one.
+_RECORDED = (
+    "select concat_ws('.', namespace, relation) from _rhei_table"
+    " union all select table_name from _rhei_watermark"
+    " union all select table_name from _rhei_history"
+)
+_NOTHING = "select '' where false"
+
 
 class ForeignTables:
     """What stood in a file besides mirrored tables; looked for before the first copy.
@@ -70,14 +78,6 @@ def read_contents(file: Path) -> FileContents | None:
             return FileContents(is_mirror, _found(connection, _RECORDED if is_mirror else _NOTHING))
     except (RheiError, duckdb.Error):  # it is held, damaged, or older than these records
         return None
-
-
-_RECORDED = (
-    "select concat_ws('.', namespace, relation) from _rhei_table"
-    " union all select table_name from _rhei_watermark"
-    " union all select table_name from _rhei_history"
-)
-_NOTHING = "select '' where false"
 
 
 def _found(

@@ -1,6 +1,8 @@
 """Files and directories that are not what a command or a declaration needs, and the ways out."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,13 @@ def test_a_check_names_what_a_sync_could_not_write(world: World) -> None:
     assert rhei("check", declare(world)).exit_code == 0
     assert not Path("m.duckdb").exists()
     assert rhei("sync", declare(world)).exit_code == 0
+    # What only makes each process learn again hides nothing that no sync can begin with.
+    with closing(sqlite3.connect("other.db")) as other:
+        other.execute("create table orders(id integer primary key)")
+    found = rhei("check", "--json", declare(world, source="other.db", registry="text/it"))
+    told = json.loads(found.stdout)["findings"]
+    assert found.exit_code == 1
+    assert {"registry", "mirror"} <= {each["what"].split()[0] for each in told}
 
 
 @pytest.mark.usefixtures("place")

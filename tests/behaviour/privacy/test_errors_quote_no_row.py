@@ -4,9 +4,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+import duckdb
 import pytest
 
 from rhei_pipeline import HTAP, RheiError
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.mirrors.duckdb.driver_errors import translated
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -15,6 +18,7 @@ SECRETS = ("Hunter", "7771", "07:07")
 ROW = (
     "insert into t values (1, 'Hunter2000', 777123, 777123.45, '2026-01-02 07:07:12', '$.[Hunter')"
 )
+HUNTER = "'Hunter2000'"
 AGAIN = "insert into t(id, v) values (2, 'Hunter2000')"
 DUCKDB = (
     *("v::int", "v::double", "v::boolean", "v::date", "v::timestamp", "v::interval", "v::uuid"),
@@ -70,6 +74,15 @@ def test_an_error_of_a_query_quotes_no_row(make_world: Callable[..., World], eng
     assert len(told) > len(asked) / 2
     for expression, shown in told:
         assert not any(secret in shown for secret in SECRETS), (expression, shown)
+
+
+@pytest.mark.parametrize("expression", ["error(v)", "v::int", "regexp_replace('a', v || '(', '')"])
+def test_an_error_of_what_is_written_quotes_no_row(expression: str) -> None:
+    with duckdb.connect() as connection:
+        connection.execute(f"create table t as select {HUNTER} as v")
+        with pytest.raises(MirrorError) as met, translated("m"):
+            connection.execute(f"create table u as select {expression} as r from t")
+    assert "Hunter" not in "".join(traceback.format_exception(met.value))
 
 
 def test_an_error_of_postgres_quotes_no_row(make_postgres: Callable[..., PostgresWorld]) -> None:
