@@ -58,7 +58,7 @@ class TableRepair:
         found: The damaged files, and what is done about each.
         aside: Files to set aside.
         spared: Healthy files to keep with them: a person may still recover something.
-        judged: The files of which it is known that they are damaged.
+        damaged: The damaged files among those that the table has.
     """
 
     table: Table
@@ -66,25 +66,29 @@ class TableRepair:
     found: list[DamagedFile] = field(default_factory=list)
     aside: set[str] = field(default_factory=set)
     spared: set[str] = field(default_factory=set)
-    judged: set[str] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)
 
     def of(self, manifest: Manifest) -> Manifest:
         """Return the state without what is damaged; the caller commits it."""
         tables = dict(manifest.tables)
-        for name in (
+        kept = (
             mirror_table(self.table.schema),
             f"{SNAPSHOTS}.{quote(self.table.schema.snapshot_name)}",
-        ):
+        )
+        feed = mirror_table(self.table.schema, FEED_PREFIX)
+        copy = mirror_table(self.table.schema, COPY_PREFIX)
+        parts = [tables[name] for name in (*kept, feed, copy) if name in tables]
+        files = {file for part in parts for file in self.store.table_files(part)}
+        self._look_at(files | ({manifest.letters} if manifest.letters else set()))
+        for name in kept:
             if name in tables:
                 tables[name] = self._healed(tables[name], manifest)
-        feed = mirror_table(self.table.schema, FEED_PREFIX)
         if feed in tables and self._damaged(self.store.table_files(tables[feed])):
             self._note(
                 self.store.table_files(tables.pop(feed)),
                 "consumers of the table's changes take the whole table afresh",
             )
         copies = dict(manifest.ledger.copies)
-        copy = mirror_table(self.table.schema, COPY_PREFIX)
         if copy in tables and self._damaged(self.store.table_files(tables[copy])):
             self._note(
                 self.store.table_files(tables.pop(copy)),
@@ -132,18 +136,24 @@ class TableRepair:
             segment = self._with_index(segment)
         return segment
 
-    def _damaged(self, names: Iterable[str]) -> set[str]:
-        return {name for name in names if not self._is_whole(name)}
+    def _look_at(self, names: set[str]) -> None:
+        """Find the damaged files; a store is asked again for all that it seems to have lost."""
+        bad = names
+        for _ in looks_at(self.store.files):
+            bad = {name for name in bad if not self._is_whole(name)}
+            if not bad:
+                return
+        self.damaged = bad
 
     def _is_whole(self, name: str) -> bool:
-        for _ in () if name in self.judged else looks_at(self.store.files):
-            try:
-                self.store.check_anew([name])
-            except MirrorDamagedError:
-                continue
-            return True
-        self.judged.add(name)
-        return False
+        try:
+            self.store.check_anew([name])
+        except MirrorDamagedError:
+            return False
+        return True
+
+    def _damaged(self, names: Iterable[str]) -> set[str]:
+        return self.damaged.intersection(names)
 
     def _leave_out(self, stored: StoredTable, segment: Segment) -> None:
         """Remove a segment from the table, and set all its files aside."""
@@ -184,7 +194,7 @@ class TableRepair:
         )
 
     def _healed_letters(self, name: str | None) -> str | None:
-        if name is None or self._is_whole(name):
+        if name is None or name not in self.damaged:
             return name
         self._note(
             [name],

@@ -289,6 +289,30 @@ def test_what_a_store_has_lost_for_a_moment_is_not_set_aside(
     assert not remote._files.names("set-aside")
 
 
+def test_a_store_is_asked_again_once_for_all_that_it_has_lost(
+    remote: DataFusionMirror, bucket: Store
+) -> None:
+    """A pause for each of a thousand files would make a repair last for half an hour."""
+    for key in range(4, 7):
+        merge(remote, TABLE, key)
+    asked = list[str]()
+
+    def fault(_method: str, path: str) -> str:
+        name = unquote(path).partition("?")[0]
+        if not name.endswith(".parquet") or "set-aside" in name:
+            return ""
+        if asked[-1:] != [name]:  # one look may be of two requests
+            asked.append(name)
+        return "404"
+
+    bucket.fault = fault
+    remote.heal(TABLE)
+    lost = set(asked)
+    assert len(lost) > 2
+    # The last of one look may be the first of the next.
+    assert len(asked) > repair.LOOKS * (len(lost) - 1)
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".index"])
 def test_an_object_that_is_damaged_while_a_copy_of_it_is_kept_is_found(
     remote: DataFusionMirror, suffix: str
