@@ -332,7 +332,6 @@ class SchemaDifference:
     replaced: bool = False
     key_changed: bool = False
     refiltered: bool = False
-    reordered: bool = field(default=False, compare=False)
     renamed: tuple[Column, ...] = ()
     former: FormerNames = field(default_factory=lambda: NOTHING_RENAMED)
 

@@ -101,7 +101,6 @@ class SqliteDatabase:
         self._readers: _Idle = SimpleQueue()
         self._askers: _Idle = SimpleQueue()
         self._write_lock = threading.RLock()
-        self._depth = 0
         self._read_only, self._looking = read_only, looking
         self._is_to_come = create and looking
         if not path.is_file() and not self._is_to_come:

@@ -43,15 +43,14 @@ class Slot:
 class Visible:
     """The transactions that a row snapshot sees, from `pg_current_snapshot()`."""
 
-    xmin: int
     xmax: int
     running: frozenset[int]
 
     @classmethod
     def parse(cls, text: str) -> "Visible":
         """Parse `xmin:xmax:running,running,...`."""
-        low, high, running = text.split(":")
-        return cls(int(low), int(high), frozenset(map(int, filter(None, running.split(",")))))
+        _, high, running = text.split(":")
+        return cls(int(high), frozenset(map(int, filter(None, running.split(",")))))
 
     def sees(self, xids: np.ndarray) -> np.ndarray:
         """Return which transactions, by their 32-bit ids, had committed."""
