@@ -77,6 +77,31 @@ class InstalledServer:
         """End it."""
         self._control("stop", "-m", "immediate")
 
+    def keep(self, where: Path) -> None:
+        """Copy its disk, as a snapshot of a volume does."""
+        self._control("stop", "-m", "immediate")
+        self._run("/bin/cp", "-a", self._data, where)
+        self._control("start")
+
+    def put_back(self, kept: Path) -> None:
+        """Put a copy of its disk in place."""
+        self._control("stop", "-m", "immediate")
+        shutil.rmtree(self._data)
+        self._run("/bin/cp", "-a", kept, self._data)
+        self._control("start")
+
+    def dump(self, database: str, file: Path) -> None:
+        """Dump a database."""
+        self._run("pg_dump", *self._as_client, "-Fc", "-f", file, database)
+
+    def restore(self, database: str, file: Path) -> None:
+        """Put all that a dump has in the place of what a database has."""
+        self._run("pg_restore", *self._as_client, "--clean", "-d", database, file)
+
+    @property
+    def _as_client(self) -> tuple[str, ...]:
+        return ("-h", _LOOPBACK, "-p", str(self.port), "-U", "postgres")
+
     def _control(self, *arguments: str) -> None:
         where = f"-h {_LOOPBACK} -p {self.port} -k {self._directory}"
         log = self._directory / "log"

@@ -21,11 +21,12 @@ from pg_control_system() s, pg_control_checkpoint() c
 """
 _SERVER = "select system_identifier::text from pg_control_system()"
 _DATABASE = "select oid::text, datname from pg_database where datname = current_database()"
-#: The comment on a publication that was there before its slot was.
+#: The comment on a publication that was there before its slot was; the publication's number is
+#: behind it since version 0.2, and another one is of a publication that a dump made again.
 BEGUN_WITH = "rhei: its slot has begun with it"
 _STANDS = f"""
 select from pg_publication p where p.pubname = slot_name
-    and obj_description(p.oid, 'pg_publication') = '{BEGUN_WITH}'
+    and obj_description(p.oid, 'pg_publication') in ('{BEGUN_WITH}', '{BEGUN_WITH} ' || p.oid)
 """
 _OIDS = """
 select c.oid::bigint from jsonb_to_recordset(%s::jsonb) as t(namespace text, relation text)

@@ -21,7 +21,7 @@ from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres import row_texts, rows, types
-from rhei_pipeline.sources.postgres.logical import reader, snapshot
+from rhei_pipeline.sources.postgres.logical import reader, spool
 from rhei_pipeline.sources.postgres.logical.moment import LogPortion
 from rhei_pipeline.sync import cycle
 from tests.support.fix_postgres import PostgresWorld
@@ -125,7 +125,7 @@ def test_a_large_value_of_postgres_is_held_once_when_it_is_applied(
     mode: str,
 ) -> None:
     """Beside the room that libpq keeps for the largest message of a connection."""
-    monkeypatch.setattr(snapshot, "SPOOL_BYTES", MB)
+    monkeypatch.setattr(spool, "SPOOL_BYTES", MB)
     monkeypatch.setattr(row_texts, "LARGE_BYTES", MB)
     size, held = 16 * MB, list[float]()
     polling = {"updated_at": "at", "clock": "database"}
@@ -156,7 +156,7 @@ def test_a_large_message_of_the_log_is_held_by_its_decoder_alone(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log has bytes as text, which takes twice as much."""
-    monkeypatch.setattr(snapshot, "SPOOL_BYTES", MB)
+    monkeypatch.setattr(spool, "SPOOL_BYTES", MB)
     monkeypatch.setattr(reader, "STREAM_BYTES", 0)
     monkeypatch.setattr(reader, "PIECE_BYTES", MB)
     world = make_postgres(capture={"method": "logical"}, tables=[{"name": "t"}])
@@ -167,13 +167,13 @@ def test_a_large_message_of_the_log_is_held_by_its_decoder_alone(
     world.run(f"insert into t values (1, decode(({random}), 'hex'))")
     monkeypatch.setattr(portions, "PORTION_BYTES", MB)
     held, received = list[float](), list[int]()
-    add = snapshot._Spool.add
+    add = spool.Spool.add
 
     def noted(self: Any, portion: LogPortion, *others: Any) -> int:
         received.append(sum(map(len, portion.messages)))
         return add(self, portion, *others)
 
-    monkeypatch.setattr(snapshot._Spool, "add", noted)
+    monkeypatch.setattr(spool.Spool, "add", noted)
     world.faults.do_at(Step.CAPTURED, lambda: held.append(tracemalloc.get_traced_memory()[1]))
     tracemalloc.start()
     try:

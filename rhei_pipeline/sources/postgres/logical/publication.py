@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified
-from rhei_pipeline.sources.postgres.identity import BEGUN_WITH
+from rhei_pipeline.sources.postgres.identity import BEGUN_WITH, one
 from rhei_pipeline.sources.postgres.table_facts import NAMELESS, candidates
 from rhei_pipeline.sources.postgres.versions import Since, has, where
 from rhei_pipeline.sql.text import literal, quote
@@ -59,6 +59,7 @@ _ANY = """
 select exists (select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
                where p.pubname = %s)
 """
+_OID = "select oid from pg_publication where pubname = %s"
 _NAMED = """
 select from pg_publication p
 join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
@@ -179,7 +180,9 @@ class Publication:
     def note_begun(self) -> None:
         """Record at the publication that its slot was just created: older servers need that."""
         if self._is_ours and not has(self._connection(), Since.PUBLICATIONS_MISSED):
-            self._run(f"comment on publication {quote(self.name)} is {literal(BEGUN_WITH)}")
+            (oid,) = one(self._connection(), _OID, self.name)
+            begun = literal(f"{BEGUN_WITH} {oid}")
+            self._run(f"comment on publication {quote(self.name)} is {begun}")
 
     def drop(self) -> None:
         """Drop it, if it is ours; safe to repeat."""

@@ -1,8 +1,7 @@
 """One committed state of a PostgreSQL source, read from its log."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -20,7 +19,6 @@ from rhei_pipeline.model.changes import (
     event_schema,
 )
 from rhei_pipeline.model.instants import instant
-from rhei_pipeline.model.large_rows import give_back_freed
 from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.mended_rows import mended
@@ -32,6 +30,13 @@ from rhei_pipeline.sources.postgres.logical.moment import (
     Slot,
     Visible,
 )
+from rhei_pipeline.sources.postgres.logical.position import (
+    NO_COMMIT,
+    LogMemory,
+    LogPosition,
+    TableCommit,
+)
+from rhei_pipeline.sources.postgres.logical.spool import Chunk, Spool
 from rhei_pipeline.sources.postgres.logical.widened import with_widened
 from rhei_pipeline.sources.postgres.read_ahead import ReadAhead
 from rhei_pipeline.sources.postgres.rows import (
@@ -45,88 +50,11 @@ from rhei_pipeline.sources.postgres.types import admit_text
 from rhei_pipeline.sources.rejections import Rejection
 from rhei_pipeline.sources.table_reads import TableReads
 
-#: Messages beyond so many bytes wait in a temporary file instead of in memory.
-SPOOL_BYTES = 32 * 2**20
 #: An idle table's watermark is recorded once it holds back so much of the log.
 RETAINED_BYTES = 16 * 2**20
 
 #: So many batches make a table large: its rows are read by several connections.
 _LARGE = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    start: int
-    length: int
-
-
-class _Spool:
-    """The messages of one read of the log, in memory or in a temporary file."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
-        self._parts: dict[int, list[tuple[_Chunk, pgoutput.Run]]] = {}
-        #: Of the pieces behind the messages that are whole.
-        self._lengths: list[np.ndarray] = []
-        self._end = self._indexed = 0
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no message contains a change."""
-        return not self._parts
-
-    def of(self, relation: int | None) -> Sequence[tuple[_Chunk, pgoutput.Run]]:
-        """Return the locations of one table's changes."""
-        return self._parts.get(relation, ()) if relation is not None else ()
-
-    def first_unseen(self, visible: Visible) -> int | None:
-        """Return where the first transaction committed that is not visible; None where all are."""
-        runs = (run for found in self._parts.values() for _, run in found)
-        unseen = [run.lsn[~visible.sees(run.xid)] for run in runs]
-        return min((int(found.min()) for found in unseen if len(found)), default=None)
-
-    def add(self, part: LogPortion, first: int, context: pgoutput.DecodingContext) -> int:
-        """Take messages over, and return how many are whole by now."""
-        pieces = np.fromiter(map(len, part.messages), np.int64, len(part.messages))
-        self._lengths.append(pieces)
-        buffer = b"".join(part.messages)
-        part.messages.clear()
-        self._append(buffer)
-        if (pieces[-1:] == part.piece_bytes).any():
-            return 0
-        chunk = _Chunk(self._indexed, self._end - self._indexed)
-        if chunk.length > len(buffer):
-            del buffer  # else it were held beside what is read
-            give_back_freed()
-            buffer = self.read(chunk)
-        lengths = _whole(np.concatenate(self._lengths), part.piece_bytes)
-        self._lengths.clear()
-        self._indexed = self._end
-        for run in pgoutput.index(buffer, lengths, first, context):
-            self._parts.setdefault(run.relation.oid, []).append((chunk, run))
-        return len(lengths)
-
-    def _append(self, buffer: bytes) -> None:
-        self._file.seek(self._end)
-        if self._end + len(buffer) > SPOOL_BYTES:
-            self._file.rollover()  # by itself it would only do so once they are in memory
-        self._file.write(buffer)
-        self._end += len(buffer)
-
-    def read(self, chunk: _Chunk) -> bytes:
-        self._file.seek(chunk.start)
-        return self._file.read(chunk.length)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _whole(lengths: np.ndarray, piece_bytes: int) -> np.ndarray:
-    """Return the lengths of messages from those of their pieces."""
-    is_cut = lengths == piece_bytes
-    if not is_cut.any():
-        return lengths
-    return np.add.reduceat(lengths, np.flatnonzero(np.concatenate([[True], ~is_cut[:-1]])))
 
 
 #: Yields the messages behind a slot of all transactions that committed before a place.
@@ -142,6 +70,7 @@ class LogicalSnapshot(TableReads):
     Args:
         read: Yields the slot's pending messages, up to a log position, in batches.
         moment: When it was taken.
+        memory: What is known of positions.
         look: Returns what a snapshot of the rows sees now.
         wait_for_writers: Waits for running transactions; returns the log's end before that.
         view: Reads rows; changes that it does not see are left out.
@@ -153,24 +82,27 @@ class LogicalSnapshot(TableReads):
         self,
         read: ReadLog,
         moment: LogMoment,
+        memory: LogMemory,
         look: Callable[[], Visible],
         wait_for_writers: Callable[[], int],
         view: RowView | None = None,
     ) -> None:
         self._read = read
+        self._memory = memory
         self._end = self._head = moment.head
         self._look = look
         self._slot, self._recent = moment.slot, moment.recent
         self._server = moment.server
         self._proofs = dict(moment.proofs)
+        self._lasts: dict[str, TableCommit] = {}
         self._silent = moment.silent
         self._columns = moment.columns
         self._wait_for_writers = wait_for_writers
         self._view = view
         #: What was read of our slot, and of the one that has the newest part.
-        self._spool: _Spool | None = None
-        self._newest: _Spool | None = None
-        self._behind: dict[Position, Sequence[tuple[_Chunk, pgoutput.Run]]] = {}
+        self._spool: Spool | None = None
+        self._newest: Spool | None = None
+        self._behind: dict[Position, Sequence[tuple[Chunk, pgoutput.Run]]] = {}
         self._ahead: ReadAhead | None = None
         self._counted: dict[str, int] = {}
         self.clock = moment.clock
@@ -184,13 +116,29 @@ class LogicalSnapshot(TableReads):
     def head(self, table: Table) -> Position:
         """Return the end of what is read: before the first commit that is not seen."""
         self._loaded()
-        return Position(self._head, self._proof(table))
+        found = self._position(table, self._head, self._last_before_head(table)).position()
+        self._memory.proved[table.name] = found
+        return found
 
     def origin(self, table: Table) -> Position:
         """Wait for the running transactions; return the log's end before that."""
-        return Position(self._wait_for_writers(), self._proof(table))
+        return self._position(table, self._wait_for_writers(), None).position()
 
-    def _proof(self, table: Table) -> str:
+    def _position(self, table: Table, lsn: int, last: TableCommit | None) -> LogPosition:
+        base = self._memory.bases.get(table.name, 0)
+        return LogPosition(lsn, self._relation(table), base, last)
+
+    def _last_before_head(self, table: Table) -> TableCommit | None:
+        """Return a table's last commit before the head; what was read may begin behind it."""
+        oid, lasts = _relation_of(self._relation(table), self._server), self._lasts
+        for spool in filter(None, (self._newest, self._spool)):
+            found = spool.last_commit(oid, 0, self._head)
+            if found != NO_COMMIT:
+                return found
+        is_all_read = self._spool is not None and not self._silent
+        return lasts.get(table.name, NO_COMMIT if is_all_read else None)
+
+    def _relation(self, table: Table) -> str:
         return self._proofs.get(table.name, "")
 
     def proves(self, table: Table, position: Position) -> bool:
@@ -199,19 +147,44 @@ class LogicalSnapshot(TableReads):
         Until capture of the name is installed again, that is the table of the position, even if
         it was dropped or renamed since: what the log holds of it must still be read.
         """
-        slot = self._slot
-        if table.name not in self._proofs and _relation_of(position, self._server) is not None:
-            self._proofs[table.name] = position.proof
-        return (
+        slot, place = self._slot, LogPosition.parse(position)
+        if table.name not in self._proofs and _relation_of(place.relation, self._server):
+            self._proofs[table.name] = place.relation
+        is_held = (
             slot is not None
             and not slot.lost
-            and slot.confirmed <= position.order <= self._end
-            and self._proof(table) == position.proof != ""
+            and slot.confirmed <= place.lsn <= self._end
+            and self._relation(table) == place.relation != ""
         )
+        if not is_held or not self._is_of_this_log(table, position, place):
+            return False
+        self._memory.bases[table.name] = place.base
+        if place.last is not None:
+            self._lasts[table.name] = place.last
+        return True
+
+    def _is_of_this_log(self, table: Table, position: Position, place: LogPosition) -> bool:
+        """Return whether the log has the commit before a position that it had when it was read."""
+        begin = self._begin(place.lsn)
+        if place.last is None or self._memory.proved.get(table.name) == position:
+            return True
+        if begin < place.lsn:
+            known = place.last if place.last.lsn >= begin else NO_COMMIT
+            oid = _relation_of(place.relation, self._server)
+            if self._loaded(position).last_commit(oid, begin, place.lsn) != known:
+                return False
+        self._memory.proved[table.name] = position
+        return True
+
+    def _begin(self, lsn: int) -> int:
+        """Return from where on the log is read, for what is behind a place."""
+        if self._recent is not None and lsn >= self._recent.confirmed:
+            return self._recent.confirmed
+        return self._slot.confirmed if self._slot is not None else lsn
 
     def retains(self, position: Position) -> bool:
         """Return whether the server keeps much of its log for this position alone."""
-        return self._end - position.order > RETAINED_BYTES
+        return self._end - LogPosition.parse(position).lsn > RETAINED_BYTES
 
     def pending(self, _table: Table, after: Position) -> int:
         """Count the changes after the position."""
@@ -246,11 +219,11 @@ class LogicalSnapshot(TableReads):
             return run
         return replace(run, relation=replace(run.relation, columns=own))
 
-    def _runs(self, after: Position) -> Sequence[tuple[_Chunk, pgoutput.Run]]:
+    def _runs(self, after: Position) -> Sequence[tuple[Chunk, pgoutput.Run]]:
         """Return a table's changes behind a position; a cycle asks for them several times."""
         spool = self._loaded(after)
         if after not in self._behind:
-            relation = _relation_of(after, self._server)
+            relation = _relation_of(LogPosition.parse(after).relation, self._server)
             self._behind[after] = [
                 (chunk, found)
                 for chunk, run in spool.of(relation)
@@ -259,17 +232,18 @@ class LogicalSnapshot(TableReads):
         return self._behind[after]
 
     def _part_of(self, run: pgoutput.Run, after: Position) -> pgoutput.Run:
-        wanted = run.lsn >= after.order
+        wanted = run.lsn >= LogPosition.parse(after).lsn
         if self._view is None:
             wanted &= run.lsn < self._head
         else:
             wanted &= self._view.visible.sees(run.xid)
         return run if wanted.all() else run.take(np.flatnonzero(wanted))
 
-    def _loaded(self, after: Position | None = None) -> _Spool:
+    def _loaded(self, after: Position | None = None) -> Spool:
         """Return what was read of the log; its newest part alone, where that is what is asked."""
         recent = self._recent
-        if recent is not None and (after is None or after.order >= recent.confirmed):
+        place = None if after is None else LogPosition.parse(after).lsn
+        if recent is not None and (place is None or place >= recent.confirmed):
             if self._newest is None:
                 self._newest = self._load(recent, is_first=self._spool is None)
             return self._newest
@@ -277,12 +251,12 @@ class LogicalSnapshot(TableReads):
             self._spool = self._load(self._slot, is_first=self._newest is None)
         return self._spool
 
-    def _load(self, slot: Slot | None, *, is_first: bool) -> _Spool:
+    def _load(self, slot: Slot | None, *, is_first: bool) -> Spool:
         """Read the log from a slot on; the first time, note where its visible part ends.
 
         What is before the newest part was applied in a former cycle, and so was visible then.
         """
-        spool, context, first = _Spool(), pgoutput.DecodingContext(), 0
+        spool, context, first = Spool(), pgoutput.DecodingContext(), 0
         if slot is None or slot.lost or self._silent:
             return spool
         try:
@@ -433,11 +407,11 @@ class _Rows:
         return pa.table(columns, list(self._schema.primary_key))
 
 
-def _relation_of(position: Position, server: str) -> int | None:
+def _relation_of(relation: str, server: str) -> int | None:
     """Return the oid of a position's table; None for another server's position."""
-    if not position.proof.startswith(f"{server}:"):
+    if not relation.startswith(f"{server}:"):
         return None
-    oid = position.proof.removeprefix(f"{server}:").partition(":")[0]
+    oid = relation.removeprefix(f"{server}:").partition(":")[0]
     return int(oid) if oid.isdecimal() else None
 
 

@@ -50,6 +50,7 @@ from rhei_pipeline.sources.postgres.logical.moment import (
     Visible,
     lsn_number,
 )
+from rhei_pipeline.sources.postgres.logical.position import LogMemory, LogPosition
 from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.sources.postgres.logical.reader import LogReader
 from rhei_pipeline.sources.postgres.logical.recent_slot import RecentSlot
@@ -161,6 +162,8 @@ class LogicalSource:
         self._silent_until: int | None = None
         self._reader: Connection | None = None
         self._system = ""
+        self._positions = LogMemory()
+        self._reached = 0
         with database.translated():
             self._refuse_unready(streaming=streaming)
 
@@ -187,6 +190,12 @@ class LogicalSource:
         self._catalogue.forget()
         self._known.clear()
         self._ahead = None
+        # It may have been put back to an earlier state meanwhile, in which its log ends before.
+        self._log.close()
+        self._advanced = self._noted = 0
+        self._silent_until = None
+        self._copy_start.forget()
+        self._positions.proved.clear()
         self._system = _value(connection, _SYSTEM)
 
     def _look(self) -> dict[int, str]:
@@ -291,6 +300,13 @@ class LogicalSource:
         if not self._is_captured(known):
             self._capture(known, least)
         self._installed[table.name] = known
+        self._begin_behind(table.name, least)
+
+    def _begin_behind(self, name: str, least: int) -> None:
+        """Make new positions greater than `least`, also those of a log that is shorter."""
+        reached = lsn_number(_value(self._connection, _FLUSHED))
+        if reached + self._positions.bases.get(name, 0) < least:
+            self._positions.bases[name] = least + 1 - reached
 
     def _capture(self, table: PostgresTable, least: int) -> None:
         with self._database.translated():
@@ -334,6 +350,7 @@ class LogicalSource:
                     else self._read(slot, head)
                 ),
                 replace(moment, silent=moment.head == self._silent_until),
+                self._positions,
                 self._visible,
                 self._wait_for_writers,
                 view,
@@ -371,6 +388,7 @@ class LogicalSource:
     def _moment(self) -> LogMoment:
         if self._connection.is_pooled:
             self._system = _value(self._connection, _SYSTEM)
+            self._positions.proved.clear()  # the session may be another one by now
         head, seconds, timeline = _row(self._connection, _HEAD)
         # Asked behind the head: what was published at it and is no more, shows.
         state, slot = self._state_and_slot()
@@ -384,7 +402,7 @@ class LogicalSource:
         clock = datetime.fromtimestamp(seconds, UTC)
         self._renamed = {name: of for name, of in self._renamed.items() if of[0] == version}
         columns = {name: own for name, (_, own) in self._renamed.items()}
-        place = lsn_number(head)
+        place = self._reached = lsn_number(head)
         recent = self._recent.slot if slot is not None else None
         return LogMoment(place, clock, version, slot, server, proofs, recent, columns=columns)
 
@@ -439,7 +457,11 @@ class LogicalSource:
         if not prune or not needed_from:
             return 0
         self._copy_start.let_go()
-        positions = {position.order for position in needed_from.values()}
+        found = map(LogPosition.parse, needed_from.values())
+        # One of another server, or of a log that was put back, needs nothing of this one.
+        positions = {each.lsn for each in found if self._has_reached(each)}
+        if not positions:
+            return 0
         target = min(positions)
         if (needed := self._copy_start.needed_from) is not None:
             target = min(target, needed)
@@ -452,6 +474,10 @@ class LogicalSource:
             if self._recent.slot is not None:
                 self._let_forget(self._recent.slot.confirmed)
         return 0
+
+    def _has_reached(self, position: LogPosition) -> bool:
+        is_here = position.relation.startswith(f"{self._system}:") or not position.relation
+        return is_here and position.lsn <= self._reached
 
     def _let_forget(self, target: int) -> None:
         """Make the server log the running transactions, after a long part of its log.

@@ -72,3 +72,22 @@ def outside(snapshot: str) -> str:
     """Return SQL of the entries that a snapshot does not see."""
     text = f"{literal(snapshot)}::pg_snapshot"
     return f"xid >= pg_snapshot_xmin({text}) and not pg_visible_in_snapshot(xid, {text})"
+
+
+def noted_sql(log: str, proof: Proof) -> str:
+    """Return SQL that is true if the noted entry is the newest one that was seen of its log.
+
+    On a server that was put back to an earlier state, others may have got numbers since that
+    were seen already.
+    """
+    by = f"{literal(proof.marked_by)}::xid8"
+    noted = (
+        f"exists (select from {log} where xid = {by}"
+        f" and seq = {int(proof.marker)} and at::text = {literal(proof.marked_at)})"
+    )
+    if proof.late:  # the entry was noted of what was seen before
+        return noted
+    snapshot = f"{literal(proof.snapshot)}::pg_snapshot"
+    within = f"xid > {by} and xid < pg_snapshot_xmax({snapshot})"
+    others = f"select from {log} where {within} and pg_visible_in_snapshot(xid, {snapshot})"
+    return f"{noted} and not exists ({others})"

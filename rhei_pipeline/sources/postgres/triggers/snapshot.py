@@ -46,6 +46,7 @@ from rhei_pipeline.sources.postgres.triggers.position import (
     NOTHING_SEEN,
     Proof,
     VisibleText,
+    noted_sql,
     outside,
     shape_of,
 )
@@ -411,23 +412,22 @@ class PostgresTriggerSnapshot(TableReads):
     def _look_into(self, log: Generation, window: str, proof: Proof) -> _Look:
         """Count entries of a log, and look for the one that was noted where it is the log's."""
         is_marked = proof.identity == log.identity and proof.marker
-        marked = (
-            f"exists (select from {log.name}"
-            " where xid = nullif(%s, '')::xid8 and seq = %s and at::text = %s)"
-        )
+        noted = noted_sql(log.name, proof) if is_marked else "true"
         row = self._connection.execute(
-            f"select not %s or {marked}, count(*), min({self._moment.instant}),"
-            f" {literal(log.name)}::regclass::oid::bigint"
-            f" from {log.name} where {window} and kind <> '{BEGUN}'".encode(),
-            (bool(is_marked), proof.marked_by, proof.marker, proof.marked_at),
+            f"select {noted}, count(*), min({self._moment.instant}),"
+            f" {literal(log.name)}::regclass::oid::bigint,"
+            # Tables are found by what is committed now, and read as they were.
+            f" exists (select from pg_class where oid = {literal(log.name)}::regclass)"
+            f" from {log.name} where {window} and kind <> '{BEGUN}'".encode()
         ).fetchone()
-        proved, entries, oldest, oid = row or (False, 0, None, None)
-        if log.log not in (None, oid):
-            # Tables are found by what is committed now, their rows as they were.
+        proved, entries, oldest, oid, is_older = row or (False, 0, None, None, True)
+        if log.log in (None, oid):
+            return _Look(proved, entries, oldest)
+        if not is_older:
             raise SourceBusyError(
                 "a log table was created again while it was read", hint="it is tried again"
             )
-        return _Look(proved, entries, oldest)
+        return _Look(proved=False)  # a backup was put back, its record with it
 
     def _windows(self, table: Table, after: Position) -> list[tuple[LogPart, str]]:
         """Return the logs after a position, and SQL of the entries in each."""
@@ -539,14 +539,10 @@ def _without_other_keys(table: Table, texts: pa.Table) -> pa.Table:
 
 def _quiet_sql(table: str, log: Generation, window: str, proof: Proof) -> str:
     """Return a query with one row if a log has the recorded entry and none after it."""
-    noted = (
-        f"exists (select from {log.name} where xid = {literal(proof.marked_by)}::xid8"
-        f" and seq = {int(proof.marker)} and at::text = {literal(proof.marked_at)})"
-    )
     is_marked = proof.identity == log.identity and proof.marker
     return (
         f"select {literal(table)}, {literal(log.name)}::regclass::oid::bigint"
-        f" where {noted if is_marked else 'true'} and not exists"
+        f" where {noted_sql(log.name, proof) if is_marked else 'true'} and not exists"
         f" (select from {log.name} where {window} and kind <> '{BEGUN}')"
     )
 
