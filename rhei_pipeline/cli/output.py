@@ -37,17 +37,19 @@ def show(
     *,
     as_json: bool,
     rare: Collection[str] = (),
-    is_told_besides: bool = False,
+    nothing: str = "no tables",
 ) -> None:
     """Print a report: all of it as JSON, or these columns of its rows as a table.
 
-    Columns in `rare` are shown only if one of the rows has a value. No table is shown without rows
-    where what is printed besides tells why there are none.
+    Columns in `rare` are shown only if one of the rows has a value. Without rows, `nothing` is
+    printed: it is empty where what is printed besides tells why there are none.
     """
     if as_json:
         _write_json(whole)
         return
-    if is_told_besides and not rows:
+    if not rows:
+        if nothing:
+            out.print(nothing)
         return
     wanted = [name for name in columns if name not in rare or any(row.get(name) for row in rows)]
     cells = [[_cell(row.get(name)) for name in wanted] for row in rows]

@@ -128,7 +128,7 @@ class Shell:
     def _dialect(self) -> str:
         """The dialect that statements are read in, only to see where they end."""
         is_for_mirror = self._hint == "olap"
-        return "duckdb" if is_for_mirror else self._htap.settings.source.kind
+        return "duckdb" if is_for_mirror else self._htap.settings.source.dialect
 
     def _answered(self, text: str) -> str:
         """Answer the statements that end in a text; return what is left of it."""

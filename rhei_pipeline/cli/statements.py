@@ -1,9 +1,12 @@
 """Where a statement ends, by sqlglot's reading: a semicolon in a text or comment ends none."""
 
-from sqlglot import tokenize
+from sqlglot import exp, parse_one, tokenize
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import SqlglotError
 from sqlglot.tokenizer_core import TokenType
+
+#: What a statement that returns its rows may begin with.
+_QUERIES = (["select"], ["with"], ["("])
 
 
 def whole_statements(text: str, dialect: str) -> tuple[list[str], str]:
@@ -36,11 +39,25 @@ def keywords(dialect: str) -> set[str]:
     return {word.lower() for word in known if word.isalpha()}
 
 
-def words(text: str, dialect: str) -> set[str]:
+def returns_rows(text: str, dialect: str) -> bool:
+    """Return whether a write asks for rows: by `returning`, or as a query that calls functions."""
+    words = _words(text, dialect)
+    return "returning" in words or (words[:1] in _QUERIES and _is_query(text, dialect))
+
+
+def _is_query(text: str, dialect: str) -> bool:
+    try:
+        parsed = parse_one(text, read=dialect)
+    except SqlglotError:
+        return False
+    return isinstance(parsed, exp.Query) and not parsed.args.get("into")
+
+
+def _words(text: str, dialect: str) -> list[str]:
     """Return the words of a statement, in lower case, without its texts and quoted names."""
     try:
         tokens = tokenize(text, read=dialect)
     except SqlglotError:
-        return set()
+        return []
     quoted = {TokenType.STRING, TokenType.IDENTIFIER}
-    return {token.text.lower() for token in tokens if token.token_type not in quoted}
+    return [token.text.lower() for token in tokens if token.token_type not in quoted]

@@ -91,7 +91,7 @@ class Access:
         except MirrorError as error:
             if error not in self._faults:
                 raise
-            self._name_fault(error)
+            # The first call names it: it fails with it, or the source answers instead.
 
     # Calls of this process.
 

@@ -77,13 +77,12 @@ class SourceAlone:
         mirror_id = mirror_id_of(path)
         registry = Registry(path if mirror_id else None, mirror_id or "")
         restrict_functions(settings, source, all_tables(settings, registry))
-        kind = "sqlite" if settings.source.kind == "log" else settings.source.kind
         self._engines = _Engines(
             source,
             oltp,
             _Unopened(fault),
             _Remembered(MappingProxyType(dict(registry.tables))),
-            (kind, settings.mirror.kind),
+            (settings.source.dialect, settings.mirror.kind),
             settings.queries.masked,
         )
         self._fault = fault

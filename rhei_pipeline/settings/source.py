@@ -34,6 +34,11 @@ class SqliteSettings(Section):
     )
     read_pool: int = Field(4, ge=1, description="How many idle reading connections to keep.")
 
+    @property
+    def dialect(self) -> str:
+        """The SQL in which statements for it are written."""
+        return "sqlite"
+
 
 class LogSettings(Section):
     """A log to which an application appends its own events, without a database."""
@@ -42,6 +47,11 @@ class LogSettings(Section):
     path: LocalPath = Field(
         description="The log's directory, created when missing; one process opens it."
     )
+
+    @property
+    def dialect(self) -> str:
+        """The SQL in which conditions on its tables are written: it runs no statements itself."""
+        return "sqlite"
 
 
 class PostgresSettings(Section):
@@ -63,6 +73,11 @@ class PostgresSettings(Section):
     connect_timeout_seconds: float = Field(
         10.0, gt=0, description="How long to wait for a connection to the server."
     )
+
+    @property
+    def dialect(self) -> str:
+        """The SQL in which statements for it are written."""
+        return "postgres"
 
 
 class BufferSettings(Section):

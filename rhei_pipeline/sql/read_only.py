@@ -28,6 +28,7 @@ READING = "a query reads tables only"
 OF_FILES = (
     "a query reads tables only: load the file into the source, or use a client of your own for it"
 )
+QUERYING = "ask it with 'rhei query'"
 RETURNING = "use execute, or let it return rows with 'returning ...'"
 _READING_WORDS = {"select", "with", "values", "("}
 _MORE_READING_WORDS = {
@@ -139,6 +140,37 @@ def refuse_writing(sql: str, dialect: str) -> None:
         raise QueryError(f"{word.upper()} is not a reading statement", hint=way_out(word))
     _refuse_changes(body)
     _refuse_functions(body, dialect)
+
+
+def refuse_only_reading(sql: str, dialect: str) -> None:
+    """Refuse a statement that reads and does nothing else, where a write is wanted.
+
+    A function that is not known here may write, and so may the statement that calls it.
+
+    Raises:
+        QueryError: Says so.
+    """
+    if only_reads(sql, dialect) and not _calls_unknown(sql, dialect):
+        raise QueryError("the statement only reads, and a write is wanted here", hint=QUERYING)
+
+
+def only_reads(sql: str, dialect: str) -> bool:
+    """Return whether a statement changes nothing, but for functions that it may call."""
+    try:
+        refuse_writing(sql, dialect)
+    except QueryError:
+        return False
+    return True
+
+
+def _calls_unknown(sql: str, dialect: str) -> bool:
+    if dialect == "sqlite":
+        return False  # none of its functions writes
+    try:
+        parsed = sqlglot.parse_one(sql, dialect=_read_as(dialect))
+    except SqlglotError:
+        return True
+    return parsed.find(exp.Anonymous) is not None
 
 
 def statement_tokens(sql: str, dialect: str) -> list[Token]:

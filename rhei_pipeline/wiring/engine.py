@@ -123,7 +123,7 @@ def open_query_service(settings: Settings, engine: Engine) -> QueryService:
         engine.oltp,
         engine.mirror,
         engine.pipeline,
-        ("sqlite" if is_log else settings.source.kind, settings.mirror.kind),
+        (settings.source.dialect, settings.mirror.kind),
         is_log,
         settings.queries.masked,
     )

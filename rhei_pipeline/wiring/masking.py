@@ -26,7 +26,7 @@ def declared_masks(
         options,
         masking_key(settings),
         names_keys=settings.capture_method == "polling",
-        filters=Filters(settings.source.kind, meaning),
+        filters=Filters(settings.source.dialect, meaning),
     )
 
 

@@ -108,3 +108,21 @@ def test_a_write_returns_its_rows_or_has_no_effect(database: Database) -> None:
             database.execute_returning(sql)
     assert database.query("select count(*) as n from t")["n"].to_pylist() == [2500]
     assert database.execute_returning("delete from t where k < 0 returning k").num_rows == 0
+
+
+def test_a_write_counts_the_rows_that_it_changed_and_a_read_none(database: Database) -> None:
+    keys = "with n as (select 1 as i union all select 2)"
+    for sql, changed in (
+        ("select k from t", 0),
+        ("values (1), (2)", 0),
+        ("explain select k from t", 0),
+        (f"{keys} update t set v = 'w' where k in (select i from n)", 2),
+        (f"{keys} delete from t where k in (select i from n)", 2),
+        (f"{keys} delete from t where k in (select i from n)", 0),
+        (f"{keys} insert into t(k) select i from n", 2),
+        ("insert into t(k) values (-1), (-2), (-3) returning k", 3),
+        ("create table other(k int)", 0),
+    ):
+        assert (sql, database.execute(sql)) == (sql, changed)
+    twice = [(f"{keys} update t set v = 'x' where k in (select i from n)", ())] * 2
+    assert database.execute_batch(twice) == 4

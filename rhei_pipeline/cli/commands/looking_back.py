@@ -139,4 +139,5 @@ def schema(
     # To the minute, in UTC: the rest is in the JSON.
     rows = [{**change, "at": change["at"][:16].replace("T", " ")} for change in found]
     shown = ("at", "table", "what", "old", "new", "rows_read", "seconds")
-    show({"changes": found}, rows, shown, as_json=json_, rare=("old", "new"))
+    whole, rare = {"changes": found}, ("old", "new")
+    show(whole, rows, shown, as_json=json_, rare=rare, nothing="no schema changes")

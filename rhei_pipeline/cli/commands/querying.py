@@ -73,8 +73,11 @@ def _script(sql: str | None, file: Path | None) -> str | None:
             raise typer.BadParameter("give a statement or '--file', not both")
         try:
             return file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(f"{str(file)!r} cannot be read: {error}") from error
+        except OSError as error:
+            why = error.strerror or error
+            raise typer.BadParameter(f"{str(file)!r} cannot be read: {why}") from error
+        except UnicodeDecodeError as error:
+            raise typer.BadParameter(f"{str(file)!r} cannot be read: it is no UTF-8") from error
     return None if sql is None and sys.stdin.isatty() else sys.stdin.read()
 
 
@@ -99,8 +102,15 @@ def execute(
     json_: Json = False,
 ) -> None:
     """Run one write in the source, and commit it; `returning` shows its rows."""
+    from rhei_pipeline.cli.statements import returns_rows, says_something
+    from rhei_pipeline.sql.read_only import refuse_only_reading
+
     with opened(config, hold=False) as htap:
-        if _returns(sql, htap.settings.source.kind):
+        dialect = htap.settings.source.dialect
+        if not says_something(sql, dialect):
+            raise typer.BadParameter("there is no statement in it")
+        refuse_only_reading(sql, dialect)
+        if returns_rows(sql, dialect):
             show_rows(htap.execute_returning(sql), as_json=json_)
             return
         rows = int(htap.execute(sql))
@@ -108,10 +118,3 @@ def execute(
         show({"rows": rows}, [], (), as_json=True)
     else:
         out.print("1 row changed" if rows == 1 else f"{rows:,} rows changed")
-
-
-def _returns(sql: str, dialect: str) -> bool:
-    """Return whether a write asks for rows, judged by its words outside texts and comments."""
-    from rhei_pipeline.cli.statements import words
-
-    return "returning" in words(sql, dialect)

@@ -65,7 +65,7 @@ def sync(
         [values(each) for each in report.tables.values() if not each.error],
         report.shown,
         as_json=json_,
-        is_told_besides=bool(report.errors),
+        nothing="" if report.errors else "no tables",
     )
     name_dead_letters({each.table: each.dead_letters for each in report.tables.values()})
     name_errors(report.errors)
@@ -223,7 +223,7 @@ def _show_status(found: "SyncStatus", *, as_json: bool) -> None:
         ),
         as_json=as_json,
         rare=("proof", "dead_letters", "doubt", "kept_since"),
-        is_told_besides=bool(found.copying or found.unreadable or found.last_error),
+        nothing="" if found.copying or found.unreadable or found.last_error else "no tables",
     )
     errors = {name: table.error for name, table in found.tables.items() if table.error}
     name_errors(errors)

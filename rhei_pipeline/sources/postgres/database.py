@@ -51,7 +51,7 @@ from rhei_pipeline.sources.postgres.refusals import DENIED, FULL, Refusals
 from rhei_pipeline.sources.postgres.semantics import finds_public, meaning
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 from rhei_pipeline.sources.postgres.versions import Since, has, refuse_older
-from rhei_pipeline.sql.read_only import BATCHED, WRITING
+from rhei_pipeline.sql.read_only import BATCHED, WRITING, only_reads
 from rhei_pipeline.sql.text import quote
 
 _Opened = TypeVar("_Opened")
@@ -442,7 +442,7 @@ class PostgresDatabase:
 
 
 def _run(connection: Connection, sql: str, params: Sequence[Any]) -> int:
-    return max(connection.execute(sql, params or None).rowcount, 0)
+    return _changed(connection.execute(sql, params or None), sql)
 
 
 @contextmanager
@@ -455,7 +455,14 @@ def _holding(connection: Connection, *statements: str) -> Iterator[None]:
 
 def _run_alone(connection: Connection, sql: str, params: Sequence[Any]) -> int:
     """Run a statement in the session as it is: no settings, and it may end transactions."""
-    return max(connection.execute_alone(sql, params or None).rowcount, 0)
+    return _changed(connection.execute_alone(sql, params or None), sql)
+
+
+def _changed(cursor: psycopg.Cursor[Any], sql: str) -> int:
+    """Return how many rows a statement changed: the server counts those that one reads alike."""
+    if cursor.description is not None and only_reads(sql, "postgres"):
+        return 0
+    return max(cursor.rowcount, 0)
 
 
 def _refuse_transactions(sql: str) -> None:

@@ -167,9 +167,10 @@ class SqliteDatabase:
                 signals_heard(self._writer),
                 closing(self._writer.cursor()) as cursor,
             ):
+                before = self._writer.total_changes
                 cursor.execute(sql, params)
                 cursor.fetchall()
-                return max(cursor.rowcount, 0)
+                return _changed(cursor, before)
 
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
@@ -455,6 +456,14 @@ def _environment_error(family: int | None, path: Path) -> PermanentError | None:
             f"the disk failed to read or write {str(path)!r}", hint="check the disk and its mounts"
         )
     return None
+
+
+def _changed(cursor: sqlite3.Cursor, before: int) -> int:
+    """Return how many rows a statement changed; the driver counts none behind a `with`."""
+    if cursor.rowcount >= 0 or cursor.connection.total_changes == before:
+        return max(cursor.rowcount, 0)
+    (changed,) = cursor.execute("select changes()").fetchone()
+    return int(changed)
 
 
 def _refuse_transactions(sql: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rhei_pipeline.cli.main import app
+from rhei_pipeline.errors import MirrorError
 from tests.support.fix_world import World
 
 
@@ -117,3 +118,16 @@ def refused(*asked: str) -> str:
     found = rhei(*asked)
     assert found.exit_code == 2, (asked, found.output, found.exception)
     return " ".join(found.output.replace("│", " ").split())
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("command", ["sync", "status", "verify", "maintain", "schema log"])
+def test_a_mirror_that_cannot_be_opened_is_named_once(
+    world: World, command: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    declared = declare(world, mirror="text")
+    done = rhei(*command.split(), declared)
+    assert isinstance(done.exception, MirrorError)
+    assert (done.exit_code, caplog.text) == (1, "")  # the error itself is printed by `main`
+    asked = rhei("query", "select 1", declared)
+    assert (asked.exit_code, caplog.text.count("and the source answers")) == (0, 1)
