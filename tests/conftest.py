@@ -16,6 +16,7 @@ pytest.register_assert_rewrite("rhei_pipeline.testing")
 pytest_plugins = [
     "tests.support.fix_empty_files",
     "tests.support.fix_object_store",
+    "tests.support.fix_users",
     "tests.support.fix_world",
     "tests.support.fix_postgres",
     "tests.support.fix_ranges",

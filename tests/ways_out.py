@@ -6,6 +6,10 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "give this user access to all that is in it, or correct mirror.path": "tests/behaviour/cli/test_shut_places.py::test_a_place_that_is_shut_is_named_and_opened",
+    "give this user read access to it and to its folder, or correct registry.path": "tests/behaviour/cli/test_shut_places.py::test_a_place_that_is_shut_is_named_and_opened",
+    "give this user access to it and to its folder, or correct capture.buffer.path": "tests/behaviour/cli/test_shut_places.py::test_a_place_that_is_shut_is_named_and_opened",
+    "give this user access to it and to its folder, or give another path": "tests/behaviour/cli/test_shut_places.py::test_a_place_that_is_shut_is_named_and_opened",
     "{} cannot be read: it is no UTF-8": "tests/behaviour/cli/test_execute.py::test_a_file_of_statements_that_cannot_be_read_is_named",
     "there is no statement in it": "tests/behaviour/cli/test_execute.py::test_what_is_no_statement_is_wrong_usage",
     "ask it with 'rhei query'": "tests/behaviour/cli/test_execute.py::test_a_read_is_told_where_it_belongs",

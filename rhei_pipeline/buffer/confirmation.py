@@ -47,13 +47,15 @@ def unapplied_events(buffer: Path) -> tuple[str, int] | None:
         CaptureError: A newer version of this package wrote it.
     """
     file = file_of(buffer)
-    if not file.exists():
-        return None
     try:
+        if not file.exists():
+            return None
         form = json.loads(file.read_text("utf-8"))
         written = int(form.get("format", UNNUMBERED))
         if written <= FORMAT:
             return str(form["log"]), int(form["unapplied"])
+    except PermissionError as error:
+        raise shut(file) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BufferDamagedError(
             f"{str(file)!r} cannot be read", hint="delete it: the next sync writes it again"
@@ -66,3 +68,11 @@ def unapplied_events(buffer: Path) -> tuple[str, int] | None:
 def file_of(buffer: Path) -> Path:
     """Return the path of the file that belongs to a buffer's directory."""
     return buffer.with_name(f"{buffer.name}.confirmed.json")
+
+
+def shut(path: Path) -> CaptureError:
+    """Return the error for a file or directory of a buffer that this user may not use."""
+    return CaptureError(
+        f"buffer {str(path)!r} cannot be used: permission denied",
+        hint="give this user access to it and to its folder, or correct capture.buffer.path",
+    )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rhei_pipeline.buffer.confirmation import shut
 from rhei_pipeline.errors import (
     BufferBusyError,
     BufferDamagedError,
@@ -206,6 +207,8 @@ class RocksDirectory:
             return BufferFullError(
                 f"the disk that holds {path!r} is full", hint="free space, then try again"
             )
+        if "Permission denied" in text:
+            return shut(self.path)
         first = text.splitlines()[0] if text else "RocksDB failed"
         if any(reason in text for reason in _FAILED):
             return TransientError(

@@ -1,5 +1,6 @@
 """What a program is told of a command that fails: one JSON object instead of the answer."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from typer.core import TyperCommand
 
 from rhei_pipeline.cli.output import json_text
 from rhei_pipeline.cli.shard_choice import for_shard
-from rhei_pipeline.errors import RheiError, TransientError
+from rhei_pipeline.errors import RheiError, SettingsError, TransientError
 
+#: How the system refuses a place.
+_SHUT = {errno.EACCES, errno.EPERM, errno.EROFS}
 #: What wrong usage raises; typer has no public name for it.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -35,11 +38,26 @@ class Command(TyperCommand):
 def failures_told(*, as_json: bool) -> Iterator[None]:
     """Write why the block fails to standard output; people read it where the error is printed."""
     try:
-        yield
+        with _shut_places_named():
+            yield
     except (RheiError, _UsageError) as error:
         if as_json:
             sys.stdout.write(json_text({"error": told(error)}) + "\n")
         raise
+
+
+@contextmanager
+def _shut_places_named() -> Iterator[None]:
+    """Name the file or folder that the system does not let this user use, and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _SHUT or error.filename is None:
+            raise
+        raise SettingsError(
+            f"{str(error.filename)!r} cannot be used: {error.strerror}",
+            hint="give this user access to it and to its folder, or give another path",
+        ) from error
 
 
 def told(error: Exception) -> dict[str, object]:

@@ -75,7 +75,7 @@ class Registry:
         self._schema_log: list[SchemaChange] = []
         self._registered = _NOTHING
         self._is_unwritten = False
-        if path is not None and path.exists():
+        if path is not None and _stands(path):
             form = _load(path)
             self._registered = MappingProxyType(dict(form.get(_REGISTERED, {})))
             if form["mirror"] == mirror_id:
@@ -322,7 +322,14 @@ def _beside(schema: TableSchema) -> tuple[Mapping[str, str], str]:
 
 def mirror_id_of(path: Path) -> str | None:
     """Return the mirror that a registry is of; None where there is no registry."""
-    return str(_load(path)["mirror"]) if path.exists() else None
+    return str(_load(path)["mirror"]) if _stands(path) else None
+
+
+def _stands(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _shut(path, error) from error
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -331,7 +338,9 @@ def _load(path: Path) -> dict[str, Any]:
         written = int(form["format"])
         if WITHOUT_REGISTERED <= written <= FORMAT and {"mirror", "tables"} <= set(form):
             return form
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _shut(path, error) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path) from error
     if written <= FORMAT:
         raise _unreadable(path)
@@ -339,6 +348,13 @@ def _load(path: Path) -> dict[str, Any]:
         too_new(f"registry {str(path)!r}", written, FORMAT),
         hint="use the newer version of rhei-pipeline that wrote it, or delete it: schemas are then"
         " read from the source again",
+    )
+
+
+def _shut(path: Path, error: OSError) -> SchemaError:
+    return SchemaError(
+        f"registry {str(path)!r} cannot be read: {error.strerror}",
+        hint="give this user read access to it and to its folder, or correct registry.path",
     )
 
 

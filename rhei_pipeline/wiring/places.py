@@ -35,9 +35,14 @@ def _written(settings: Settings) -> Iterator[tuple[str, Path, Severity, str]]:
 
 def _can_be_written(path: Path) -> bool:
     """Return whether a path is this user's to write, or the first folder that is above it."""
-    if os.path.exists(path) and not os.access(path, os.W_OK):  # noqa: PTH110  (Path's raises)
+    if os.path.exists(path) and not _may(path, os.W_OK):  # noqa: PTH110  (Path's raises)
         return False
     folder = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
     if folder == path and not path.is_dir():
         folder = path.parent  # in which more files are made beside it
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return folder.is_dir() and _may(folder, os.W_OK | os.X_OK)
+
+
+def _may(path: Path, what: int) -> bool:
+    # As who opens it, where the system tells that from who began this process.
+    return os.access(path, what, effective_ids=os.access in os.supports_effective_ids)

@@ -1,14 +1,12 @@
 """What stands in a file's way is mended as the error says, and the next sync goes on."""
 
 import json
-import os
 import shutil
 import sqlite3
-import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ from rhei_pipeline.model.progress import Watermark
 from rhei_pipeline.wiring.engine import bridge
 from tests.support.damage import damage
 from tests.support.delta_readers import read_by_delta_rs
+from tests.support.fix_users import ordinary_user
 from tests.support.fix_world import World
 from tests.support.forked import Forked, output_of
 from tests.support.other_process import copy
@@ -46,7 +45,6 @@ from tests.support.parts import engine_of, manifest_of, store_of
 from tests.support.refusals import filled_in, refused, rhei
 
 MakeWorld = Callable[..., World]
-NOBODY = 65534
 
 
 def rows_of(world: World, *, mode: str = "destructive") -> World:
@@ -76,31 +74,6 @@ def repaired(world: World, table: str) -> None:
 
 
 # Whose the files are
-
-
-@pytest.fixture
-def shared_place() -> Iterator[Path]:
-    """Make a directory that every user may enter; pytest's own is the user's who runs the tests."""
-    place = Path(tempfile.mkdtemp(prefix="rhei-ways-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
-
-
-@contextmanager
-def ordinary_user(*given: Path) -> Iterator[None]:
-    """Be a user whom permissions bind, and who owns what is given."""
-    if os.geteuid() != 0:
-        yield
-        return
-    for path in given:
-        for each in (path, *path.rglob("*")):
-            os.chown(each, NOBODY, NOBODY)
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_access_to_the_mirrors_folder_is_given(shared_place: Path) -> None:

@@ -40,6 +40,9 @@ _NEWEST = "newest"
 _REMEMBERED = b"%012d %010d\n"
 _REMEMBERED_BYTES = len(_REMEMBERED % (0, 0))
 _PINS = "pins"
+#: What to do where the system refuses a file.
+_FIX = "fix this, then try again; committed data is not affected"
+_GIVE_ACCESS = "give this user access to all that is in it, or correct mirror.path"
 _PIN = re.compile(r"(\d+)-[0-9a-f]{32}")
 #: Why a file cannot be made by those who may read the others.
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -290,7 +293,7 @@ class LocalFiles:
                 raise missing(self.root, name) from error
             raise MirrorError(
                 f"mirror {self.root!r} cannot be used: {error.strerror or error}",
-                hint="fix this, then try again; committed data is not affected",
+                hint=_GIVE_ACCESS if isinstance(error, PermissionError) else _FIX,
             ) from error
 
 
