@@ -8,8 +8,12 @@ position says which commit of its table was the last one before it.
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from rhei_pipeline.model.changes import Position
+
+#: So many positions and proofs are remembered: a cycle asks several times for those of each table.
+REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +52,26 @@ class LogPosition:
     @classmethod
     def parse(cls, position: Position) -> "LogPosition":
         """Read the output of `position`, also of versions that noted no commit."""
-        with suppress(ValueError, TypeError):
-            relation, base, *last = json.loads(position.proof)
-            return cls(position.order - base, relation, base, TableCommit(*last) if last else None)
-        return cls(position.order, position.proof)
+        return _parsed(position)
 
     def position(self) -> Position:
         """Return it as a position of a mirror."""
-        order = self.lsn + self.base
-        if not self.relation:
-            return Position(order, "")
-        last = [] if self.last is None else [self.last.lsn, self.last.xid]
-        return Position(order, json.dumps([self.relation, self.base, *last]))
+        proof = _proof(self.relation, self.base, self.last) if self.relation else ""
+        return Position(self.lsn + self.base, proof)
+
+
+@lru_cache(REMEMBERED)
+def _parsed(position: Position) -> LogPosition:
+    with suppress(ValueError, TypeError):
+        relation, base, *last = json.loads(position.proof)
+        commit = TableCommit(*last) if last else None
+        return LogPosition(position.order - base, relation, base, commit)
+    return LogPosition(position.order, position.proof)
+
+
+@lru_cache(REMEMBERED)
+def _proof(relation: str, base: int, last: TableCommit | None) -> str:
+    return json.dumps([relation, base, *([] if last is None else [last.lsn, last.xid])])
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from rhei_pipeline.sources.postgres.logical.moment import (
 )
 from rhei_pipeline.sources.postgres.logical.position import (
     NO_COMMIT,
+    REMEMBERED,
     LogMemory,
     LogPosition,
     TableCommit,
@@ -95,6 +97,8 @@ class LogicalSnapshot(TableReads):
         self._server = moment.server
         self._proofs = dict(moment.proofs)
         self._lasts: dict[str, TableCommit] = {}
+        #: What a cycle asks for several times.
+        self._heads: dict[str, Position] = {}
         self._silent = moment.silent
         self._columns = moment.columns
         self._wait_for_writers = wait_for_writers
@@ -116,8 +120,10 @@ class LogicalSnapshot(TableReads):
     def head(self, table: Table) -> Position:
         """Return the end of what is read: before the first commit that is not seen."""
         self._loaded()
-        found = self._position(table, self._head, self._last_before_head(table)).position()
-        self._memory.proved[table.name] = found
+        found = self._heads.get(table.name)
+        if found is None:
+            found = self._position(table, self._head, self._last_before_head(table)).position()
+            self._memory.proved[table.name] = self._heads[table.name] = found
         return found
 
     def origin(self, table: Table) -> Position:
@@ -158,6 +164,7 @@ class LogicalSnapshot(TableReads):
         )
         if not is_held or not self._is_of_this_log(table, position, place):
             return False
+        self._heads.pop(table.name, None)  # it stands upon what is proved
         self._memory.bases[table.name] = place.base
         if place.last is not None:
             self._lasts[table.name] = place.last
@@ -407,6 +414,7 @@ class _Rows:
         return pa.table(columns, list(self._schema.primary_key))
 
 
+@lru_cache(REMEMBERED)
 def _relation_of(relation: str, server: str) -> int | None:
     """Return the oid of a position's table; None for another server's position."""
     if not relation.startswith(f"{server}:"):
