@@ -13,6 +13,8 @@ FOLLOWED = {
     "{} cannot be read: it is no UTF-8": "tests/behaviour/cli/test_execute.py::test_a_file_of_statements_that_cannot_be_read_is_named",
     "there is no statement in it": "tests/behaviour/cli/test_execute.py::test_what_is_no_statement_is_wrong_usage",
     "ask it with 'rhei query'": "tests/behaviour/cli/test_execute.py::test_a_read_is_told_where_it_belongs",
+    "give it as a text or a real": "tests/behaviour/query/test_what_no_driver_sends.py::test_a_number_that_sqlite_does_not_have_is_refused",
+    "name each column of the events once, and append them again": "tests/behaviour/capture/test_event_logs.py::test_a_column_that_an_event_has_twice_is_refused",
     "use what gives null there, such as 'try_cast'; or ask the mirror, by the hint 'olap'": "tests/behaviour/query/test_cluster.py::test_what_some_row_is_not_fit_for_is_refused_and_quotes_no_row",
     "give this user write access there, or correct {}": "tests/behaviour/cli/test_unusable_places.py::test_a_check_names_what_a_sync_could_not_write",
     "give the path of the database's file, as source.path": "tests/behaviour/cli/test_unusable_places.py::test_a_directory_is_no_source",

@@ -7,6 +7,7 @@ becomes visible together, and is on the disk before the call returns.
 import json
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from rhei_pipeline.buffer.layout import (
 )
 from rhei_pipeline.buffer.rocksdb import RocksDirectory
 from rhei_pipeline.buffer.writer import LogState, LogWriter
-from rhei_pipeline.errors import BufferFullError, CaptureError, PositionLostError
+from rhei_pipeline.errors import BufferFullError, CaptureError, PositionLostError, SchemaError
 from rhei_pipeline.model.changes import SEQUENCE, Position
 from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forking import keep_from_forks, note_opened
@@ -55,6 +56,16 @@ class BufferLimits:
 
     max_bytes: int | None = None
     max_age_seconds: float | None = None
+
+
+def _refuse_doubles(names: list[str], stream: str) -> None:
+    double = next((name for name, count in Counter(names).items() if count > 1), None)
+    if double is not None:
+        raise SchemaError(
+            f"events have {double!r} more than once, so which is meant is not known",
+            table=stream,
+            hint="name each column of the events once, and append them again",
+        )
 
 
 def _no_part() -> None:
@@ -120,7 +131,9 @@ class ChangeLog(Closing):
 
         Raises:
             BufferFullError: A limit is reached; nothing was appended.
+            SchemaError: Two columns have one name; nothing was appended.
         """
+        _refuse_doubles(events.column_names, stream)
         with self._lock:
             self.renew()
             self.check_age({stream: 0})

@@ -299,6 +299,8 @@ def _file_names(sql: str) -> frozenset[str]:
         return _file_names(inner)
     try:
         parsed = sqlglot.parse_one(sql, dialect=_read_as("datafusion"))
+    except RecursionError:
+        raise too_deep() from None
     except SqlglotError:
         # The engine reads its own dialect best, in a session that opens no files anyway.
         return frozenset(
@@ -312,6 +314,18 @@ def _file_names(sql: str) -> frozenset[str]:
 def is_file_like(name: str) -> bool:
     """Return whether an engine might take a table's name for a file's."""
     return _FILE_LIKE.search(name) is not None
+
+
+def no_unicode() -> QueryError:
+    """Return the refusal of a text that no database takes."""
+    return QueryError(
+        "the statement, or a value of it, is no Unicode text", hint="correct its encoding"
+    )
+
+
+def too_deep() -> QueryError:
+    """Return the refusal of a statement that is nested deeper than it can be read."""
+    return QueryError("the statement is nested too deeply", hint="nest it less")
 
 
 def file_refused() -> QueryError:

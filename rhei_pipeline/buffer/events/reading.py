@@ -1,10 +1,13 @@
 """Appended events in a table's declared shape; what does not fit it becomes dead letters."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rhei_pipeline.buffer.layout import Extent
 from rhei_pipeline.buffer.log import ChangeLog
@@ -20,11 +23,21 @@ from rhei_pipeline.model.changes import (
     event_schema,
     key_text,
 )
+from rhei_pipeline.model.instants import microseconds
 from rhei_pipeline.model.logical_texts import admit_texts
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import Column, TableSchema, nearest
 from rhei_pipeline.model.selection import columns_of
 from rhei_pipeline.model.type_names import INSTANT
+
+_Values: TypeAlias = pa.ChunkedArray | pa.Array
+#: Returns values in the type that they are to have; raises where one does not fit it.
+_Take: TypeAlias = Callable[[_Values], _Values]
+#: The instants of a log are read as Python's datetimes.
+_FIRST_US, _LAST_US = (
+    microseconds(datetime.min.replace(tzinfo=UTC)),
+    microseconds(datetime.max.replace(tzinfo=UTC)),
+)
 
 
 def batches(
@@ -82,13 +95,13 @@ def _batch(
             hint=f"declare its type under 'types'; {nearest(strange[0], sorted(known))}",
         )
     count = part.num_rows
-    made: dict[str, pa.ChunkedArray | pa.Array] = {
-        SEQUENCE: part[SEQUENCE],
-        CHANGED_AT: _filled(part, CHANGED_AT, pa.scalar(extent.written_us, pa.int64()), INSTANT),
-        LIVE: _filled(part, LIVE, pa.scalar(value=True), pa.bool_()),
-    }
+    made: dict[str, pa.ChunkedArray | pa.Array] = {SEQUENCE: part[SEQUENCE]}
     misfits: dict[str, np.ndarray] = {}
     own = columns_of(part)
+    for name, (take, default) in _said_of_itself(extent).items():
+        given, filled = own.get(name, pa.nulls(count)), pa.repeat(default, count)
+        found, misfits[name] = _taken(given, filled.type, take)
+        made[name] = pc.coalesce(found, filled)
     for column in schema.columns:
         given = own[column.name] if column.name in own else pa.nulls(count)
         made[column.name], misfits[column.name] = _fitting(given, column)
@@ -96,21 +109,42 @@ def _batch(
     return without_keyless(_without_misfits(events, misfits, schema), schema)
 
 
-def _filled(part: pa.Table, name: str, default: pa.Scalar, kind: pa.DataType) -> pa.ChunkedArray:
-    if name not in part.column_names:
-        return pa.chunked_array([pa.repeat(default, part.num_rows).cast(kind)])
-    return part[name].cast(kind).fill_null(default.cast(kind))
+def _said_of_itself(extent: Extent) -> dict[str, tuple[_Take, pa.Scalar]]:
+    """Return what an event may say of itself: how that is read, and what holds without it."""
+    appended = pa.scalar(extent.written_us, pa.int64()).cast(INSTANT)
+    return {
+        CHANGED_AT: (_instants, appended),
+        LIVE: (lambda given: given.cast(pa.bool_()), pa.scalar(value=True)),
+    }
+
+
+def _instants(given: _Values) -> _Values:
+    """Return instants; those of finer clocks are cut to microseconds.
+
+    Raises:
+        pa.ArrowInvalid: One is no instant, or not of the years 1 to 9999.
+    """
+    is_finer = pa.types.is_timestamp(given.type) and given.type.unit == "ns"
+    made = given.cast(INSTANT, safe=not is_finer)
+    first, last = pc.min_max(made.cast(pa.int64())).values()
+    if first.is_valid and not _FIRST_US <= first.as_py() <= last.as_py() <= _LAST_US:
+        raise pa.ArrowInvalid("an instant is out of range")
+    return made
 
 
 def _fitting(given: pa.ChunkedArray, column: Column) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Return values in a column's type, null where they do not fit it, and where that is."""
+    return _taken(given, column.type, lambda values: _cast(values, column))
+
+
+def _taken(given: _Values, kind: pa.DataType, take: _Take) -> tuple[_Values, np.ndarray]:
     try:
-        return _cast(given, column), np.zeros(len(given), dtype=bool)
+        return take(given), np.zeros(len(given), dtype=bool)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        values = [_single(value, column) for value in given]
+        values = [_single(value, take) for value in given]
     misfits = np.array([value is None for value in values], dtype=bool)
-    scalars = [pa.scalar(None, column.type) if value is None else value for value in values]
-    return pa.chunked_array([pa.array(scalars, column.type)]), misfits
+    scalars = [pa.scalar(None, kind) if value is None else value for value in values]
+    return pa.chunked_array([pa.array(scalars, kind)]), misfits
 
 
 def _cast(given: pa.ChunkedArray | pa.Array, column: Column) -> pa.ChunkedArray:
@@ -126,9 +160,9 @@ def _logical(taken: pa.ChunkedArray | pa.Array, column: Column) -> pa.ChunkedArr
     return taken
 
 
-def _single(value: pa.Scalar, column: Column) -> pa.Scalar | None:
+def _single(value: pa.Scalar, take: _Take) -> pa.Scalar | None:
     try:
-        return _cast(pa.array([value], value.type), column)[0]
+        return take(pa.array([value], value.type))[0]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
 
@@ -137,12 +171,15 @@ def _without_misfits(
     events: pa.Table, misfits: dict[str, np.ndarray], schema: TableSchema
 ) -> ChangeBatch:
     live = events[LIVE].to_numpy()
-    wrong = {name: found & live for name, found in misfits.items() if (found & live).any()}
+    # The end of a row has no values that could be wrong, but it has a time.
+    counted = {name: found & (live | (name == CHANGED_AT)) for name, found in misfits.items()}
+    wrong = {name: found for name, found in counted.items() if found.any()}
     if not wrong:
         return ChangeBatch(events, events.num_rows)
     keys = [key_text(key) for key in plain_rows(events.select(list(schema.primary_key)))]
     times = events[CHANGED_AT].to_pylist()
     kinds = {column.name: column.logical or column.type for column in schema.columns}
+    kinds |= {CHANGED_AT: INSTANT, LIVE: pa.bool_()}
     letters = [
         DeadLetter(schema.name, keys[row], name, f"it does not fit {kinds[name]}", times[row])
         for name, found in wrong.items()

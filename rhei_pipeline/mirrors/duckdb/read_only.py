@@ -16,7 +16,14 @@ import duckdb
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.mirrors.duckdb.functions import GROWING, REFUSED_VIEWS, may_call
 from rhei_pipeline.model.schema import RESERVED_PREFIX
-from rhei_pipeline.sql.read_only import READING, file_refused, is_file_like, way_out
+from rhei_pipeline.sql.read_only import (
+    READING,
+    file_refused,
+    is_file_like,
+    no_unicode,
+    too_deep,
+    way_out,
+)
 
 #: How many texts are remembered as harmless, and the longest one; an application repeats its few.
 _REMEMBERED = 1024
@@ -79,7 +86,7 @@ def _judged(sql: str, cursor: duckdb.DuckDBPyConnection) -> str:
         if tree.get("error_type") == "not implemented":
             return _explaining(sql, cursor)
     except RecursionError:
-        raise _too_deep() from None
+        raise too_deep() from None
     _refuse_forms(tree, cursor)
     return sql
 
@@ -89,10 +96,10 @@ def _tree(sql: str, cursor: duckdb.DuckDBPyConnection) -> _Node:
     try:
         found = cursor.execute("select json_serialize_sql(?::varchar)", [sql]).fetchall()
     except UnicodeEncodeError:
-        raise QueryError("the statement is no UTF-8 text") from None
+        raise no_unicode() from None
     tree: _Node = json.loads(found[0][0])
     if "max_expression_depth" in tree.get("error_message", ""):
-        raise _too_deep()  # DuckDB would have a setting changed, which no query may
+        raise too_deep()  # DuckDB would have a setting changed, which no query may
     if tree.get("error_type") == "parser":
         raise QueryError(f"DuckDB refused the query: Parser Error: {tree['error_message']}")
     if tree["error"] and tree["error_type"] != "not implemented":
@@ -164,10 +171,6 @@ def _not_reading(statement: duckdb.Statement) -> QueryError:
     if kind == "MULTI":
         return QueryError("PIVOT without its values makes a type", hint="name them: on x in (...)")
     return QueryError(f"{kind} is not a reading statement", hint=way_out(kind.lower()))
-
-
-def _too_deep() -> QueryError:
-    return QueryError("the statement is nested too deeply", hint="nest it less")
 
 
 def _refuse_forms(tree: _Node, cursor: duckdb.DuckDBPyConnection) -> None:

@@ -51,7 +51,7 @@ from rhei_pipeline.sources.postgres.refusals import DENIED, FULL, Refusals
 from rhei_pipeline.sources.postgres.semantics import finds_public, meaning
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 from rhei_pipeline.sources.postgres.versions import Since, has, refuse_older
-from rhei_pipeline.sql.read_only import BATCHED, WRITING, only_reads
+from rhei_pipeline.sql.read_only import BATCHED, WRITING, no_unicode, only_reads
 from rhei_pipeline.sql.text import quote
 
 _Opened = TypeVar("_Opened")
@@ -321,7 +321,7 @@ class PostgresDatabase:
             SourceBusyError: No session came free in time.
             QueryLimitError: It takes more time or memory than it may, or has more rows.
         """
-        with self.translated():
+        with self.translated(), _texts_refused():
             return self._reader.query(sql, params, columns, begun)
 
     def stream(
@@ -333,7 +333,7 @@ class PostgresDatabase:
         begun: Begun | None = None,
     ) -> Streamed | None:
         """Run one reading statement and return its answer in batches; see `Database.stream`."""
-        with self.translated():
+        with self.translated(), _texts_refused():
             streamed = self._reader.stream(sql, params, columns, rows, begun)
         return streamed and replace(streamed, batches=self._each_translated(streamed.batches))
 
@@ -408,7 +408,7 @@ class PostgresDatabase:
 
     @contextmanager
     def _lent(self) -> Iterator[Connection]:
-        with self.translated(), self._pool.connection() as connection:
+        with self.translated(), self._pool.connection() as connection, _texts_refused():
             try:
                 yield connection
             finally:
@@ -439,6 +439,15 @@ class PostgresDatabase:
         """Close every connection; safe to repeat."""
         self._reader.close()
         self._pool.close()
+
+
+@contextmanager
+def _texts_refused() -> Iterator[None]:
+    """Name a text that the driver cannot send; its own error would quote it."""
+    try:
+        yield
+    except UnicodeEncodeError:
+        raise no_unicode() from None
 
 
 def _run(connection: Connection, sql: str, params: Sequence[Any]) -> int:

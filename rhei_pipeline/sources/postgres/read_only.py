@@ -16,7 +16,7 @@ from typing import Any
 from pglast import ast, parser
 
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.sql.read_only import BATCHED, OF_FILES, SETTING, WRITING
+from rhei_pipeline.sql.read_only import BATCHED, OF_FILES, SETTING, WRITING, no_unicode
 
 #: How many texts are remembered; an application repeats its few.
 _REMEMBERED = 2048
@@ -156,8 +156,8 @@ def _parsed(text: str) -> list[dict[str, Any]]:
         raise QueryError("the statement holds a NUL, which no text of PostgreSQL does")
     try:
         written = parser.parse_sql_json(text)
-    except UnicodeEncodeError as error:
-        raise QueryError("the statement is no Unicode text", hint="correct its encoding") from error
+    except UnicodeEncodeError:
+        raise no_unicode() from None
     except parser.ParseError as error:
         raise QueryError(f"PostgreSQL's grammar refuses the statement: {error.args[0]}") from error
     try:

@@ -8,8 +8,10 @@ from itertools import chain, islice
 from sys import getsizeof
 from typing import Any
 
+from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.portions import portions
 from rhei_pipeline.sources.sqlite.types import InvalidText
+from rhei_pipeline.sql.read_only import no_unicode
 
 #: Columns that one select can return (SQLITE_MAX_COLUMN).
 MOST_CHOSEN = 2_000
@@ -79,6 +81,22 @@ def wide_rows(
         tuple(chain.from_iterable(pieces))
         for pieces in zip(*(cursor.take(count) for cursor in cursors), strict=True)
     ]
+
+
+def run(on: sqlite3.Connection | sqlite3.Cursor, sql: str, params: Sequence[Any]) -> sqlite3.Cursor:
+    """Run a statement of the user's; return its cursor.
+
+    Raises:
+        QueryError: SQLite has no such value, or text.
+    """
+    try:
+        return on.execute(sql, params)
+    except OverflowError:
+        raise QueryError(
+            "a value is larger than the integers of SQLite", hint="give it as a text or a real"
+        ) from None
+    except UnicodeEncodeError:
+        raise no_unicode() from None
 
 
 def fetch(

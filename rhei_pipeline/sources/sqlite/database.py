@@ -40,6 +40,7 @@ from rhei_pipeline.sources.sqlite.catalog import (
     table_names,
     view_names,
 )
+from rhei_pipeline.sources.sqlite.cursors import run
 from rhei_pipeline.sources.sqlite.identity import read_mark, write_mark
 from rhei_pipeline.sources.sqlite.read_only import lock_down
 from rhei_pipeline.sources.sqlite.semantics import meaning
@@ -168,7 +169,7 @@ class SqliteDatabase:
                 closing(self._writer.cursor()) as cursor,
             ):
                 before = self._writer.total_changes
-                cursor.execute(sql, params)
+                run(cursor, sql, params)
                 cursor.fetchall()
                 return _changed(cursor, before)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import QueryError, QueryLimitError
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.schema import Column
-from rhei_pipeline.sources.sqlite.cursors import fetch, gather, size_of
+from rhei_pipeline.sources.sqlite.cursors import fetch, gather, run, size_of
 from rhei_pipeline.sources.sqlite.types import InvalidText, admit_column
 from rhei_pipeline.sql.read_only import WRITING, refuse_writing, returns_nothing
 
@@ -73,7 +73,7 @@ def returned(
         QueryLimitError: Its answer is larger than `limits` allow.
     """
     with _reading():
-        cursor = connection.execute(sql, params)
+        cursor = run(connection, sql, params)
         if cursor.description is None:
             raise returns_nothing()
         names = [column[0] for column in cursor.description]
@@ -103,7 +103,7 @@ def _plain_shape(
 def _rows(
     connection: sqlite3.Connection, sql: str, params: Sequence[Any], limits: AnswerLimits
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
-    cursor = connection.execute(sql, params)
+    cursor = run(connection, sql, params)
     if cursor.description is None:
         raise QueryError("this is not a statement that only reads", hint=WRITING)
     names = [column[0] for column in cursor.description]
@@ -147,7 +147,7 @@ def stream(
     """
     refuse_writing(sql, "sqlite")
     with _reading():
-        cursor = connection.execute(sql, params)
+        cursor = run(connection, sql, params)
         names = [column[0] for column in cursor.description]
         kept = [Column(name, known.type) for name, known in zip(names, columns, strict=True)]
         schema = pa.schema([(column.name, column.type) for column in kept])

@@ -136,6 +136,83 @@ def test_what_does_not_fit_is_a_dead_letter_until_an_event_fits(
         assert rows(htap, "select id, strange from kept") == [(1, 1)]
 
 
+FAR = 2**62
+#: What an event may say of itself that is none, and the values that it has then.
+WRONG = {
+    "_rhei_changed_at": (
+        pa.array([FAR]).cast(pa.timestamp("us", "UTC")),
+        pa.array([-FAR]).cast(pa.timestamp("us", "UTC")),
+        pa.array(["Hunter2000"]),
+        pa.array([[1]]),
+        pa.array([1.5]),
+    ),
+    "_rhei_live": (pa.array(["Hunter2000"]), pa.array([[True]])),
+}
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_what_an_event_says_of_itself_and_does_not_fit_is_a_dead_letter(
+    declared: Callable[..., Settings], tmp_path: Path, storage: str | None
+) -> None:
+    """A log only grows: one such event would leave its table out for good."""
+    files = {"kind": "datafusion", "storage": storage, "path": tmp_path / "files"}
+    settings = declared()
+    if storage:
+        settings = Settings(**{**settings.model_dump(), "mirror": files})
+    wrong = [(name, values) for name, each in WRONG.items() for values in each]
+    with rhei.open(settings) as htap:
+        for stream in ("kept", "plain"):
+            for key, (name, values) in enumerate(wrong):
+                htap.append(stream, pa.table({"id": [key], "v": ["x"]}))
+                htap.append(stream, pa.table({"id": [key], "v": ["y"], name: values}))
+        # The end of a row has no values, but a time.
+        gone = {"id": [0], "_rhei_live": [False], "_rhei_changed_at": ["Hunter2000"]}
+        htap.append("plain", pa.table(gone))
+        report = htap.sync_now()
+        assert not report.errors
+        letters = htap.dead_letters().to_pylist()
+        assert "Hunter" not in str(letters)
+        expected = {
+            (s, key, name) for s in ("kept", "plain") for key, (name, _) in enumerate(wrong)
+        }
+        assert {
+            (each["table_name"], int(each["key"][7:-1]), each["column_name"]) for each in letters
+        } == expected
+        assert rows(htap, "select id, v from plain order by id") == [
+            (key, "x") for key in range(len(wrong))
+        ]
+        for stream in ("kept", "plain"):
+            htap.append(stream, pa.table({"id": list(range(len(wrong))), "v": ["z"] * len(wrong)}))
+        htap.sync_now()
+        assert htap.dead_letters().num_rows == 0
+        assert htap.verify().equal
+
+
+def test_the_instants_of_finer_clocks_are_cut_to_microseconds(
+    declared: Callable[..., Settings],
+) -> None:
+    fine = pa.array([1_767_225_600_000_001_999]).cast(pa.timestamp("ns", "UTC"))
+    with rhei.open(declared()) as htap:
+        htap.append("kept", pa.table({"id": [1], "_rhei_changed_at": fine}))
+        htap.sync_now()
+        assert htap.known_since("kept") == at(0).replace(microsecond=1)
+
+
+@pytest.mark.parametrize("name", ["id", "v", "_rhei_changed_at", "_rhei_live", "_rhei_sequence"])
+def test_a_column_that_an_event_has_twice_is_refused(
+    declared: Callable[..., Settings], name: str
+) -> None:
+    """The last one was taken, without a word."""
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([7]), pa.array([8])], ["id", name, name])
+    way_out = "name each column of the events once, and append them again"
+    with rhei.open(declared()) as htap:
+        with refused(way_out, SchemaError):
+            htap.append("plain", twice)
+        htap.append("plain", pa.table({"id": [1], "v": ["a"]}))
+        htap.sync_now()
+        assert rows(htap, PRESENT) == [(1, "a")]
+
+
 def test_what_a_log_cannot_do_is_refused(declared: Callable[..., Settings], tmp_path: Path) -> None:
     way_out = "query the mirror; write with 'append'"
     with rhei.open(declared()) as htap:
