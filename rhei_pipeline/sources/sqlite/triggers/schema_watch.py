@@ -60,10 +60,7 @@ def mark_changed(connection: sqlite3.Connection) -> None:
             "compared",
             name,
         )
-        log = quote(log_table(name))
-        connection.execute(f"insert into {log}(at) values({CLOCK})")
-        (newest,) = connection.execute(f"select max(seq) from {log}").fetchone()
-        mark(connection, name, newest)
+        mark(connection, name, add_entry(connection, name))
     kept = {name: names for name, names in state.former_names(before).items() if name in logged}
     for name, former in kept.items():
         rename_in_log(connection, name, {n: old for n, old in former.items() if n != old})
@@ -73,6 +70,13 @@ def mark_changed(connection: sqlite3.Connection) -> None:
         for name, former in kept.items()
     }
     _note(connection, found)
+
+
+def add_entry(connection: sqlite3.Connection, table: str) -> int:
+    """Add an entry that tells of no change to a table's log; return its number."""
+    log = quote(log_table(table))
+    connection.execute(f"insert into {log}(at) values({CLOCK})")
+    return int(connection.execute(f"select max(seq) from {log}").fetchone()[0])
 
 
 def mark(connection: sqlite3.Connection, table: str, entry: int) -> None:

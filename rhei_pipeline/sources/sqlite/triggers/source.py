@@ -253,7 +253,9 @@ class SqliteTriggerSource:
             )
             log_chain.note_log(connection, logged.schema, first)
             if not is_whole:
-                schema_watch.mark(connection, name, first)
+                # In the shape of before, a history is read up to the first entry, and not compared.
+                due = first if log is None else schema_watch.add_entry(connection, name)
+                schema_watch.mark(connection, name, due)
             for text in sql.triggers.values():
                 connection.execute(text)
 
