@@ -15,7 +15,7 @@ from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
 from rhei_pipeline.mirrors.duckdb.mirror import BATCH_ROWS
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
-from rhei_pipeline.mirrors.duckdb.tables import MAIN, SNAPSHOTS, in_utc, read_tables
+from rhei_pipeline.mirrors.duckdb.tables import MAIN, SNAPSHOTS, in_utc, mirrors_public, read_tables
 from rhei_pipeline.mirrors.joining import Part
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.progress import Ledger
@@ -68,12 +68,15 @@ class JointDuckDB:
         with self._connection.cursor() as cursor:
             cursor.execute(f"use {quote(name)}")
             mirror_id = read_mirror_id(cursor, str(path))
-            ledger, tables = read_ledger(cursor), read_tables(cursor)
+            ledger, tables = read_ledger(cursor), [*read_tables(cursor).values()]
+            if mirrors_public(cursor):
+                # Somebody else may have one of such a name in `main`; the first is shown there.
+                tables.sort(key=lambda table: table.schema.namespace != _UNQUALIFIED)
             days = _snapshots(cursor)
         _refuse_older(str(path), mirror_id, ledger)
         self._ledgers.append(ledger)
         if part.schema is None:
-            self._show([table for table in tables.values() if part.takes(table.name)], name)
+            self._show([table for table in tables if part.takes(table.name)], name)
             for relation in days:
                 self._show_as(f"{SNAPSHOTS}.{quote(relation)}", SNAPSHOTS, relation, name)
 

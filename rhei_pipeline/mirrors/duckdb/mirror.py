@@ -55,7 +55,13 @@ from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.retention import read_kept_since
 from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.mirrors.duckdb.table_notes import TableNotes
-from rhei_pipeline.mirrors.duckdb.tables import SNAPSHOTS, in_utc, read_tables, table_exists
+from rhei_pipeline.mirrors.duckdb.tables import (
+    SNAPSHOTS,
+    in_utc,
+    mirrors_public,
+    read_tables,
+    table_exists,
+)
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.locking import WriterLock, left, lock_of_file
 from rhei_pipeline.model.cancellation import Cancel
@@ -355,20 +361,21 @@ class DuckDBMirror:
     ) -> duckdb.DuckDBPyRelation | None:
         admitted = sql if isinstance(sql, Translated) else self._guard.admitted(sql, cursor)
         if self._has_default_namespace(cursor):
-            cursor.execute("set search_path = 'main,public'")
+            # Its tables first: somebody else may have one of such a name in `main`.
+            cursor.execute("set search_path = 'public,main'")
         cursor.execute("begin transaction read only")
         bound = dict(params) if isinstance(params, Mapping) else list(params)
         return cursor.sql(admitted, params=bound) if bound else cursor.sql(admitted)
 
     def _has_default_namespace(self, cursor: duckdb.DuckDBPyConnection) -> bool:
-        """Return whether tables of PostgreSQL's `public` exist, which need no schema name.
+        """Return whether tables of PostgreSQL's `public` are mirrored, which need no schema name.
 
         Looked for once after each commit, until there is one: that costs as much as a point query.
+        A schema of that name may be somebody else's, beside the mirror of a SQLite database.
         """
         commits, (looked_at, found) = self._commits, self._default_namespace
         if not found and looked_at != commits:
-            asked = cursor.execute("select 1 from duckdb_schemas() where schema_name = 'public'")
-            found = bool(asked.fetchall())
+            found = mirrors_public(cursor)
             self._default_namespace = (commits, found)
         return found
 

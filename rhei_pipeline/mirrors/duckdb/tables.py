@@ -134,6 +134,16 @@ def folded(schema: TableSchema) -> tuple[str, str]:
     return (schema.namespace or MAIN).lower(), schema.mirror_relation.lower()
 
 
+#: Tables of older mirrors may not be recorded: then all of `public` is the mirror's, unless it has
+#: tables without a schema, as those of SQLite are.
+_IN_PUBLIC = """
+select 1 from duckdb_schemas()
+where schema_name = 'public' and database_name = current_database()
+and (exists (select 1 from _rhei_table where namespace = 'public')
+    or not exists (select 1 from _rhei_table where namespace is null))
+"""
+
+
 def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
     """Return the mirrored tables by their quoted names; see `Mirror.tables`."""
     # Grouped here: in SQL that takes longer than the rest, once DuckDB has its catalogue.
@@ -161,6 +171,11 @@ def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
             table = _table(found, own, relation, kinds)
             tables[mirror_table(table.schema)] = table
     return tables
+
+
+def mirrors_public(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Return whether the file in use mirrors tables of PostgreSQL's `public`."""
+    return connection.execute(_IN_PUBLIC).fetchone() is not None
 
 
 def _table(built: Built, namespace: str | None, relation: str, types: Mapping[str, str]) -> Table:

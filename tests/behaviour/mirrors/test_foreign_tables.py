@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from rhei_pipeline import HTAP, Settings, reader
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.wiring.adoption import validate_owner
@@ -30,6 +31,45 @@ MADE = {
 def ask(file: Path, sql: str) -> list[tuple[object, ...]]:
     with closing(duckdb.connect(str(file))) as opened:
         return opened.execute(sql).fetchall()
+
+
+@pytest.mark.parametrize("kind", ["table", "view"])
+@pytest.mark.parametrize("source", ["sqlite", "postgres"])
+def test_a_name_without_a_schema_is_a_mirrored_table_s_wherever_others_have_one(
+    request: pytest.FixtureRequest, source: str, kind: str
+) -> None:
+    """A mirror of PostgreSQL has its tables in `public`, one of SQLite in `main`."""
+    make = request.getfixturevalue("make_world" if source == "sqlite" else "make_postgres")
+    world = make(tables=[{"name": "t"}, {"name": "o"}])
+    for name in ("t", "o"):
+        world.run(f"create table {name}(id integer primary key, v text)")
+        world.run(f"insert into {name} values (1, 'own')")
+    whole = world.settings
+    sharded = Settings(**{**whole.model_dump(), "tables": whole.tables, "shards": [["t"], ["o"]]})
+    theirs = "public" if source == "sqlite" else "main"
+    for pipeline in sharded.pipelines():
+        with HTAP(pipeline) as htap:
+            htap.sync_now()
+    for pipeline in (whole, sharded.pipelines()[0]):
+        file = Path(str(pipeline.mirror.path))
+        with HTAP(pipeline) as htap:
+            htap.sync_now()
+        ask(file, f"create schema if not exists {theirs}")
+        ask(file, f"create {kind} {theirs}.t as select 2 as id, 'theirs' as v")
+        for hint in ("olap", "auto"):
+            with HTAP(pipeline) as htap:
+                for asked in ("select v from t", "with x as (from t) select v from x"):
+                    if hint == "olap" or not asked.startswith("with"):
+                        assert htap.query(asked, hint=hint)["v"].to_pylist() == ["own"]
+                assert htap.query("select max(v) as v from t", hint=hint)["v"].to_pylist() == [
+                    "own"
+                ]
+                # Theirs can be read as before, under their whole name.
+                told = htap.query(f"select v from {theirs}.t", hint="olap")
+                assert told["v"].to_pylist() == ["theirs"]
+    for declared in (whole, sharded):
+        with reader(declared) as opened:
+            assert opened.query("select v from t")["v"].to_pylist() == ["own"]
 
 
 @pytest.mark.each
