@@ -136,7 +136,8 @@ def _snapshot(settings: Settings, table: Table) -> str:
         f"`{table.name}` as it was at the end of each {_window(settings)}"
         f" ({settings.schedule.time_zone}), in `{snapshot_place(table)}` under `snapshot_date`."
         " Any can be rebuilt from history. The present one is as of now, and counts as taken once"
-        " it is over."
+        " it is over. Dagster calls a backfill failed that has it, or one before the history began,"
+        " though the run makes the others."
     )
 
 

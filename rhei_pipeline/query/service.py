@@ -264,7 +264,9 @@ class QueryService:
     def _reason_to_leave(self, plan: Plan, demand: Demand) -> str | None:
         """Make the mirror as fresh as needed; return why the source answers, or None."""
         if not plan.reads:
-            raise QueryError(f"a query only reads: {plan.route.reason}", hint=plan.instead)
+            raise QueryError(
+                f"a query only reads, and this is none: {plan.route.reason}", hint=plan.instead
+            )
         if plan.route.engine == "oltp":
             return plan.route.reason
         stays = plan.history or plan.masked is not None

@@ -7,6 +7,7 @@ names the refused thing and the way out.
 
 import re
 from collections.abc import Callable, Container, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from itertools import pairwise
 
@@ -19,6 +20,9 @@ from rhei_pipeline.errors import QueryError
 
 #: How many texts are remembered as harmless; an application repeats its few.
 _REMEMBERED = 1024
+
+#: How much alike a mistyped word is: 'selct' is so to 'select', and 'delete' is not.
+_ALIKE = 0.8
 
 #: What to do instead of what is refused.
 WRITING = "use execute for writes: a sync brings them to the mirror"
@@ -137,7 +141,8 @@ def refuse_writing(sql: str, dialect: str) -> None:
         _refuse_setting_pragma(body, dialect)
         return
     if word not in _READING_WORDS | _MORE_READING_WORDS[dialect]:
-        raise QueryError(f"{word.upper()} is not a reading statement", hint=way_out(word))
+        hint = _mistyped(word) or way_out(word)
+        raise QueryError(f"{word.upper()} is not a reading statement", hint=hint)
     _refuse_changes(body)
     _refuse_functions(body, dialect)
 
@@ -222,6 +227,11 @@ def way_out(word: str) -> str:
     if word in {"attach", "detach", "install", "load", "copy"}:
         return OF_FILES
     return WRITING
+
+
+def _mistyped(word: str) -> str | None:
+    close = get_close_matches(word, sorted(_READING_WORDS), n=1, cutoff=_ALIKE)
+    return f"did you mean {close[0]!r}?" if close else None
 
 
 def _refuse_setting_pragma(tokens: Sequence[Token], dialect: str) -> None:

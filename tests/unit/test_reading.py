@@ -91,3 +91,20 @@ def test_a_harmless_text_is_judged_once_and_a_refused_one_each_time(
 
 def test_each_refusal_is_an_error_of_its_own() -> None:
     assert returns_nothing() is not returns_nothing()
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("SELCT", "select"), ("selec", "select"), ("value", "values")]
+)
+def test_a_mistyped_word_is_told_what_it_may_mean(word: str, meant: str) -> None:
+    for dialect in ("sqlite", "postgres", "datafusion"):
+        with pytest.raises(QueryError) as refused:
+            refuse_writing(f"{word} 1", dialect)
+        assert refused.value.hint == f"did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize("word", ["delete", "replace", "call", "set", "alter", "nonsense"])
+def test_a_word_that_is_like_no_other_keeps_its_way_out(word: str) -> None:
+    with pytest.raises(QueryError) as refused:
+        refuse_writing(f"{word} t", "postgres")
+    assert "did you mean" not in str(refused.value)

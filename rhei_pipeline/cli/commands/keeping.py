@@ -30,7 +30,9 @@ def serve(
     ] = 31337,
     metrics_port: Annotated[
         int | None,
-        typer.Option(min=0, max=_LAST_PORT, help="Serve /metrics, /healthz and /readyz there."),
+        typer.Option(
+            min=0, max=_LAST_PORT, help="Serve a status page, /metrics, /healthz and /readyz there."
+        ),
     ] = None,
     writes: Annotated[bool, typer.Option("--writes", help="Accept writes too.")] = False,
     tls_certificate: Annotated[Path | None, typer.Option(help="A PEM file.")] = None,
@@ -71,10 +73,12 @@ def serve(
     refuse_open_server(host, options.access)
     with opened(config) as htap:
         addresses = Addresses(host, port, metrics_port)
-        with serving(htap, addresses, options) as (flight_port, _):
+        with serving(htap, addresses, options) as (flight_port, page_port):
             scheme = "grpc+tls" if options.tls else "grpc"
             asked = StopSignal()  # whoever reads the address may send one at once
             out.print(f"serving {scheme}://{host}:{flight_port}", markup=False)
+            if page_port is not None:
+                out.print(f"status page http://{host}:{page_port}/", markup=False)
             asked.wait()
 
 

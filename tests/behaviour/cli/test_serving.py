@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -188,6 +189,10 @@ def test_serving_is_a_process_that_syncs_answers_and_ends(world: World, tmp_path
         ):
             cursor.execute("select count(*) as n from orders")
             assert cursor.fetchall() == [(3,)]
+        said, page = process.stdout.readline().rsplit(maxsplit=1)
+        assert said == "status page"
+        with urllib.request.urlopen(page, timeout=30) as shown:  # noqa: S310
+            assert b"orders" in shown.read()
         process.send_signal(signal.SIGTERM)
         _end_of(process)
     # What DuckDB's bindings print at the end of an interpreter is none of ours.
