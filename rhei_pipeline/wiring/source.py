@@ -21,7 +21,7 @@ from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.settings.source import LogSettings, SqliteSettings
 from rhei_pipeline.sources import polling_validate
 from rhei_pipeline.sources.polling_progress import unseen
-from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase, is_there
 from rhei_pipeline.sources.sqlite.polling.source import SqlitePollingSource
 from rhei_pipeline.sources.sqlite.triggers import abandoned_logs
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource, unacknowledged
@@ -100,7 +100,8 @@ def _refuse_lost(settings: Settings, path: Path) -> None:
     """Refuse a missing file that has a mirror already: it would be replaced by an empty one."""
     mirror = settings.mirror
     stands = mirror.url is None and mirror.path.exists()
-    if not mirror.in_memory and not path.exists() and (settings.registry.path.exists() or stands):
+    is_lost = not is_there(path) and not path.exists()
+    if not mirror.in_memory and is_lost and (settings.registry.path.exists() or stands):
         raise SourceError(
             f"source database {str(path)!r} does not exist any more",
             hint="put it back; or delete its mirror and registry as well",

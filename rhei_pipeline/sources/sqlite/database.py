@@ -104,7 +104,7 @@ class SqliteDatabase:
         self._write_lock = threading.RLock()
         self._read_only, self._looking = read_only, looking
         self._is_to_come = create and looking
-        if not path.is_file() and not self._is_to_come:
+        if not is_there(path) and not self._is_to_come:
             if not create:
                 raise _missing(path) if read_only else _not_declared(path)
             self._create()
@@ -413,6 +413,21 @@ def translate(error: sqlite3.Error, path: Path, *, read_only: bool = False) -> R
     if _OF_ROWS.match(message):
         message = without_values(message)
     return _environment_error(family, path) or QueryError(f"SQLite refused: {message}")
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file.
+
+    Raises:
+        SourceError: This user may not look into its folder.
+    """
+    try:
+        return path.is_file()
+    except PermissionError as error:
+        raise SourceError(
+            f"source database {str(path)!r} cannot be opened: permission denied",
+            hint="give this user access to it and to its folder, or correct source.path",
+        ) from error
 
 
 def _missing(path: Path) -> SourceError:
