@@ -135,6 +135,8 @@ CLAIMS = {
         "Then that table is left out by name, and the other tables go on.": "test_a_locked_table_is_read_once_its_lock_is_gone",
         "so changes arrive all the same.": "test_changes_that_are_logged_are_read_though_their_table_is_locked",
         "Transactions that have begun meanwhile are nothing": "test_a_copy_that_waits_for_an_older_transaction_keeps_no_other_table_waiting",
+        "The same holds when the server is put back to an earlier state.": "test_a_dump_that_is_put_back_is_followed_with_what_is_written_since",
+        "So the mirror notes the last commit of each table, and looks": "test_what_was_lost_and_what_is_written_since_is_found",
     },
     "docs/serving.md": {
         "The client is then told to log in again.": "test_a_client_whose_token_lay_idle_is_told_to_log_in_again",
