@@ -15,6 +15,7 @@ from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.testing.mirror_work import (
     NOW,
     SCHEMA,
+    apply,
     copy,
     held,
     keys,
@@ -51,6 +52,20 @@ class ColumnContract:
         assert mirror.query("select w from t")["w"].cast(kind).to_pylist() == [value, value]
         assert merged([value, None]).updated == (value is not None)
         assert merged([value, None]).total == 0
+
+    def test_what_stands_in_an_added_column_is_not_given_to_rows_without_it(
+        self, adapter: Mirror
+    ) -> None:
+        narrow = Table(replace(SCHEMA, name="h"), Mode.TEMPORAL)
+        copy(adapter, narrow, rows(a=1.0))
+        wide = replace(narrow, schema=replace(_WIDE, name="h"))
+        with adapter.transaction() as transaction:
+            transaction.add_columns(wide, {"w": pa.scalar(7)})
+            transaction.reshape(narrow, NOW, {})
+            apply(transaction, narrow, ("b", 1.0, 1))
+            apply(transaction, narrow, ("a", 2.0, 2))
+        found = adapter.query("select k, w from h order by v, k").to_pylist()
+        assert [tuple(row.values()) for row in found] == [("a", 7), ("b", None), ("a", None)]
 
     def test_a_table_goes_on_without_a_column_and_a_history_keeps_it(self, mirror: Mirror) -> None:
         wide = Schema("t", (*SCHEMA.columns, Column("w", pa.int64())), SCHEMA.primary_key)
@@ -105,6 +120,15 @@ class ColumnContract:
         assert _kept(mirror) == {"a": 1, "b": None, "c": None}
         with mirror.transaction() as transaction:
             transaction.reshape(replace(keeping, dropped=DroppedColumns.DROP), NOW, {})
+        assert mirror.query("select * from t").column_names == ["k", "v"]
+
+    def test_a_dropped_column_is_not_kept_by_another_key(self, mirror: Mirror) -> None:
+        copy(mirror, Table(_WIDE), _BEGUN)
+        keeping = Table(SCHEMA, dropped=DroppedColumns.KEEP)
+        with mirror.transaction() as transaction:
+            transaction.reshape(keeping, NOW, {})
+        other = replace(keeping, schema=replace(SCHEMA, primary_key=("v",)))
+        assert copy(mirror, other, rows(a=2.0, b=1.0)) == 2
         assert mirror.query("select * from t").column_names == ["k", "v"]
 
     def test_a_history_drops_a_column_where_it_is_to(self, mirror: Mirror) -> None:

@@ -87,6 +87,11 @@ def test_keys_have_one_number_each(keys: list[tuple[int, str, bytes]]) -> None:
     )
 
 
+def test_numbers_of_far_off_keys_do_not_run_over() -> None:
+    first, second = [0, 1, 2, 3, 4, 0], [4, 0, 0, 0, 0, 2**62]
+    assert len({*key_codes(pa.table({"a": first, "b": second})).tolist()}) == len(first)
+
+
 @given(events_of_keys, st.lists(st.integers(-3, 3), min_size=12, max_size=12))
 def test_versions_are_disjoint_and_hold_every_change(rows: list[Event], ticks: list[int]) -> None:
     clock = [sum(ticks[: place + 1]) for place in range(len(rows))]
@@ -149,6 +154,33 @@ def test_a_transaction_read_in_two_parts_keeps_one_instant() -> None:
         events([(2, "x", 3.0)], clock=[-1]), no_open(), gone, SCHEMA, whole_transactions=True
     )
     assert later.openings[VALID_FROM].to_pylist() == [START + timedelta(microseconds=1)]
+
+
+def test_a_transaction_whose_clock_went_back_starts_after_the_one_before() -> None:
+    happened = events([(1, "x", 1.0), (1, "x", 2.0), (1, "x", 3.0)], clock=[5, 2, 2])
+    made = supersede(happened, no_open(), no_floors(), SCHEMA, whole_transactions=True)
+    starts = [
+        (at - START) // timedelta(microseconds=1) for at in made.openings[VALID_FROM].to_pylist()
+    ]
+    assert starts == [5, 6, 6]
+
+
+@pytest.mark.parametrize("dated", [-1, 0, 1])
+def test_an_event_that_is_not_later_than_its_version_starts_when_it_was_seen(dated: int) -> None:
+    opened = pa.table(
+        {
+            "a": [1],
+            "b": ["x"],
+            VALID_FROM: pa.array([START], INSTANT),
+            LOCATOR: [10],
+            REPEATED: [False],
+        }
+    )
+    seen, written = START + timedelta(hours=1), START + timedelta(microseconds=dated)
+    happened = events([(1, "x", 2.0)], clock=[dated])
+    made = supersede(happened, opened, no_floors(), SCHEMA, seen_at=seen)
+    assert made.openings[VALID_FROM].to_pylist() == [written if dated > 0 else seen]
+    assert made.closings[VALID_FROM].to_pylist() == [START]
 
 
 def test_an_open_version_is_closed_when_its_row_changes_and_left_when_it_does_not() -> None:
@@ -291,15 +323,28 @@ def test_values_left_out_come_from_the_row_before(
     )
 
 
-def test_a_value_that_is_nowhere_is_a_dead_letter() -> None:
+@pytest.mark.parametrize("others", [[], [3], [9], [3, 9]])
+def test_a_value_that_is_nowhere_is_a_dead_letter(others: list[int]) -> None:
     schema = TableSchema("t", (Column("k", pa.int64()), Column("v", pa.string())), ("k",))
     row = {"_rhei_sequence": 0, "_rhei_changed_at": datetime(2026, 1, 1, tzinfo=UTC)}
     rows = [{**row, "_rhei_live": True, "k": 7, "v": None}]
     table = pa.Table.from_pylist(rows, schema=event_schema(schema))
     batch = ChangeBatch(table, 1, unchanged={"v": pa.array([True])})
-    found = complete(batch, schema.arrow.empty_table(), schema)
+    held = pa.table({"k": others, "v": ["another's"] * len(others)}, schema=schema.arrow)
+    found = complete(batch, held, schema)
     assert found.events.num_rows == 0
     assert [(letter.key, letter.column) for letter in found.rejected] == [('{"k": 7}', "v")]
+
+
+def test_an_event_of_which_two_values_are_nowhere_is_one_dead_letter() -> None:
+    unsent = {"b": pa.array([True, True]), "v": pa.array([True, False])}
+    table = events([(1, "x", 0.0), (2, "x", 0.0)])
+    schema = TableSchema("t", SCHEMA.columns, ("a",))
+    found = complete(ChangeBatch(table, 2, unchanged=unsent), schema.arrow.empty_table(), schema)
+    assert [(letter.key, letter.column) for letter in found.rejected] == [
+        ('{"a": 1}', "b"),
+        ('{"a": 2}', "b"),
+    ]
 
 
 def test_equal_keys_have_equal_texts() -> None:

@@ -1,5 +1,8 @@
 """The highest key of each table of an open DuckDB mirror: what is above it is not there yet."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,11 +19,25 @@ class HighestKeys:
     """Bounds that no key of a table is above, of tables whose key is one integer.
 
     Most tables number their rows upwards. To search for new rows would take half of a cycle.
-    A bound holds also where what was written is rolled back: it may be too high, and never too low.
+    A bound may be too high, and never too low: then rows that are there would be inserted again.
     """
 
     def __init__(self) -> None:
         self._bounds: dict[tuple[str, str], int] = {}
+
+    @contextmanager
+    def within_transaction(self, *, trial: bool) -> Iterator[None]:
+        """Forget all bounds behind a transaction that is rolled back, as a trial always is.
+
+        Where it was asked for one after it had deleted rows, those are there again, and above it.
+        """
+        is_kept = False
+        try:
+            yield
+            is_kept = not trial
+        finally:
+            if not is_kept:
+                self._bounds.clear()
 
     def absent(self, statements: Statements, table: Table, keys: pa.Table) -> Flags:
         """Return which of these keys the table cannot have, in no version; asks it once."""

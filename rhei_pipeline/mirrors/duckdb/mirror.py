@@ -232,6 +232,7 @@ class DuckDBMirror:
             self._reopened(),
             ended_by_signals(self._connection),
             self._lent.within_transaction(trial=trial),
+            self._notes.highest.within_transaction(trial=trial),
         ):
             self._statements.run("begin transaction")
             records = ProgressRecords(self._statements, self._ledger)
@@ -250,7 +251,9 @@ class DuckDBMirror:
                 with transaction.large_rows.committing():
                     self._statements.run("rollback" if trial else "commit")
             except BaseException:
+                # It may be committed all the same: what is known is asked again.
                 self._ledger, self._feeds, self._may_have_letters = None, {}, None
+                self._commits += 1
                 roll_back(self._connection)
                 raise
             if not trial:

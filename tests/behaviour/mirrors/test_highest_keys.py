@@ -1,7 +1,7 @@
 """New rows above all keys of a DuckDB mirror are not searched for, and every other row is."""
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +16,8 @@ from rhei_pipeline.testing.mirror_work import NOW, copy
 from tests.support.fix_world import World
 
 Make = Callable[..., World]
+#: So many keys that go are not put behind rows that come: the table is not asked for them.
+MANY_DELETED = 2**19 + 1
 MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 
 
@@ -97,6 +99,23 @@ def test_what_a_table_got_otherwise_is_sought(how: str) -> None:
         write(mirror, table, 9, value=1)
         found = mirror.query("select id, n from t where id = 9").to_pylist()
         assert found == [{"id": 9, "n": 1}]
+
+
+@pytest.mark.parametrize("trial", [True, False])
+def test_what_a_transaction_deleted_and_rolled_back_is_sought(*, trial: bool) -> None:
+    table, count = numbers("t", "id", "n"), MANY_DELETED
+    with closing(DuckDBMirror(":memory:")) as mirror:
+        copy(mirror, table, of(table, *range(count)))
+        with suppress(RuntimeError), mirror.transaction(trial=trial) as transaction:
+            nothing, keys = of(table), of(table, *range(count)).select(["id"])
+            assert transaction.merge(table, NetChanges(nothing, keys)).deleted == count
+            rows = NetChanges(of(table, 5), keys.slice(0, 0))
+            assert transaction.merge(table, rows).inserted == 1
+            if not trial:
+                raise RuntimeError
+        write(mirror, table, count - 1, value=1)
+        found = mirror.query(f"select id, n from t where id = {count - 1}").to_pylist()
+        assert found == [{"id": count - 1, "n": 1}]
 
 
 def numbers(name: str, *columns: str) -> Table:
