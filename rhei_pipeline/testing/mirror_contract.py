@@ -218,6 +218,27 @@ class MirrorContract(ColumnContract, CopyContract):
             assert apply(transaction, HISTORY, ("a", 7.0, 4)) == Counts(1, 0, 0)
         assert versions(history)[1] == ("a", 7.0, 9.000001, None, "I")
 
+    def test_versions_begin_and_end_in_one_transaction(self, history: Mirror) -> None:
+        with history.transaction() as transaction:
+            apply(transaction, HISTORY, ("a", 5.0, 1), ("c", 1.0, 1))
+            assert apply(transaction, HISTORY, ("a", 6.0, 2), ("c", "gone", 2)).total == 2
+            assert transaction.present_keys(HISTORY).sort_by("k")["k"].to_pylist() == ["a", "b"]
+        assert versions(history) == [
+            ("a", 1.0, 0.0, 1.0, "I"),
+            ("a", 5.0, 1.0, 2.0, "U"),
+            ("a", 6.0, 2.0, None, "U"),
+            ("b", 2.0, 0.0, None, "I"),
+            ("c", 1.0, 1.0, 2.0, "D"),
+        ]
+
+    def test_a_past_of_many_versions_goes_as_far_as_the_latest(self, history: Mirror) -> None:
+        with history.transaction() as transaction:
+            states = (("a", float(n) if n % 2 else "gone", n) for n in range(2, 201))
+            apply(transaction, HISTORY, *states)
+        with history.transaction() as transaction:
+            apply(transaction, HISTORY, ("a", 8.0, 5))
+        assert versions(history)[-2] == ("a", 8.0, 200.000001, None, "I")
+
     def test_versions_that_are_rolled_back_never_were(self, history: Mirror) -> None:
         before = versions(history)
         with pytest.raises(RuntimeError), history.transaction() as transaction:

@@ -39,6 +39,14 @@ class TestMirrors(MirrorContract, MirrorQueryContract):
         yield made
         made.close()
 
+    def test_an_owner_that_is_noted_changes_no_table(
+        self, adapter: DuckDBMirror | DataFusionMirror
+    ) -> None:
+        copy(adapter, TABLE, rows(a=1.0))
+        adapter.claim("its source", forget_positions=False)
+        assert adapter.owner == "its source"
+        assert adapter.tables().keys() == {'"t"'}
+
 
 class TestStubMirror(MirrorContract):
     @pytest.fixture

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rhei_pipeline.buffer.codec import in_size, seal, unseal
 from rhei_pipeline.changes.compaction import compact, key_codes
 from rhei_pipeline.changes.scd2 import FLOOR, LOCATOR, REPEATED, repeated, supersede
 from rhei_pipeline.changes.toast import complete, wanted_keys
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.changes import ChangeBatch, event_schema, key_text
+from rhei_pipeline.mirrors.met_rows import Differences
+from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, event_schema, key_text
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, TableSchema, difference
 from rhei_pipeline.model.type_names import INSTANT, parse_type, type_name
 from rhei_pipeline.sql.text import quote
@@ -350,3 +352,19 @@ def test_an_event_of_which_two_values_are_nowhere_is_one_dead_letter() -> None:
 def test_equal_keys_have_equal_texts() -> None:
     assert key_text({"k": -0.0}) == key_text({"k": 0.0})
     assert key_text({"k": b"\0"}) != key_text({"k": "\0"})
+
+
+def test_the_order_of_a_dead_letter_and_what_resolves_it_outlives_a_buffer() -> None:
+    row, letter = events([(1, "x", 0.0)]), DeadLetter("t", '{"a": 1}', "v", "why", START)
+    rejected = ChangeBatch(row.slice(0, 0), 1, rejected=(letter,))
+    resolved = ChangeBatch(row, 1, resolved=((letter.key, None),))
+    for order in ([rejected, resolved], [resolved, rejected], [rejected, resolved, rejected]):
+        found = [unseal(seal(batch)) for batch in in_size(iter(order), 10)]
+        told = [(batch.rejected, batch.resolved) for batch in found]
+        assert told == [(batch.rejected, batch.resolved) for batch in order]
+
+
+def test_a_key_that_only_the_mirror_has_and_has_twice_is_named_as_both() -> None:
+    extra = pa.table({"k": [1, 2, 2]})
+    found = Differences(extra.schema).with_extra(extra)
+    assert (found.extra.num_rows, found.duplicate.to_pylist()) == (3, [{"k": 2}])

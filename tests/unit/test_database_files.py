@@ -61,6 +61,7 @@ ALLOWED = {
     "tests/support/spark_server.py": "logs of processes",
     "tests/behaviour/cli/test_daily_use.py": BEFORE,
     "tests/behaviour/mirrors/test_foreign_tables.py": BEFORE,
+    "tests/behaviour/mirrors/test_collected_files.py": FILES,
     "tests/support/altered_tables.py:_copy": AFTER,
     "tests/behaviour/mirrors/test_opening.py": AFTER,
     "tests/dagster/conftest.py:engine": BEFORE,

@@ -34,6 +34,7 @@ from rhei_pipeline.model import large_rows
 from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress, Watermark
 from rhei_pipeline.model.schema import Column, Table, TableSchema
+from rhei_pipeline.testing import mirror_work
 from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_object_store import Store
@@ -394,3 +395,21 @@ def test_a_bucket_that_is_not_there_is_named(bucket: Store) -> None:
     with pytest.raises((MirrorError, MirrorUnreachableError), match="://nowhere"):
         DataFusionMirror("parquet", f"{bucket.scheme}://nowhere/x", access=bucket.access)
     assert "hush" not in repr(StoreAccess(secrets=bucket.keys))
+
+
+def test_no_state_names_a_file_that_did_not_arrive(bucket: Store) -> None:
+    access = replace(bucket.access, retry_seconds=0)
+
+    def refused(method: str, path: str) -> str:
+        return "503" if method == "PUT" and "/data/" in path else ""
+
+    with closing(DataFusionMirror("parquet", bucket.url, access=access)) as mirror:
+        mirror_work.copy(mirror, mirror_work.TABLE, mirror_work.rows(a=1.0))
+        bucket.fault = refused
+        with pytest.raises(MirrorUnreachableError, match="did not answer"):
+            mirror_work.merge(mirror, mirror_work.rows(b=2.0), mirror_work.keys())
+        assert mirror_work.held(mirror) == {"a": 1.0}
+        bucket.fault = None
+        mirror_work.merge(mirror, mirror_work.rows(c=3.0), mirror_work.keys())
+    with closing(DataFusionMirror("parquet", bucket.url, access=access)) as mirror:
+        assert mirror_work.held(mirror) == {"a": 1.0, "c": 3.0}
