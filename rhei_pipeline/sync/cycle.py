@@ -14,12 +14,7 @@ from rhei_pipeline.changes.scd2 import supersede
 from rhei_pipeline.changes.toast import complete, wanted_keys
 from rhei_pipeline.errors import BufferFullError
 from rhei_pipeline.model.blame import Blame
-from rhei_pipeline.model.changes import (
-    ChangeBatch,
-    Counts,
-    NetChanges,
-    Position,
-)
+from rhei_pipeline.model.changes import ChangeBatch, Counts, NetChanges, Position
 from rhei_pipeline.model.progress import Ledger, TableState, Watermark
 from rhei_pipeline.model.reports import TableReport
 from rhei_pipeline.model.schema import Mode, Table
@@ -43,7 +38,13 @@ from rhei_pipeline.sync.column_reads import read_columns
 from rhei_pipeline.sync.cycle_reports import age_of_oldest, with_unchanged, with_waiting
 from rhei_pipeline.sync.due_tables import all_parted, all_proved, find_due
 from rhei_pipeline.sync.options import SyncOptions
-from rhei_pipeline.sync.quarantine import keep_letters, letter_names, refuse_overflow, unknown_keys
+from rhei_pipeline.sync.quarantine import (
+    keep_letters,
+    letter_names,
+    refuse_overflow,
+    unknown_keys,
+    without_unknown,
+)
 from rhei_pipeline.sync.repair_keys import Mending, untouched
 from rhei_pipeline.sync.rescan import find_drift
 
@@ -369,7 +370,8 @@ def _put_copy_in_place(
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
         del captured, batch
-    transaction.keep_unknown(table, unknown_keys(table, transaction))
+    unknown = unknown_keys(table, transaction)
+    transaction.keep_unknown(table, unknown)
     adopted = transaction.adopt_copy(table, snapshot.clock)
     counts = Counts(inserted=adopted or 0)
     if adopted is None:
@@ -377,7 +379,8 @@ def _put_copy_in_place(
         versions, unfit = _apply_versions(table, after, snapshot, transaction, options)
         counts, letters = counts + versions, letters + unfit
         for changes in transaction.copy_differences(table, options.batch_rows):
-            counts += _apply_difference(table, changes, snapshot, transaction)
+            known = without_unknown(changes, unknown)
+            counts += _apply_difference(table, known, snapshot, transaction)
     elif rescan_due(snapshot, table, after) is not Rescan.NONE:
         # Read before and after a change of the table's key, a row may be there twice.
         counts += transaction.mend_keys(table, snapshot.clock)

@@ -7,7 +7,15 @@ import pyarrow as pa
 from rhei_pipeline.capabilities import keyless_rows
 from rhei_pipeline.changes.null_keys import is_keyless
 from rhei_pipeline.errors import DeadLettersFullError
-from rhei_pipeline.model.changes import ChangeBatch, LetterName, LetterReason, key_text, read_keys
+from rhei_pipeline.model.changes import (
+    ChangeBatch,
+    LetterName,
+    LetterReason,
+    NetChanges,
+    key_text,
+    read_keys,
+    without_keys,
+)
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.report import counted
 from rhei_pipeline.model.retention import LetterBounds
@@ -75,6 +83,19 @@ def _no_longer_keyless(
 def unknown_keys(table: Table, transaction: DeadLetterStore) -> pa.Table:
     """Return the keys whose rows are dead letters."""
     return read_keys({key for key, _ in transaction.quarantined(table)}, table.schema)
+
+
+def without_unknown(changes: NetChanges, unknown: pa.Table) -> NetChanges:
+    """Return the changes but for those of unknown keys: a copy has what was there before.
+
+    By then a history may have later versions of such a row, which came before it did not fit.
+    """
+    if not unknown.num_rows:
+        return changes
+    texts = {key_text(key) for key in plain_rows(unknown)}
+    keys = plain_rows(changes.upserts.select(unknown.column_names))
+    kept = pa.array([key_text(key) not in texts for key in keys], pa.bool_())
+    return NetChanges(changes.upserts.filter(kept), without_keys(changes.tombstones, texts))
 
 
 def refuse_overflow(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.oracle import by_key
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -280,6 +281,27 @@ def test_a_mirror_that_asks_for_another_key_is_refused_and_takes_nothing(
         second.crash()
         second.tables = only("a", primary_key=["id"])
         assert not second.htap.sync_now().errors
+        assert second.htap.verify().equal
+    finally:
+        second.crash()
+
+
+def test_what_a_copy_needs_is_kept_while_another_mirror_syncs(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    first = make_world(mode="temporal", tables=only("a"))
+    first.run(CREATE, "insert into t values (1, 1, 'x', 1), (2, 1, 'y', 1), (3, 1, 'z', 1)")
+    first.htap.sync_now()
+
+    def write_and_sync() -> None:
+        first.run("update t set a = 2 where id = 1", "update t set a = 3 where id = 1")
+        assert first.htap.sync_now().events == 2
+
+    second = beside(first, tmp_path / "second", tables=only("a"), mode="temporal", batch_rows=2)
+    try:
+        second.faults.do_at(Step.COPY_BATCH, write_and_sync)
+        second.htap.sync_now()
+        assert second.faults.seen.count(Step.COPY_BEGUN) == 1
         assert second.htap.verify().equal
     finally:
         second.crash()

@@ -264,3 +264,63 @@ def test_versions_written_beside_a_migration_are_kept_by_the_log_of_postgres(
         3,
         4,
     ]
+
+
+def _spoil(world: World | PostgresWorld, unfit: str) -> None:
+    """Change a row twice: first to what fits, then to what does not."""
+    world.run("update t set a = 2 where id = 1", f"update t set a = {unfit} where id = 1")
+
+
+def _assert_last_good(world: World | PostgresWorld) -> None:
+    """The history has what fitted, once; what does not fit is named until it does."""
+    assert _told(world) == [(1, 1, "I"), (1, 2, "U"), (2, 5, "I")]
+    assert world.htap.dead_letters("t").num_rows == 1
+    world.run("update t set a = 3 where id = 1")
+    world.htap.sync_now()
+    assert _told(world) == [(1, 1, "I"), (1, 2, "U"), (1, 3, "U"), (2, 5, "I")]
+    assert world.htap.dead_letters("t").num_rows == 0
+    assert world.htap.verify().equal
+
+
+@MIRRORS
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("way", [_copy, _repair])
+@pytest.mark.parametrize("step", [None, Step.COPY_BEGUN, Step.COPY_COMPLETE])
+def test_a_row_that_fits_no_longer_keeps_its_last_good_version(
+    make_world: MakeWorld,
+    storage: str | None,
+    way: Callable[[World], None],
+    step: Step | None,
+    *,
+    buffered: bool,
+) -> None:
+    world = make_world(mode="temporal", storage=storage, buffered=buffered)
+    world.run(
+        "create table t(id integer primary key, a integer)", "insert into t values (1, 1), (2, 5)"
+    )
+    world.htap.sync_now()
+    if step is None:
+        _spoil(world, "'no number'")
+    else:
+        world.faults.do_at(step, lambda: _spoil(world, "'no number'"))
+    way(world)
+    _assert_last_good(world)
+
+
+@MIRRORS
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+@pytest.mark.parametrize("step", [None, Step.COPY_BEGUN])
+def test_a_row_of_postgres_that_fits_no_longer_keeps_its_last_good_version(
+    make_postgres: MakePostgres, storage: str | None, method: str, step: Step | None
+) -> None:
+    world = make_postgres(mode="temporal", storage=storage, capture={"method": method})
+    world.run(
+        "create table t(id int primary key, a numeric(6, 0))", "insert into t values (1, 1), (2, 5)"
+    )
+    world.htap.sync_now()
+    if step is None:
+        _spoil(world, "'NaN'")
+    else:
+        world.faults.do_at(step, lambda: _spoil(world, "'NaN'"))
+    world.htap.repair("t")
+    _assert_last_good(world)

@@ -70,10 +70,11 @@ def sqlite(request: pytest.FixtureRequest, make_world: MakeWorld, fault: FaultIn
 
 @pytest.fixture(
     params=[
-        ("logical", "temporal", None),
-        ("logical", "destructive", "ipc"),
-        ("trigger", "temporal", "parquet"),
-        ("polling", "destructive", None),
+        ("logical", "temporal", None, False),
+        ("logical", "destructive", "ipc", False),
+        ("logical", "temporal", None, True),
+        ("trigger", "temporal", "parquet", False),
+        ("polling", "destructive", None, False),
     ],
     ids=lambda made: "-".join(map(str, made)),
 )
@@ -81,11 +82,10 @@ def postgres(
     request: pytest.FixtureRequest, make_postgres: MakePostgres, fault: FaultIn
 ) -> PostgresWorld:
     """A PostgreSQL source of three tables, mirrored."""
-    method, mode, storage = request.param
+    method, mode, storage, buffered = request.param
     tables = [{"name": name, **(_POLLED if method == "polling" else {})} for name in NAMES]
-    world = make_postgres(
-        capture={"method": method}, mode=mode, storage=storage, tables=tables, faults=fault
-    )
+    capture = {"method": method, **({"buffer": {"path": "cdc"}} if buffered else {})}
+    world = make_postgres(capture=capture, mode=mode, storage=storage, tables=tables, faults=fault)
     _fill(world)
     return world
 
@@ -104,6 +104,8 @@ def _write(world: AnyWorld, round_: int) -> None:
     now = _NOW[type(world)]
     for name in NAMES:
         world.run(
+            # Changed twice: a copy by its difference would show the last of it alone.
+            f"update {name} set v = -{round_}, updated_at = {now} where id = 1",
             f"update {name} set v = {round_}, updated_at = {now} where id = 1",
             f"insert into {name}(id, v) values ({10 + round_}, {round_})",
         )

@@ -141,6 +141,23 @@ def test_a_table_with_dead_letters_is_left_to_the_source(odd: World) -> None:
     found = odd.htap.query("select count(*) from t")
     assert (engine(found), values(found)) == ("oltp", [(6,)])
     assert b"cannot be mirrored" in found.schema.metadata[b"rhei.reason"]
+    odd.run("update t set n = 7 where id = 7")
+    odd.htap.sync_now()
+    assert engine(odd.htap.query("select count(*) from t")) == "olap"
+    odd.run("update t set n = 'no number again' where id = 7")
+    odd.htap.sync_now()
+    assert engine(odd.htap.query("select count(*) from t")) == "oltp"
+
+
+def test_an_answer_tells_how_long_ago_the_sync_began_that_it_shows(odd: World) -> None:
+    synced = time.monotonic()
+    for _ in range(3):
+        asked = time.monotonic()
+        for hint in ("auto", "olap"):
+            found = odd.htap.query("select count(*) from c", hint=hint)
+            told = float(found.schema.metadata[b"rhei.staleness_seconds"])
+            assert asked - synced <= told + 0.001, hint
+        odd.htap.query("select x from t a cross join o order by 1")
 
 
 def test_a_table_that_is_not_copied_yet_is_left_to_the_source(world: World) -> None:
