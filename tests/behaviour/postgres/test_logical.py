@@ -210,6 +210,25 @@ def test_changes_come_under_every_replica_identity(world: PostgresWorld, identit
     synced(world)
 
 
+@BOTH_MODES
+@pytest.mark.parametrize("identity", ["default", "full"])
+def test_any_part_of_a_key_changes_alone(
+    make_postgres: MakeWorld, mode: str, identity: str
+) -> None:
+    world = make_postgres(mode=mode, capture={"method": "logical"})
+    world.run(
+        "create table t(a int, b int, c int, v int, primary key (a, b, c))",
+        f"alter table t replica identity {identity}",
+        "insert into t values (1, 1, 1, 0), (2, 2, 2, 0), (3, 3, 3, 0), (4, 4, 4, 0)",
+    )
+    world.htap.sync_now()
+    for column in "abc":
+        world.run(f"update t set {column} = {column} + 10")
+        report = world.htap.sync_now()
+        assert (report.inserted, report.deleted) == (4, 4)
+        world.assert_equal("t")
+
+
 def test_identity_by_another_unique_key(make_postgres: MakeWorld) -> None:
     world = make_postgres(tables=[{"name": "t", "primary_key": ["code"]}, {"name": "good"}])
     world.run(

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from rhei_pipeline.capabilities import refuse_unless_forgetting
+from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.holder.searching import search
 from rhei_pipeline.mirrors.datafusion import delta as delta_tables
@@ -207,6 +209,27 @@ def test_every_text_is_searched_for_however_many_there_are(make_world: MakeWorld
     assert not report.is_clear
     again = world.htap.forget("people", [777])
     assert "are not known any more" in again.beyond[0]
+
+
+def test_a_command_that_could_not_forget_all_ends_as_one_that_failed(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(mode="temporal")
+    world.run("create table people(id integer primary key, name text)")
+    world.run(f"insert into people values (1, '{MARK} of one')")
+    world.htap.sync_now()
+    world.run("delete from people")
+    world.htap.sync_now()
+    world.crash()
+    config, backup = (world.directory / name for name in ("pipeline.yaml", "mirror.duckdb.backup"))
+    config.write_text(world.settings.model_dump_json())
+    backup.write_text(f"{MARK} of one")
+    asked = ("forget", "--table", "people", "--key", "1", "--config", str(config))
+    for more, code, told in ((["--dry-run"], 0, "backup holds"), ([], 1, "backup still holds")):
+        found = CliRunner().invoke(app, [*asked, *more])
+        assert (found.exit_code, told in " ".join(found.output.split())) == (code, True), (
+            found.output
+        )
 
 
 @pytest.mark.parametrize("storage", [None, "delta"])
