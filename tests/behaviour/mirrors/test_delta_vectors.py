@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from deltalake.exceptions import DeltaProtocolError
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits, none_gone, remove
+from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
 from rhei_pipeline.mirrors.datafusion.delta_log import NamedFile
 from rhei_pipeline.mirrors.datafusion.delta_target import DeltaTarget, Note
 from rhei_pipeline.mirrors.datafusion.delta_vectors import DeltaVector, vector_file
 from rhei_pipeline.mirrors.datafusion.local_files import LocalFiles
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.testing import mirror_work
 from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_world import World
@@ -201,3 +205,19 @@ def test_a_table_that_an_earlier_version_published_is_taken_over(world: World) -
     assert {
         file.name: file.stat().st_mtime_ns for file in folder(world).glob("*.parquet")
     } == before
+
+
+@pytest.mark.parametrize("vectors", [True, False])
+def test_a_file_that_is_named_again_is_deleted_by_no_retention(
+    tmp_path: Path, *, vectors: bool
+) -> None:
+    delta = DeltaTables(0, retention_hours=0, deletion_vectors=vectors)
+    left = "abcdefgh"
+    with closing(DataFusionMirror("delta", tmp_path / "m", delta=delta)) as mirror:
+        mirror_work.copy(mirror, mirror_work.TABLE, mirror_work.rows(**dict.fromkeys(left, 1.0)))
+        while len(left) > len("efgh"):
+            merged, left = left[0], left[1:]
+            mirror_work.merge(mirror, mirror_work.rows(), mirror_work.keys(merged))
+            assert mirror.not_published is None
+            found = read_by_delta_rs(DeltaTable(tmp_path / "m" / "delta" / "main" / "t"))
+            assert sorted(found["k"].to_pylist()) == [*left]
