@@ -6,6 +6,7 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "end it with Z for UTC, or with an offset such as +02:00": "tests/behaviour/cli/test_cli.py::test_an_instant_without_a_zone_is_given_one",
     "give this user access to it and to its folder, or correct source.path": "tests/dagster/test_shut_places.py::test_the_definitions_load_where_a_place_is_shut",
     "give this user access to all that is in it, or correct mirror.path": "tests/behaviour/cli/test_shut_places.py::test_a_place_that_is_shut_is_named_and_opened",
     "give this user read access to it and to its folder, or correct registry.path": "tests/behaviour/cli/test_shut_places.py::test_a_place_that_is_shut_is_named_and_opened",

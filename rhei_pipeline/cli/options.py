@@ -72,15 +72,24 @@ def time_of(text: str) -> datetime:
 
     Raises:
         BadParameter: It means none.
+        QueryError: It says no time zone, and none is guessed.
     """
+    from rhei_pipeline.errors import QueryError
+
     try:
         if len(text) == len("2026-11-01"):
             return datetime.combine(date.fromisoformat(text), time(), UTC)
-        return datetime.fromisoformat(text)
+        found = datetime.fromisoformat(text)
     except ValueError as error:
         raise typer.BadParameter(
             f"{text!r} is not a timestamp such as 2026-11-01T12:00Z"
         ) from error
+    if found.tzinfo is None:
+        raise QueryError(
+            f"the instant {text!r} has no time zone",
+            hint="end it with Z for UTC, or with an offset such as +02:00",
+        )
+    return found
 
 
 def refuse_unknown(table: str, known: Collection[str]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,23 @@ def test_as_of_looks_back(rhei: Rhei, world: World) -> None:
         instant = version["_rhei_valid_from"].isoformat()
         rows = answer(rhei("as-of", "orders", instant, "--json"))
         assert [row["status"] for row in rows if row["id"] == 1] == [version["status"]]
+
+
+@pytest.mark.parametrize(
+    "asked", [["as-of", "orders"], ["diff", "--table", "orders", "--from"], ["changes", "--after"]]
+)
+def test_an_instant_without_a_zone_is_given_one(rhei: Rhei, asked: list[str]) -> None:
+    rhei("sync")
+    more = ["--table", "orders"] if asked[0] == "changes" else []
+    now = datetime.now(UTC)
+    for typed in (f"{now:%Y-%m-%dT%H:%M:%S.%f}", f"{now:%Y-%m-%d %H:%M:%S.%f}"):
+        refused = rhei(*asked, typed, *more)
+        assert refused.exit_code == 1
+        way_out = "end it with Z for UTC, or with an offset such as +02:00"
+        assert repr(typed) in refused.error
+        assert way_out in refused.error
+        for zone in ("Z", "+00:00"):
+            assert rhei(*asked, typed + zone, *more).exit_code == 0
 
 
 def test_changes_go_on_where_the_last_answer_ended(
