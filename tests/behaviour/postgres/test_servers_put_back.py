@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from rhei_pipeline import SourceUnreachableError
+from rhei_pipeline.protocols import Step
 from tests.support.fix_postgres import INSTALLED, PostgresWorld, database, skip_without
 from tests.support.installed_postgres import InstalledServer, binaries, give
 
@@ -134,6 +135,32 @@ def test_a_dump_that_is_put_back_is_followed_with_what_is_written_since(
             assert world.htap.sync_now().events == 1
             world.assert_equal(*TABLES)
             assert past <= _closed(world)
+
+
+@pytest.mark.parametrize("capture", ["log", "triggers"])
+def test_a_copy_that_had_begun_does_not_go_on_with_rows_that_are_gone(
+    server: InstalledServer, disks: Path, tmp_path: Path, capture: str
+) -> None:
+    world = _world(server, tmp_path / capture, capture=CAPTURES[capture], mode="destructive")
+    try:
+        world.batch_rows = 3
+        world.htap.sync_now()
+        _restart([world], lambda: server.keep(disks / "kept"))
+        _update(world, "since", "id < 3", "lost")
+        _write_elsewhere(world, 20)
+        _sync_behind_a_restart(world)
+        world.faults.arm(Step.COPY_BATCH)
+        assert world.surviving(lambda: world.htap.initial_sync("since"))
+        _restart([world], lambda: server.put_back(disks / "kept"))
+        _update(world, "since", "id = 1", "new")
+        _write_elsewhere(world, 60)
+        world.htap.sync_now()
+        world.assert_equal(*TABLES)
+        _update(world, "since", "id = 9", "c")
+        assert world.htap.sync_now().events == 1
+        world.assert_equal(*TABLES)
+    finally:
+        world.close()
 
 
 def _written_and_lost(world: PostgresWorld) -> set[Version]:

@@ -42,12 +42,19 @@ class LogPosition:
         base: What is added to a place for its order. A server whose log is shorter than that of
             the one before it would else be behind the mirror.
         last: The last commit before it; None where that is not known.
+        known: Up to where that is known; 0: up to the position.
     """
 
     lsn: int
     relation: str
     base: int = 0
     last: TableCommit | None = None
+    known: int = 0
+
+    @property
+    def noted_at(self) -> int:
+        """The place before which its last commit is the last one."""
+        return self.known or self.lsn
 
     @classmethod
     def parse(cls, position: Position) -> "LogPosition":
@@ -56,22 +63,25 @@ class LogPosition:
 
     def position(self) -> Position:
         """Return it as a position of a mirror."""
-        proof = _proof(self.relation, self.base, self.last) if self.relation else ""
-        return Position(self.lsn + self.base, proof)
+        order = self.lsn + self.base
+        if not self.relation:
+            return Position(order, "")
+        return Position(order, _proof(self.relation, self.base, self.last, self.known))
 
 
 @lru_cache(REMEMBERED)
 def _parsed(position: Position) -> LogPosition:
     with suppress(ValueError, TypeError):
         relation, base, *last = json.loads(position.proof)
-        commit = TableCommit(*last) if last else None
-        return LogPosition(position.order - base, relation, base, commit)
+        commit, known = (TableCommit(*last[:2]), last[2]) if last else (None, 0)
+        return LogPosition(position.order - base, relation, base, commit, known)
     return LogPosition(position.order, position.proof)
 
 
 @lru_cache(REMEMBERED)
-def _proof(relation: str, base: int, last: TableCommit | None) -> str:
-    return json.dumps([relation, base, *([] if last is None else [last.lsn, last.xid])])
+def _proof(relation: str, base: int, last: TableCommit | None, known: int) -> str:
+    commit = [] if last is None else [last.lsn, last.xid, known]
+    return json.dumps([relation, base, *commit])
 
 
 @dataclass

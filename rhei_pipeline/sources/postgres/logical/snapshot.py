@@ -128,7 +128,9 @@ class LogicalSnapshot(TableReads):
 
     def origin(self, table: Table) -> Position:
         """Wait for the running transactions; return the log's end before that."""
-        return self._position(table, self._wait_for_writers(), None).position()
+        self._loaded()
+        found = self._position(table, self._wait_for_writers(), self._last_before_head(table))
+        return replace(found, known=self._head).position()
 
     def _position(self, table: Table, lsn: int, last: TableCommit | None) -> LogPosition:
         base = self._memory.bases.get(table.name, 0)
@@ -141,7 +143,7 @@ class LogicalSnapshot(TableReads):
             found = spool.last_commit(oid, 0, self._head)
             if found != NO_COMMIT:
                 return found
-        is_all_read = self._spool is not None and not self._silent
+        is_all_read = self._spool is not None and self._slot is not None
         return lasts.get(table.name, NO_COMMIT if is_all_read else None)
 
     def _relation(self, table: Table) -> str:
@@ -175,10 +177,10 @@ class LogicalSnapshot(TableReads):
         begin = self._begin(place.lsn)
         if place.last is None or self._memory.proved.get(table.name) == position:
             return True
-        if begin < place.lsn:
+        if begin < place.noted_at:
             known = place.last if place.last.lsn >= begin else NO_COMMIT
             oid = _relation_of(place.relation, self._server)
-            if self._loaded(position).last_commit(oid, begin, place.lsn) != known:
+            if self._loaded(position).last_commit(oid, begin, place.noted_at) != known:
                 return False
         self._memory.proved[table.name] = position
         return True

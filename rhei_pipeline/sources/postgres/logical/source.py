@@ -192,6 +192,8 @@ class LogicalSource:
         self._ahead = None
         # It may have been put back to an earlier state meanwhile, in which its log ends before.
         self._log.close()
+        if self._reader is not None:
+            self._reader.close()
         self._advanced = self._noted = 0
         self._silent_until = None
         self._copy_start.forget()
