@@ -20,6 +20,7 @@ from rhei_pipeline.sources.postgres.copy import copy_out_values
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog
 from rhei_pipeline.sources.postgres.logical.publication import Publication
+from rhei_pipeline.wiring.engine import bridge
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld, drop_slots
 from tests.support.left_out import assert_left_out
@@ -141,6 +142,31 @@ def test_a_key_changes_alone_and_leaves_a_toast_value_alone(
         world.run(f"update docs set id = id + 100 {change}")
         synced(world, "docs")
         assert world.htap.left_out == {}
+
+
+@BOTH_MODES
+def test_values_that_were_sent_before_are_found_in_a_buffer(
+    make_postgres: MakeWorld, mode: str
+) -> None:
+    world = make_postgres(mode=mode, capture={"method": "logical", "buffer": {"path": "cdc"}})
+    world.run(
+        "create table docs(id int primary key, title text, body text)",
+        "alter table docs alter body set storage external",
+        "insert into docs values (1, 'a', repeat('first ', 2000))",
+    )
+    world.htap.sync_now()
+    world.crash()
+    for statement in (
+        "insert into docs values (2, 'b', repeat('second ', 2000))",
+        "update docs set title = 'c'",
+        "update docs set body = repeat('third ', 2000) where id = 1",
+        "update docs set title = 'd'",
+    ):
+        world.run(statement)
+        assert bridge(world.settings)
+    synced(world, "docs")
+    assert world.htap.dead_letters().num_rows == 0
+    assert world.htap.verify("docs").equal
 
 
 LOST_IDENTITY = {
