@@ -1,6 +1,7 @@
 """Whatever goes wrong while one table is read or applied: the others go on, and it catches up."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -79,12 +80,12 @@ def sqlite(request: pytest.FixtureRequest, make_world: MakeWorld, fault: FaultIn
     ids=lambda made: "-".join(map(str, made)),
 )
 def postgres(
-    request: pytest.FixtureRequest, make_postgres: MakePostgres, fault: FaultIn
+    request: pytest.FixtureRequest, make_postgres: MakePostgres, fault: FaultIn, tmp_path: Path
 ) -> PostgresWorld:
     """A PostgreSQL source of three tables, mirrored."""
     method, mode, storage, buffered = request.param
     tables = [{"name": name, **(_POLLED if method == "polling" else {})} for name in NAMES]
-    capture = {"method": method, **({"buffer": {"path": "cdc"}} if buffered else {})}
+    capture = {"method": method, **({"buffer": {"path": tmp_path / "cdc"}} if buffered else {})}
     world = make_postgres(capture=capture, mode=mode, storage=storage, tables=tables, faults=fault)
     _fill(world)
     return world

@@ -146,9 +146,10 @@ def test_a_key_changes_alone_and_leaves_a_toast_value_alone(
 
 @BOTH_MODES
 def test_values_that_were_sent_before_are_found_in_a_buffer(
-    make_postgres: MakeWorld, mode: str
+    make_postgres: MakeWorld, tmp_path: Path, mode: str
 ) -> None:
-    world = make_postgres(mode=mode, capture={"method": "logical", "buffer": {"path": "cdc"}})
+    buffer = {"path": tmp_path / "cdc"}
+    world = make_postgres(mode=mode, capture={"method": "logical", "buffer": buffer})
     world.run(
         "create table docs(id int primary key, title text, body text)",
         "alter table docs alter body set storage external",
