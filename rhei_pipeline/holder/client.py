@@ -52,6 +52,14 @@ class HolderGoneError(Exception):
     """
 
 
+class _Request:
+    """What this process asks for, by a name of its own, and may cancel."""
+
+    def __init__(self) -> None:
+        self.name = uuid.uuid4().hex
+        self.is_cancelled = False
+
+
 class Holder:
     """The process that holds a mirror, as another one asks it.
 
@@ -124,12 +132,12 @@ class Holder:
 
     def stream_changes(self, table: str, after: After, rows: int, on_lost: OnLost) -> ChangeStream:
         """Do what `Held.stream_changes` does."""
-        asked = uuid.uuid4().hex
+        asked = _Request()
         cancel = partial(self._cancel, asked)
         arguments = (table, after, rows, on_lost)
         reader = self._asked(lambda: self._get(asked, "stream_changes", arguments), cancel)
         schema, name, position, is_snapshot = wire.without_position(reader.schema)
-        batches = _unrepeated(_batches(self.note, reader, cancel))
+        batches = _unrepeated(_batches(self.note, reader, asked, cancel))
         plain = (batch.replace_schema_metadata(schema.metadata) for batch in batches)
         return ChangeStream(name, schema, plain, position, is_snapshot)
 
@@ -150,14 +158,14 @@ class Holder:
         own: Written | None,
     ) -> Streamed:
         """Do what `Held.stream` does."""
-        asked = uuid.uuid4().hex
+        asked = _Request()
         cancel = partial(self._cancel, asked)
         if begun is not None:
             begun(cancel)
         arguments = (sql, params, rows, own)
         started = time.monotonic()
         reader = self._asked(lambda: self._get(asked, "stream", arguments), cancel)
-        batches = _unrepeated(_batches(self.note, reader, cancel))
+        batches = _unrepeated(_batches(self.note, reader, asked, cancel))
 
         def told() -> Generator[pa.RecordBatch, None, None]:
             with closing(batches):
@@ -215,29 +223,32 @@ class Holder:
         return wire.unpack(self._asked(call, lambda: None))
 
     def _table(self, name: str, *arguments: object, begun: Begun | None = None) -> pa.Table:
-        asked = uuid.uuid4().hex
+        asked = _Request()
         cancel = partial(self._cancel, asked)
 
         def call() -> pa.Table:
             reader = self._get(asked, name, arguments)
-            with closing(_batches(self.note, reader, cancel)) as batches:
+            with closing(_batches(self.note, reader, asked, cancel)) as batches:
                 return whole(reader.schema, batches, self._limits.answer)
 
         with self._clock.timing(begun) as query:
             query.begun(cancel)
             return self._asked(call, cancel)
 
-    def _get(self, asked: str, name: str, arguments: Sequence[object]) -> flight.FlightStreamReader:
-        ticket = flight.Ticket(wire.pack([asked, name, *arguments]))
+    def _get(
+        self, asked: _Request, name: str, arguments: Sequence[object]
+    ) -> flight.FlightStreamReader:
+        ticket = flight.Ticket(wire.pack([asked.name, name, *arguments]))
         # The process may have been stopped; our own clock ends a query well before.
         patience = self._limits.seconds + self._limits.turn_seconds + _NOTICE_SECONDS
-        with _translated(self.note):
+        with _translated(self.note, asked):
             return self._client.do_get(ticket, flight.FlightCallOptions(timeout=patience))
 
-    def _cancel(self, asked: str) -> None:
+    def _cancel(self, asked: _Request) -> None:
+        asked.is_cancelled = True
         options = flight.FlightCallOptions(timeout=_NOTICE_SECONDS)
         with suppress(flight.FlightError, pa.ArrowException, OSError):
-            list(self._client.do_action(("cancel", asked.encode()), options))
+            list(self._client.do_action(("cancel", asked.name.encode()), options))
 
     def _asked(self, call: Callable[[], _Found], cancel: Callable[[], None]) -> _Found:
         """Wait for an answer so that Ctrl-C ends the wait, and the query with it."""
@@ -258,13 +269,13 @@ class Holder:
 
 
 def _batches(
-    note: LockNote, reader: flight.FlightStreamReader, cancel: Callable[[], None]
+    note: LockNote, reader: flight.FlightStreamReader, asked: _Request, cancel: Callable[[], None]
 ) -> Generator[pa.RecordBatch, None, None]:
     """Yield the batches of an answer; whoever closes this early ends the query."""
     is_over = False
     try:
         while True:
-            with _translated(note):
+            with _translated(note, asked):
                 try:
                     batch = reader.read_chunk().data
                 except StopIteration:
@@ -293,7 +304,7 @@ def _unrepeated(
 
 
 @contextmanager
-def _translated(note: LockNote) -> Iterator[None]:
+def _translated(note: LockNote, asked: _Request | None = None) -> Iterator[None]:
     """Raise an error of the other process as what it is there."""
     try:
         yield
@@ -303,6 +314,8 @@ def _translated(note: LockNote) -> Iterator[None]:
             hint="only one process can write a mirror: stop the other one first",
         ) from None
     except flight.FlightCancelledError:
+        if asked is None or not asked.is_cancelled:
+            raise HolderGoneError from None  # its server cancels what it answers no more
         raise QueryError("the query was cancelled") from None
     except flight.FlightError as error:
         told = bytes(error.extra_info or b"")

@@ -20,6 +20,7 @@ from rhei_pipeline.holder.held import ANSWERED, Held
 from rhei_pipeline.holder.place import sever
 from rhei_pipeline.model.change_feed import TableChanges
 from rhei_pipeline.model.forking import keep_from_forks
+from rhei_pipeline.model.query_limits import too_long
 from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.model.streaming import Streamed
 
@@ -89,17 +90,28 @@ class _Sent(_Asked):
     this also closes what is read from.
     """
 
-    def __init__(self, streamed: Streamed, is_cancelled: Callable[[], bool], until: float) -> None:
+    def __init__(
+        self,
+        streamed: Streamed,
+        is_cancelled: Callable[[], bool],
+        closing: threading.Event,
+        seconds: float,
+    ) -> None:
         super().__init__()
         self.begun(streamed.cancel)
-        self._batches, self._is_cancelled, self._until = streamed.batches, is_cancelled, until
+        self._batches, self._is_cancelled = streamed.batches, is_cancelled
+        self._closing = closing
+        self._seconds, self._until = seconds, time.monotonic() + seconds
+        self._is_late = False
         self._reading = threading.Lock()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> pa.RecordBatch:
-        with self._reading, _answered():
+        with self._reading, _answered(self._closing):
+            if self._is_late:
+                raise too_long(self._seconds)
             if self._ended or self._is_cancelled():
                 raise flight.FlightCancelledError("the query was cancelled")
             batch = next(self._batches, None)
@@ -118,7 +130,8 @@ class _Sent(_Asked):
 
     def look(self) -> None:
         """End it where nobody has taken it in time."""
-        if self._ended or time.monotonic() > self._until:
+        self._is_late |= time.monotonic() > self._until
+        if self._ended or self._is_late:
             self.end()
 
 
@@ -188,7 +201,7 @@ class HolderServer(flight.FlightServerBase):  # type: ignore[misc]
                 return Streamed(wire.with_position(found.schema, found), found.batches)
 
             streamed = self._desk.stream_here(ask)
-        sent = _Sent(streamed, context.is_cancelled, time.monotonic() + self._seconds)
+        sent = _Sent(streamed, context.is_cancelled, self._closing, self._seconds)
         return flight.GeneratorStream(streamed.schema, self._sent(asked, sent))
 
     def _sent(self, asked: str, sent: _Sent) -> Iterator[pa.RecordBatch]:

@@ -178,7 +178,7 @@ class QueryClock:
             self._watching = bool(self._timed or ended)
             first = next(iter(self._timed.values()), None)
         for query in ended:
-            query.end(_too_long(self.seconds))
+            query.end(too_long(self.seconds))
         if first is None:
             return _AGAIN_SECONDS if ended else None
         return min(first.deadline - now, _AGAIN_SECONDS if ended else self.seconds)
@@ -223,7 +223,8 @@ class TimedQuery:
             raise self._ended from None
 
 
-def _too_long(seconds: float) -> QueryLimitError:
+def too_long(seconds: float) -> QueryLimitError:
+    """Return the error of a query, or of an answer on its way, that takes longer than it may."""
     return QueryLimitError(
         f"the query took longer than {seconds:g} s",
         hint="ask for less at once, or raise queries.query_seconds",

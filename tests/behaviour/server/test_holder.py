@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
+from pyarrow import flight
 from typer.testing import CliRunner
 
 import rhei_pipeline as rhei
@@ -29,7 +30,7 @@ from rhei_pipeline.errors import (
     RheiError,
 )
 from rhei_pipeline.holder import place, wire
-from rhei_pipeline.holder.client import Holder
+from rhei_pipeline.holder.client import Holder, HolderGoneError
 from rhei_pipeline.mirrors.locking import LockNote
 from rhei_pipeline.model.query_limits import QueryLimits
 from rhei_pipeline.server.flight.server import ServerOptions
@@ -280,6 +281,56 @@ def test_a_stream_of_a_holder_that_is_killed_ends_in_an_error(temporal: World) -
         with pytest.raises(MirrorBusyError, match="ended before its answer was whole"):
             list(answer.batches)
         assert guest.query("select count(*) as n from orders")["n"][0].as_py() == 299_994
+
+
+def test_a_stream_of_a_holder_that_ends_is_not_called_cancelled(temporal: World) -> None:
+    temporal.crash()
+    temporal.run(*MANY_TEXTS)
+    settings = patient(temporal.settings)
+    with holding(settings) as holder, rhei.open(settings) as guest:
+        answer = guest.stream(TEXTS, rows=1000)
+        next(answer.batches)
+        assert holder.end() == 0
+        with pytest.raises(MirrorBusyError, match="ended before its answer was whole"):
+            list(answer.batches)
+        cancelled = guest.stream(TEXTS, rows=1000)
+        next(cancelled.batches)
+        cancelled.cancel()
+        with pytest.raises(QueryError, match="the query was cancelled"):
+            list(cancelled.batches)
+
+
+def test_a_stream_that_is_taken_too_slowly_says_so(temporal: World) -> None:
+    temporal.crash()
+    temporal.run(*MANY_TEXTS)
+    quick = patient(temporal.settings, queries={"query_seconds": 2.0})
+    with holding(quick), rhei.open(patient(temporal.settings)) as guest:
+        guest.sync_now()
+        answer = guest.stream(TEXTS, rows=1000)
+        next(answer.batches)
+        time.sleep(4)  # far longer than the answer may take
+        with pytest.raises(QueryLimitError, match=r"longer than 2 s"):
+            list(answer.batches)
+
+
+class _Ended(flight.FlightServerBase):  # type: ignore[misc]
+    """Cancels all that it is asked, as a server does at its end."""
+
+    def do_get(self, _context: flight.ServerCallContext, _ticket: flight.Ticket) -> None:
+        raise flight.FlightCancelledError("the server ends")
+
+    def do_action(self, _context: flight.ServerCallContext, _action: flight.Action) -> None:
+        raise flight.FlightCancelledError("the server ends")
+
+
+@pytest.mark.parametrize("ask", ["sync_now", "as_of", "step_aside"])
+def test_what_nobody_cancelled_is_asked_again_elsewhere(ask: str) -> None:
+    # Of this user alone, and short enough for a socket.
+    with TemporaryDirectory() as directory, _Ended(f"grpc+unix://{directory}/x") as server:
+        asker = Holder(LockNote(1, socket=f"{directory}/x"), QueryLimits(), lambda *_: None)
+        with closing(asker), pytest.raises(HolderGoneError):
+            getattr(asker, ask)(*(["t", NOW] if ask == "as_of" else []))
+        server.shutdown()
 
 
 @pytest.mark.parametrize("killed", ["the other", "the holder", "both"])
