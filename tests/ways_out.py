@@ -88,7 +88,7 @@ FOLLOWED = {
     "name one for this command: '--shard 1', up to {}": "tests/behaviour/mirrors/test_shards.py::test_commands_work_on_all_shards_or_on_one",
     "give a sample of up to 1 (100%) alone, without rows_per_second and max_rows": "tests/behaviour/rows/test_verify.py::test_a_pace_is_kept_and_a_table_in_another_order_is_one_part",
     "{} is no share, such as 1% or 0.01": "tests/behaviour/rows/test_verify.py::test_the_command_repairs_the_keys_that_verify_names",
-    "give {}, such as 'rhei verify' names keys": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",
+    "give {}, in the form that 'rhei verify' shows": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",
     "give one of them": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",
     "repair the whole table, or one key after the other": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",
     "give the smaller key first": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",

@@ -102,7 +102,7 @@ def key_of(given: Key, table: Table) -> pa.Table:
         raise SchemaError(
             "this is no key of it",
             table=table.name,
-            hint=f"give {', '.join(names)}, such as 'rhei verify' names keys",
+            hint=f"give {', '.join(names)}, in the form that 'rhei verify' shows",
         )
     return found
 

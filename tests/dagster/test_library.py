@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import warnings
+from importlib.metadata import entry_points
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,12 @@ def test_pipelines_merge_with_each_other_and_with_a_strangers_project(tmp_path: 
 def test_pipelines_without_a_name_have_pools_of_their_own(tmp_path: Path) -> None:
     first, second = declared(tmp_path), declared(tmp_path / "other")
     assert Names.of(first).pool == Names.of(declared(tmp_path)).pool != Names.of(second).pool
+
+
+def test_dg_finds_the_component() -> None:
+    """`dg list components` and `dg scaffold defs` load the modules of this group."""
+    group = entry_points(group="dagster_dg_cli.registry_modules", name="rhei_pipeline")
+    assert [each.load().RheiComponent for each in group] == [RheiComponent]
 
 
 def test_a_component_loads_a_declaration_from_yaml(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_keys_that_are_none_and_ranges_without_an_order_are_refused(world: World
     )
     world.htap.sync_now()
     for bad in ({"v": 1}, ("a", "b")):
-        with pytest.raises(SchemaError, match="give id, such as 'rhei verify' names keys"):
+        with pytest.raises(SchemaError, match="give id, in the form that 'rhei verify' shows"):
             world.htap.repair("t", key=bad)
     with pytest.raises(SchemaError, match="give one of them"):
         world.htap.repair("t", key="b", last="c")
