@@ -1,5 +1,6 @@
 """Serves metrics, health, readiness and the status page over HTTP, in a thread."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +17,10 @@ from rhei_pipeline.monitoring.status_page import PAGE_POLICY, status_page
 
 _TEXT = "text/plain; charset=utf-8"
 _Respond = Callable[[str, list[tuple[str, str]]], object]
+
+
+class _ServerOfIPv6(ThreadingWSGIServer):
+    address_family = socket.AF_INET6
 
 
 class MonitoringServer(Closing):
@@ -36,7 +41,8 @@ class MonitoringServer(Closing):
             lambda _side, _seconds: None,
         )
         self._metrics = make_wsgi_app(self._monitoring.registry)
-        self._server = make_server(host, port, self._app, ThreadingWSGIServer, _Handler)
+        kind = _ServerOfIPv6 if ":" in host else ThreadingWSGIServer
+        self._server = make_server(host, port, self._app, kind, _Handler)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="rhei-metrics")
         self._thread.daemon = True

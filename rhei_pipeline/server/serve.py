@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SettingsError, needs_extra
 from rhei_pipeline.htap import HTAP
-from rhei_pipeline.server.flight.access import Credentials
+from rhei_pipeline.server.flight.access import Credentials, in_addresses
 from rhei_pipeline.server.flight.server import FlightSqlServer, ServerOptions
 
 _log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _listening(host: str, port: int) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise SettingsError(
-            f"nothing can listen at {host}:{port}",
+            f"nothing can listen at {in_addresses(host)}:{port}",
             hint="end what listens there, or give another port or an address of this machine",
         ) from error
 

@@ -54,7 +54,7 @@ def serve(
     these must be set to serve on an address that other machines can reach.
     """
     from rhei_pipeline.cli.logs import log_to_stderr
-    from rhei_pipeline.server.flight.access import refuse_open_server
+    from rhei_pipeline.server.flight.access import in_addresses, refuse_open_server
     from rhei_pipeline.server.flight.running import FlightLimits
     from rhei_pipeline.server.flight.server import ServerOptions
     from rhei_pipeline.server.serve import (
@@ -75,10 +75,11 @@ def serve(
         addresses = Addresses(host, port, metrics_port)
         with serving(htap, addresses, options) as (flight_port, page_port):
             scheme = "grpc+tls" if options.tls else "grpc"
+            shown = in_addresses(host)
             asked = StopSignal()  # whoever reads the address may send one at once
-            out.print(f"serving {scheme}://{host}:{flight_port}", markup=False)
+            out.print(f"serving {scheme}://{shown}:{flight_port}", markup=False)
             if page_port is not None:
-                out.print(f"status page http://{host}:{page_port}/", markup=False)
+                out.print(f"status page http://{shown}:{page_port}/", markup=False)
             asked.wait()
 
 

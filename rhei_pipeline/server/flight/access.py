@@ -55,6 +55,11 @@ def refuse_open_server(host: str, access: Credentials) -> None:
         )
 
 
+def in_addresses(host: str) -> str:
+    """Return a host as addresses with a port have it: in brackets, if it is one of IPv6."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

@@ -24,6 +24,7 @@ from rhei_pipeline.server.flight.access import (
     AuthMiddleware,
     Credentials,
     NoHandshake,
+    in_addresses,
     refuse_open_server,
 )
 from rhei_pipeline.server.flight.call_headers import CHOICES, hint_of, write_options
@@ -95,9 +96,8 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         options = options or ServerOptions()
         refuse_open_server(host, options.access)
         scheme = "grpc+tls" if options.tls else "grpc"
-        shown = f"[{host}]" if ":" in host else host
         super().__init__(
-            f"{scheme}://{shown}:{port}",
+            f"{scheme}://{in_addresses(host)}:{port}",
             auth_handler=NoHandshake(),
             tls_certificates=[options.tls] if options.tls else None,
             middleware={

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -175,7 +176,7 @@ def test_serving_is_a_process_that_syncs_answers_and_ends(world: World, tmp_path
     )
     command = [sys.executable, "-m", "rhei_pipeline.cli.main", "serve", "--config", str(config)]
     with subprocess.Popen(
-        [*command, "--port", "0", "--metrics-port", "0", "--log-json"],
+        [*command, "--host", _of_ipv6(), "--port", "0", "--metrics-port", "0", "--log-json"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "RHEI_SERVE_TOKEN": "t0ken", "PYTHONUNBUFFERED": "1"},
@@ -197,6 +198,13 @@ def test_serving_is_a_process_that_syncs_answers_and_ends(world: World, tmp_path
         _end_of(process)
     # What DuckDB's bindings print at the end of an interpreter is none of ours.
     assert process.returncode == 0
+
+
+def _of_ipv6() -> str:
+    """Return the loopback address of IPv6, where the machine has one: other tests use IPv4's."""
+    with suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return "::1"
+    return "127.0.0.1"
 
 
 def test_a_server_ends_whatever_its_clients_do(world: World, tmp_path: Path) -> None:
