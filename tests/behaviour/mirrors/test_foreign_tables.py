@@ -139,7 +139,7 @@ def test_a_check_makes_no_mirror_in_a_directory_of_others(
     assert validate_owner(world.settings) == []
     assert [path.name for path in directory.rglob("*")] == ["data", "theirs.parquet"]
     with monkeypatch.context() as patched:
-        patched.setattr(os, "access", lambda *_: False)
+        patched.setattr(os, "access", lambda *_, **__: False)
         found = validate_places(world.settings)
     assert [each.what.split()[0] for each in found] == ["mirror", "registry"]
     assert validate_places(world.settings) == []

@@ -7,13 +7,9 @@ position says which commit of its table was the last one before it.
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 
 from rhei_pipeline.model.changes import Position
-
-#: So many positions and proofs are remembered: a cycle asks several times for those of each table.
-REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +55,19 @@ class LogPosition:
     @classmethod
     def parse(cls, position: Position) -> "LogPosition":
         """Read the output of `position`, also of versions that noted no commit."""
-        return _parsed(position)
+        with suppress(ValueError, TypeError):
+            relation, base, *last = json.loads(position.proof)
+            commit, known = (TableCommit(*last[:2]), last[2]) if last else (None, 0)
+            return cls(position.order - base, relation, base, commit, known)
+        return cls(position.order, position.proof)
 
     def position(self) -> Position:
         """Return it as a position of a mirror."""
         order = self.lsn + self.base
         if not self.relation:
             return Position(order, "")
-        return Position(order, _proof(self.relation, self.base, self.last, self.known))
-
-
-@lru_cache(REMEMBERED)
-def _parsed(position: Position) -> LogPosition:
-    with suppress(ValueError, TypeError):
-        relation, base, *last = json.loads(position.proof)
-        commit, known = (TableCommit(*last[:2]), last[2]) if last else (None, 0)
-        return LogPosition(position.order - base, relation, base, commit, known)
-    return LogPosition(position.order, position.proof)
-
-
-@lru_cache(REMEMBERED)
-def _proof(relation: str, base: int, last: TableCommit | None, known: int) -> str:
-    commit = [] if last is None else [last.lsn, last.xid, known]
-    return json.dumps([relation, base, *commit])
+        last = [] if self.last is None else [self.last.lsn, self.last.xid, self.known]
+        return Position(order, json.dumps([self.relation, self.base, *last]))
 
 
 @dataclass
@@ -92,7 +78,34 @@ class LogMemory:
         bases: By table, what is added to a place of the log for its order.
         proved: By table, a position that was read or made in this session of the server. While it
             lasts, the server cannot be put back.
+        places: What these positions mean: a cycle asks that of each table.
     """
 
     bases: dict[str, int] = field(default_factory=dict)
     proved: dict[str, Position] = field(default_factory=dict)
+    places: dict[Position, LogPosition] = field(default_factory=dict)
+
+    def place(self, position: Position) -> LogPosition:
+        """Return what a position means."""
+        return self.places.get(position) or LogPosition.parse(position)
+
+    def note(self, table: str, position: Position, place: LogPosition) -> None:
+        """Note that a position of a table is proved."""
+        self.places.pop(self.proved.get(table, position), None)
+        self.proved[table], self.places[position] = position, place
+
+    def position(self, table: str, place: LogPosition) -> Position:
+        """Return a place of a table as a position, and note that it is proved."""
+        proved = self.proved.get(table)
+        known = proved and self.places.get(proved)
+        if proved and known and replace(known, lsn=place.lsn) == place:
+            position = Position(place.lsn + place.base, proved.proof)
+        else:
+            position = place.position()
+        self.note(table, position, place)
+        return position
+
+    def forget_session(self) -> None:
+        """Forget what a session of the server had proved."""
+        self.proved.clear()
+        self.places.clear()

@@ -62,6 +62,14 @@ class LogSessions:
                 raise another_server()
         return self._decoding
 
+    def give_back(self) -> bool:
+        """Decode in the session for questions from now on; return whether that frees a session."""
+        if self._decoding is None or self._decoding is self._asked:
+            return False
+        self._decoding.close()
+        self._decoding = self._asked
+        return True
+
     def close(self) -> None:
         """Close both; safe to repeat."""
         for connection in (self._asked, self._decoding):

@@ -33,7 +33,6 @@ from rhei_pipeline.sources.postgres.logical.moment import (
 )
 from rhei_pipeline.sources.postgres.logical.position import (
     NO_COMMIT,
-    REMEMBERED,
     LogMemory,
     LogPosition,
     TableCommit,
@@ -58,6 +57,9 @@ RETAINED_BYTES = 16 * 2**20
 #: So many batches make a table large: its rows are read by several connections.
 _LARGE = 4
 
+
+#: So many tables are known by their positions' proofs: a cycle asks for each.
+_REMEMBERED = 10_000
 
 #: Yields the messages behind a slot of all transactions that committed before a place.
 ReadLog = Callable[[Slot, int], Iterator[LogPortion]]
@@ -99,6 +101,7 @@ class LogicalSnapshot(TableReads):
         self._lasts: dict[str, TableCommit] = {}
         #: What a cycle asks for several times.
         self._heads: dict[str, Position] = {}
+        self._places: dict[Position, LogPosition] = {}
         self._silent = moment.silent
         self._columns = moment.columns
         self._wait_for_writers = wait_for_writers
@@ -122,17 +125,24 @@ class LogicalSnapshot(TableReads):
         self._loaded()
         found = self._heads.get(table.name)
         if found is None:
-            found = self._position(table, self._head, self._last_before_head(table)).position()
-            self._memory.proved[table.name] = self._heads[table.name] = found
+            place = self._place_at(table, self._head, self._last_before_head(table))
+            found = self._heads[table.name] = self._memory.position(table.name, place)
         return found
 
     def origin(self, table: Table) -> Position:
         """Wait for the running transactions; return the log's end before that."""
         self._loaded()
-        found = self._position(table, self._wait_for_writers(), self._last_before_head(table))
+        found = self._place_at(table, self._wait_for_writers(), self._last_before_head(table))
         return replace(found, known=self._head).position()
 
-    def _position(self, table: Table, lsn: int, last: TableCommit | None) -> LogPosition:
+    def _place(self, position: Position) -> LogPosition:
+        """Return what a position means; a cycle asks several times."""
+        found = self._places.get(position)
+        if found is None:
+            found = self._places[position] = self._memory.place(position)
+        return found
+
+    def _place_at(self, table: Table, lsn: int, last: TableCommit | None) -> LogPosition:
         base = self._memory.bases.get(table.name, 0)
         return LogPosition(lsn, self._relation(table), base, last)
 
@@ -155,7 +165,7 @@ class LogicalSnapshot(TableReads):
         Until capture of the name is installed again, that is the table of the position, even if
         it was dropped or renamed since: what the log holds of it must still be read.
         """
-        slot, place = self._slot, LogPosition.parse(position)
+        slot, place = self._slot, self._place(position)
         if table.name not in self._proofs and _relation_of(place.relation, self._server):
             self._proofs[table.name] = place.relation
         is_held = (
@@ -182,7 +192,7 @@ class LogicalSnapshot(TableReads):
             oid = _relation_of(place.relation, self._server)
             if self._loaded(position).last_commit(oid, begin, place.noted_at) != known:
                 return False
-        self._memory.proved[table.name] = position
+        self._memory.note(table.name, position, place)
         return True
 
     def _begin(self, lsn: int) -> int:
@@ -193,7 +203,7 @@ class LogicalSnapshot(TableReads):
 
     def retains(self, position: Position) -> bool:
         """Return whether the server keeps much of its log for this position alone."""
-        return self._end - LogPosition.parse(position).lsn > RETAINED_BYTES
+        return self._end - self._place(position).lsn > RETAINED_BYTES
 
     def pending(self, _table: Table, after: Position) -> int:
         """Count the changes after the position."""
@@ -232,7 +242,7 @@ class LogicalSnapshot(TableReads):
         """Return a table's changes behind a position; a cycle asks for them several times."""
         spool = self._loaded(after)
         if after not in self._behind:
-            relation = _relation_of(LogPosition.parse(after).relation, self._server)
+            relation = _relation_of(self._place(after).relation, self._server)
             self._behind[after] = [
                 (chunk, found)
                 for chunk, run in spool.of(relation)
@@ -241,7 +251,7 @@ class LogicalSnapshot(TableReads):
         return self._behind[after]
 
     def _part_of(self, run: pgoutput.Run, after: Position) -> pgoutput.Run:
-        wanted = run.lsn >= LogPosition.parse(after).lsn
+        wanted = run.lsn >= self._place(after).lsn
         if self._view is None:
             wanted &= run.lsn < self._head
         else:
@@ -251,7 +261,7 @@ class LogicalSnapshot(TableReads):
     def _loaded(self, after: Position | None = None) -> Spool:
         """Return what was read of the log; its newest part alone, where that is what is asked."""
         recent = self._recent
-        place = None if after is None else LogPosition.parse(after).lsn
+        place = None if after is None else self._place(after).lsn
         if recent is not None and (place is None or place >= recent.confirmed):
             if self._newest is None:
                 self._newest = self._load(recent, is_first=self._spool is None)
@@ -416,7 +426,7 @@ class _Rows:
         return pa.table(columns, list(self._schema.primary_key))
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(_REMEMBERED)
 def _relation_of(relation: str, server: str) -> int | None:
     """Return the oid of a position's table; None for another server's position."""
     if not relation.startswith(f"{server}:"):

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pyarrow as pa
 
-from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
+from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError, SourceFullError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.polling import PollOptions
@@ -194,10 +194,10 @@ class LogicalSource:
         self._log.close()
         if self._reader is not None:
             self._reader.close()
-        self._advanced = self._noted = 0
+        self._advanced = self._noted = self._reached = 0
         self._silent_until = None
         self._copy_start.forget()
-        self._positions.proved.clear()
+        self._positions.forget_session()
         self._system = _value(connection, _SYSTEM)
 
     def _look(self) -> dict[int, str]:
@@ -306,9 +306,11 @@ class LogicalSource:
 
     def _begin_behind(self, name: str, least: int) -> None:
         """Make new positions greater than `least`, also those of a log that is shorter."""
-        reached = lsn_number(_value(self._connection, _FLUSHED))
-        if reached + self._positions.bases.get(name, 0) < least:
-            self._positions.bases[name] = least + 1 - reached
+        base = self._positions.bases.get(name, 0)
+        if self._reached + base < least:  # mostly the log has got there, and did so long ago
+            self._reached = lsn_number(_value(self._connection, _FLUSHED))
+        if self._reached + base < least:
+            self._positions.bases[name] = least + 1 - self._reached
 
     def _capture(self, table: PostgresTable, least: int) -> None:
         with self._database.translated():
@@ -390,7 +392,7 @@ class LogicalSource:
     def _moment(self) -> LogMoment:
         if self._connection.is_pooled:
             self._system = _value(self._connection, _SYSTEM)
-            self._positions.proved.clear()  # the session may be another one by now
+            self._positions.forget_session()  # the session may be another one by now
         head, seconds, timeline = _row(self._connection, _HEAD)
         # Asked behind the head: what was published at it and is no more, shows.
         state, slot = self._state_and_slot()
@@ -411,7 +413,12 @@ class LogicalSource:
     @contextmanager
     def _row_view(self) -> Iterator[RowView]:
         if self._reader is None or self._reader.closed:
-            self._reader = self._database.connect()
+            try:
+                self._reader = self._database.connect()
+            except SourceFullError:
+                if not self._sessions.give_back():  # rows cannot be read in the other one
+                    raise
+                self._reader = self._database.connect()
         with self._reader.atomic("isolation level repeatable read read only"):
             visible = Visible.parse(_value(self._reader, _VISIBLE))
             # A commit can be seen before it is flushed, and is read from the log only after.
@@ -459,7 +466,7 @@ class LogicalSource:
         if not prune or not needed_from:
             return 0
         self._copy_start.let_go()
-        found = map(LogPosition.parse, needed_from.values())
+        found = map(self._positions.place, needed_from.values())
         # One of another server, or of a log that was put back, needs nothing of this one.
         positions = {each.lsn for each in found if self._has_reached(each)}
         if not positions:
