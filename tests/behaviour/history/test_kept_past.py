@@ -249,12 +249,11 @@ def test_a_name_that_changes_its_case_only_keeps_its_rows_and_history(
 # --- tables no longer followed
 
 
+@pytest.mark.parametrize("storage", ON_DISK)  # a mirror in memory ends with its declaration
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_a_table_that_left_the_declaration_is_named_and_answers_no_more(
     make_world: MakeWorld, storage: str | None, mode: str
 ) -> None:
-    if storage == "memory":
-        pytest.skip("a mirror in memory ends with its declaration")
     world = a_table(make_world(mode=mode, storage=storage))
     world.crash()
     world.tables = [{"name": "q"}]
