@@ -131,6 +131,7 @@ FOLLOWED = {
     "end its name with {}": "tests/behaviour/cli/test_serving.py::test_the_shell_exports_watches_and_times",
     "give a file of another name, outside its folders": "tests/behaviour/cli/test_daily_use.py::test_no_file_of_the_pipeline_is_overwritten",
     "choose a directory that is empty, or not there yet": "tests/behaviour/mirrors/test_odd_places.py::test_a_directory_of_others_is_no_buffer_and_is_left",
+    "drop them in DuckDB while nothing has the file open, or give another mirror.path": "tests/behaviour/mirrors/test_foreign_tables.py::test_a_check_names_macros_that_answer_in_the_place_of_functions",
     "rename that one in DuckDB while nothing has the file open, or give another mirror.path": "tests/behaviour/mirrors/test_foreign_tables.py::test_a_table_of_others_in_a_duckdb_file_is_not_replaced",
     "move it away, or give another mirror.path; the mirror itself is not affected": "tests/behaviour/mirrors/test_foreign_tables.py::test_a_delta_table_of_others_is_not_replaced",
     "give each a registry.path of its own; where only this mirror is in use, delete the registry, and its tables are copied again; then register again what was registered at run time, with its masks": "tests/behaviour/mirrors/test_odd_places.py::test_a_registry_of_a_mirror_that_is_no_more_is_deleted_as_its_error_says",

@@ -1,11 +1,11 @@
-"""Tables of others in a DuckDB file that has, or is to have, a mirror; for `rhei check`."""
+"""What others made in a DuckDB file that has, or is to have, a mirror; for `rhei check`."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from rhei_pipeline.errors import RheiError, SchemaDriftError
-from rhei_pipeline.mirrors.duckdb.foreign_tables import made_by_others, read_contents
+from rhei_pipeline.mirrors.duckdb.foreign_tables import made_by_others, read_contents, read_macros
 from rhei_pipeline.mirrors.duckdb.tables import folded
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import TableOptions
@@ -16,12 +16,26 @@ from rhei_pipeline.wiring.table_options import table_options
 
 
 def validate_foreign(settings: Settings) -> list[Finding]:
-    """Find the tables that cannot be mirrored as somebody else has one in their place."""
+    """Find tables that are not mirrored as others have one in their place, and functions replaced.
+
+    Nothing is found while a process holds the file.
+    """
     why = "this table is left out, and the others are mirrored"
-    return [
+    found = [
         Finding(Severity.WARNING, error.message, why, error.hint or "", name)
         for name, error in foreign_tables(settings).items()
     ]
+    if _is_file(settings) and (macros := read_macros(settings.mirror.path)):
+        found.append(
+            Finding(
+                Severity.ERROR,
+                f"the mirror's file has macros that somebody else made by names of DuckDB's own"
+                f" functions: {', '.join(macros)}",
+                "whatever a query or a sync computes by these names is computed by the macros",
+                "drop them in DuckDB while nothing has the file open, or give another mirror.path",
+            )
+        )
+    return found
 
 
 def foreign_tables(settings: Settings) -> dict[str, SchemaDriftError]:
@@ -29,13 +43,17 @@ def foreign_tables(settings: Settings) -> dict[str, SchemaDriftError]:
 
     Nothing is changed, and nothing is found while a process holds the file: it has named them.
     """
-    if settings.mirror.kind != "duckdb" or not settings.mirror.path.is_file():
+    if not _is_file(settings):
         return {}
     contents = read_contents(settings.mirror.path)
     if contents is None or not contents.foreign:
         return {}
     places = _places(settings)
     return {name: made_by_others(name) for name, place in places if place in contents.foreign}
+
+
+def _is_file(settings: Settings) -> bool:
+    return settings.mirror.kind == "duckdb" and settings.mirror.path.is_file()
 
 
 def _places(settings: Settings) -> Iterator[tuple[str, tuple[str, str]]]:

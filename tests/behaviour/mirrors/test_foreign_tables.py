@@ -13,6 +13,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from rhei_pipeline import HTAP, Settings, reader
 from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.model.reports import Severity
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.wiring.adoption import validate_owner
 from rhei_pipeline.wiring.foreign_tables import validate_foreign
@@ -126,6 +127,28 @@ def test_a_check_names_the_tables_of_others_and_changes_nothing(
     assert [found.table for found in validate_foreign(world.settings)] == ["t"]
     ask(file, f"alter {'view' if kind == 'view' else 'table'} t rename to theirs")
     assert validate_foreign(world.settings) == []
+
+
+def test_a_check_names_macros_that_answer_in_the_place_of_functions(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    file = world.directory / "mirror.duckdb"
+    world.run("create table t(id integer primary key)", "insert into t values (1), (2)")
+    world.htap.sync_now()
+    world.crash()
+    assert validate_foreign(world.settings) == []
+    ask(file, "create macro sum(x) as 7; create macro mine(x) as 7; create macro MAX(x) as 7")
+    before = file.read_bytes()
+    (finding,) = validate_foreign(world.settings)
+    assert finding.severity is Severity.ERROR
+    assert finding.what.endswith("functions: max, sum")
+    assert file.read_bytes() == before
+    assert finding.remedy.startswith("drop them in DuckDB while nothing has the file open")
+    ask(file, "drop macro sum; drop macro max")
+    assert validate_foreign(world.settings) == []
+    world.htap.sync_now()
+    assert world.htap.query("select sum(id) as n from t", hint="olap")["n"].to_pylist() == [3]
 
 
 @pytest.mark.parametrize("storage", ["parquet", "delta"])
