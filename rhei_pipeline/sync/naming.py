@@ -35,7 +35,13 @@ def in_any_case(name: str, tables: Mapping[str, Table]) -> Table | None:
     """Return a table by its name, in any case where none has it as it is given."""
     if (exact := tables.get(name)) is not None:
         return exact
-    by_lower = {table.schema.full_name.lower(): table for table in tables.values()}
+    # Of PostgreSQL, a table whose name has a dot is known with its schema, which may be left out.
+    by_lower = {
+        known.removeprefix("public.").lower(): table
+        for known, table in tables.items()
+        if table.schema.namespace == "public"
+    }
+    by_lower |= {table.schema.full_name.lower(): table for table in tables.values()}
     by_lower |= {known.lower(): table for known, table in tables.items()}
     return by_lower.get(name.removeprefix("main.").lower())
 

@@ -144,8 +144,8 @@ def candidates(name: str) -> list[tuple[str, str]]:
     parts = name.split(".")
     cuts = range(1, len(parts))
     return [
-        (DEFAULT_NAMESPACE, name),
         *((".".join(parts[:cut]), ".".join(parts[cut:])) for cut in cuts),
+        (DEFAULT_NAMESPACE, name),
     ]
 
 
