@@ -30,9 +30,11 @@ from rhei_pipeline.errors import (
     RheiError,
 )
 from rhei_pipeline.holder import place, wire
-from rhei_pipeline.holder.client import Holder, HolderGoneError
+from rhei_pipeline.holder.client import STOOD_ASIDE, Holder, HolderGoneError
+from rhei_pipeline.holder.server import _Sent
 from rhei_pipeline.mirrors.locking import LockNote
 from rhei_pipeline.model.query_limits import QueryLimits
+from rhei_pipeline.model.streaming import Streamed
 from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, serving
 from tests.support.fix_postgres import PostgresWorld
@@ -298,6 +300,23 @@ def test_a_stream_of_a_holder_that_ends_is_not_called_cancelled(temporal: World)
         cancelled.cancel()
         with pytest.raises(QueryError, match="the query was cancelled"):
             list(cancelled.batches)
+
+
+@pytest.mark.parametrize("is_closing", [True, False])
+def test_what_a_closed_mirror_says_within_a_stream_is_not_sent_on(*, is_closing: bool) -> None:
+    """Its asker is to ask elsewhere: only what fails while the process stays is told as it is."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        raise MirrorError("the mirror is closed")
+        yield  # so that it is raised as the first batch is taken
+
+    closing = threading.Event()
+    if is_closing:
+        closing.set()
+    streamed = Streamed(pa.schema([]), batches(), lambda: None)
+    with pytest.raises(flight.FlightServerError) as raised:
+        next(_Sent(streamed, lambda: False, closing, 60))
+    assert (raised.value.extra_info == STOOD_ASIDE) is is_closing
 
 
 def test_a_stream_that_is_taken_too_slowly_says_so(temporal: World) -> None:
