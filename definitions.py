@@ -9,7 +9,7 @@ from config.settings import load
 from resources.connections import connections
 from rhei_pipeline import Settings
 from rhei_pipeline.dagster import Declaration, load_jobs
-from sensors.automation import schedules, sensors
+from sensors.automation import automation, schedules, sensors
 
 
 def build(settings: Settings) -> dg.Definitions:
@@ -20,11 +20,12 @@ def build(settings: Settings) -> dg.Definitions:
 def build_pipeline(settings: Settings) -> dg.Definitions:
     """Derive everything from the declaration of one pipeline."""
     declaration = Declaration.of(settings)
+    changes = flight_changes(declaration)
     return dg.Definitions(
-        assets=[*tables(declaration), *delays(declaration), *flight_changes(declaration)],
+        assets=[*tables(declaration), *delays(declaration), *changes],
         asset_checks=checks(declaration),
         jobs=load_jobs(declaration),
-        sensors=sensors(declaration),
+        sensors=[*sensors(declaration), *automation(declaration, changes)],
         schedules=schedules(declaration),
         resources=connections(declaration),
         metadata=declaration.metadata,

@@ -37,6 +37,8 @@ SECONDS_PER_DAY = 60
 REPORT_SECONDS = 10
 #: How long Dagster may take to end: an open session finishes its cycle first.
 _END_SECONDS = 60.0
+#: Dagster's word that it does not read the `dagster.yaml` beside it: the home has a copy of that.
+_KNOWN = "Found a dagster instance configuration value (dagster.yaml) in the current folder"
 
 
 def main() -> None:
@@ -117,7 +119,7 @@ def _dagster() -> Iterator["subprocess.Popen[str]"]:
 def _show(lines: TextIO, ending: Event) -> None:
     """Show what Dagster prints, but not how each of its processes notes that it has to end."""
     for line in lines:
-        if not ending.is_set():
+        if not ending.is_set() and _KNOWN not in line:
             print(line, end="", flush=True)
 
 

@@ -145,6 +145,11 @@ def test_changes_are_followed_once_an_hour_once_the_mirror_has_reported(airline:
         assert requested == 1
         requested, _ = asked(now + timedelta(milliseconds=2), cursor)
         assert requested == 0
+    # Nobody has to switch it on, and it asks for nothing else.
+    runs = definitions.get_repository_def().get_sensor_def("automation")
+    assert runs.default_status is dg.DefaultSensorStatus.RUNNING
+    assert runs.asset_selection is not None
+    assert runs.asset_selection.resolve(definitions.resolve_asset_graph()) == {follower}
 
 
 def fold(folder: Path) -> dict[int, float | None]:

@@ -1,14 +1,16 @@
 """The demo's airline: a real application's writes, from another process, mirrored exactly."""
 
+import io
 import os
 import subprocess
 import sys
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
+from dagster._cli import dev as dagster_dev
 
 from config.settings import load
 from examples.airline import dev, home
@@ -124,6 +126,16 @@ def test_a_home_that_is_given_is_used_and_never_removed(
     (used / "dagster.yaml").write_text("theirs")
     home.prepare_home()
     assert ((used / "dagster.yaml").read_text() == "theirs") is bool(given)
+
+
+def test_the_demo_shows_what_dagster_prints_but_for_what_has_been_seen_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = Path(str(dagster_dev.__file__)).read_text()
+    assert all(part in source for part in dev._KNOWN.removesuffix(" folder").split("dagster.yaml"))
+    known = f"- WARNING - {dev._KNOWN} folder, but\n"
+    dev._show(io.StringIO(f"Launching\n{known}Serving\n"), Event())
+    assert capsys.readouterr().out == "Launching\nServing\n"
 
 
 GROUP = """
