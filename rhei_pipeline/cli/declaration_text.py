@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from io import StringIO
 from textwrap import fill
 from typing import Any
@@ -42,6 +43,7 @@ _MODES = (
 )
 _LEFT_OUT = "Left out, since they cannot be mirrored:"
 _ROWS = "About how many rows are in memory at once, and the pause between background syncs."
+_DAYS = "History begins with the first sync, so Dagster's daily snapshots have no earlier days."
 _STALE = "When the mirror is older than a query allows: 'sync' first, or ask the source ('oltp')."
 
 
@@ -63,6 +65,7 @@ def declaration_text(
     obstacle: str | None,
     tables: Sequence[TableSchema],
     left_out: Mapping[str, str],
+    today: date,
 ) -> str:
     """Return a declaration.
 
@@ -72,6 +75,7 @@ def declaration_text(
         obstacle: Why the server's own log cannot be read.
         tables: What is mirrored.
         left_out: What is not, with the reasons.
+        today: The first day that snapshots of history can show.
     """
     why = _BY_LOG if method == "logical" else _BY_TRIGGERS
     if obstacle is not None:
@@ -89,6 +93,7 @@ def declaration_text(
         ),
         ("queries", _flow(when_stale="sync"), [_STALE]),
         ("registry", _flow(path="data/registry.json"), []),
+        ("schedule", _flow(snapshots_from=today), ["", _DAYS]),
     ]
     whole = CommentedMap({name: value for name, value, _ in sections})
     for name, _, said in sections:

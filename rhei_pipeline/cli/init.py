@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,9 @@ def starter(source: str) -> StarterDeclaration:
     else:
         declared = sqlite_source(str(settings.sqlite_path.resolve()))
     told = {name: _one_line(why) for name, why in left_out.items()}
-    text = declaration_text(declared, method, obstacle, schemas, told)
+    # Days end in UTC unless the declaration says otherwise.
+    today = datetime.now(UTC).date()
+    text = declaration_text(declared, method, obstacle, schemas, told, today)
     return StarterDeclaration(text, left_out, secret)
 
 

@@ -25,10 +25,11 @@ _BLOCK = re.compile(
 )
 #: What a page shows in place of the directory in which its commands were run.
 _HOME = "/home/ada/shop"
-#: What differs from run to run: lengths of time, instants.
+#: What differs from run to run: lengths of time, instants, the present day.
 _CHANGING = (
     (re.compile(r"\d+\.\d+ s\b"), "0.0 s"),
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?"), "2026-01-01 00:00:00"),
+    (re.compile(r"(?<=snapshots_from: )\d{4}-\d\d-\d\d"), "2026-01-01"),
 )
 
 

@@ -13,6 +13,7 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import adbc_driver_flightsql.dbapi as flight_sql
@@ -133,8 +134,10 @@ def test_a_first_declaration_of_sqlite_works_as_it_is(world: World) -> None:
     for name in odd:
         quoted = name.replace('"', '""')
         world.run(f'create table "{quoted}"("{quoted}" text primary key)')
+    before = datetime.now(UTC).date()
     text = starter(str(world.path)).text
     found = Settings(**yaml.safe_load(text))
+    assert before <= found.schedule.snapshots_from <= datetime.now(UTC).date()
     tables = {table.name: (table.mode, table.primary_key) for table in found.tables or ()}
     assert tables == {
         "orders": ("temporal", ["id"]),
