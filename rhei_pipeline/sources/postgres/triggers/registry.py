@@ -49,7 +49,8 @@ where n.nspname = '{SCHEMA}' and c.relname = 'capture'
 #: Changes whenever a trigger is turned off, even for a moment, or a part is made again.
 _IDENTITY = f"""
 md5(concat_ws(':', %(origin)s::text, c.relation, to_regclass('{SCHEMA}.log_' || c.relation)::oid,
-    (select p.xmin from pg_proc p where p.oid = to_regproc('{SCHEMA}.capture_' || c.relation)),
+    (select p.xmin from pg_proc p where p.proname = ('capture_' || c.relation)::name
+        and p.pronargs = 0 and p.pronamespace = '{SCHEMA}'::regnamespace),
     (select string_agg(concat_ws(' ', t.tgname, t.tgenabled, t.tgfoid, t.xmin), ',' order by tgname)
      from pg_trigger t where t.tgrelid = c.relation and t.tgname like '\\_rhei\\_%%')))
 """
@@ -72,9 +73,10 @@ from {SCHEMA}.capture c where c.relation = any(%(oids)s::oid[])
 """
 #: Of all of them only how many they are, and those whose marks are not known.
 _CHANGED = """
-with found as materialized ({captures})
+with found as materialized ({captures}),
+marked as materialized (select md5(f::text) as mark, f.* from found f)
 select n.count, d.* from (select count(*) from found) n(count)
-left join (select md5(f::text) as mark, f.* from found f) d on d.mark <> all(%(marks)s::text[])
+left join marked d on d.mark not in (select unnest(%(marks)s::text[]))
 """
 _STANDING = f"""
 select relation::bigint from {SCHEMA}.capture
