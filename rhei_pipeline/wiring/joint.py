@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SettingsError, needs_extra
 from rhei_pipeline.mirrors.duckdb.joint import JointDuckDB
+from rhei_pipeline.mirrors.duckdb.published_copy import refuse_copy_of_others
 from rhei_pipeline.mirrors.joining import Part
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
@@ -47,7 +48,7 @@ def read_together(mirrors: Sequence[tuple[Part, MirrorSettings, Path | None]]) -
 
     Raises:
         MirrorBusyError: A process has one of the DuckDB files open for writing.
-        MirrorError: There is no mirror yet, or it is in memory.
+        MirrorError: There is no mirror yet, or it is in memory; or a copy is another mirror's.
         SettingsError: They are of two kinds.
     """
     kinds = {mirror.kind for _, mirror, _ in mirrors}
@@ -59,8 +60,7 @@ def read_together(mirrors: Sequence[tuple[Part, MirrorSettings, Path | None]]) -
     for _, mirror, copy in mirrors:
         refuse_unread(mirror, copy)
     if kinds == {"duckdb"}:
-        files = [(part, copy or mirror.path) for part, mirror, copy in mirrors]
-        return JointDuckDB(files, mirrors[0][1].memory_limit)
+        return _databases(mirrors)
     with needs_extra("datafusion", "these mirrors"), ExitStack() as opened:
         from rhei_pipeline.mirrors.datafusion.joint import JointFiles
 
@@ -69,5 +69,17 @@ def read_together(mirrors: Sequence[tuple[Part, MirrorSettings, Path | None]]) -
             read.append((part, read_files(mirror)))
             opened.callback(read[-1][1].close)
         joint = JointFiles(read)
+        opened.pop_all()
+    return joint
+
+
+def _databases(mirrors: Sequence[tuple[Part, MirrorSettings, Path | None]]) -> JointDuckDB:
+    files = [(part, copy or mirror.path) for part, mirror, copy in mirrors]
+    joint = JointDuckDB(files, mirrors[0][1].memory_limit)
+    with ExitStack() as opened:
+        opened.callback(joint.close)
+        for (_, mirror, copy), mirror_id in zip(mirrors, joint.mirror_ids, strict=True):
+            if copy is not None:
+                refuse_copy_of_others(mirror.path, copy, mirror_id)
         opened.pop_all()
     return joint

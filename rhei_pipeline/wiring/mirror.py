@@ -1,6 +1,7 @@
 """Opens the mirror that the settings declare; its engine is imported only then."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import MirrorError, needs_extra
 from rhei_pipeline.mirrors.duckdb.foreign_tables import read_contents
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
-from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
+from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy, refuse_copy_of_others
 from rhei_pipeline.mirrors.locking import lock_of_directory, lock_of_file
 from rhei_pipeline.model.forking import note_opened
 from rhei_pipeline.model.progress import Ledger
@@ -110,13 +111,21 @@ def read_mirror(mirror: MirrorSettings, path: Path | None = None) -> ReadMirror:
 
     Raises:
         MirrorBusyError: A process has the DuckDB file open for writing.
-        MirrorError: There is no mirror yet, or it is in memory.
+        MirrorError: There is no mirror yet, or it is in memory; or the copy is another mirror's.
     """
     note_opened()
     refuse_unread(mirror, path)
     if mirror.kind == "duckdb":
         file, limit = path or mirror.path, mirror.memory_limit
-        return DuckDBMirror(file, lock_timeout_seconds=0, memory_limit_bytes=limit, read_only=True)
+        with ExitStack() as opened:
+            read = DuckDBMirror(
+                file, lock_timeout_seconds=0, memory_limit_bytes=limit, read_only=True
+            )
+            opened.callback(read.close)
+            if path is not None:
+                refuse_copy_of_others(mirror.path, path, read.mirror_id)
+            opened.pop_all()
+        return read
     return read_files(mirror)
 
 

@@ -47,6 +47,8 @@ class JointDuckDB:
     ) -> None:
         self._guard = DuckDBGuard()
         self._ledgers: list[Ledger] = []
+        #: The id of each mirror, in their order.
+        self.mirror_ids: list[str] = []
         self._path = str(mirrors[0][1])
         config = {name: value for name, value in CONFIG.items() if name not in _LOCKED}
         if memory_limit_bytes is not None:
@@ -75,6 +77,7 @@ class JointDuckDB:
             days = _snapshots(cursor)
         _refuse_older(str(path), mirror_id, ledger)
         self._ledgers.append(ledger)
+        self.mirror_ids.append(mirror_id)
         if part.schema is None:
             self._show([table for table in tables if part.takes(table.name)], name)
             for relation in days:

@@ -7,13 +7,17 @@ a part of the mirror's format, whose number is in the mirror and is read before.
 
 import json
 import os
+import re
 from contextlib import suppress
+from pathlib import Path
 
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from rhei_pipeline.model.progress import Ledger
 
 _SUFFIX = ".last"
 _SIZE = 128
+#: A mirror's id, in what is noted of it.
+_ID = re.compile(r'"([^"]+)"')
 
 
 class LastCommit:
@@ -38,9 +42,9 @@ class LastCommit:
                 hint=f"give this user write access to {note!r}, or delete it",
             ) from error
 
-    def blank(self) -> None:
-        """Clear the note: a commit follows, and may be the last thing this process does."""
-        self._write("")
+    def blank(self, mirror_id: str) -> None:
+        """Leave nothing but whose note it is: what this process does last may be to commit."""
+        self._write(f"- {json.dumps(mirror_id)}")
 
     def note(self, mirror_id: str, ledger: Ledger) -> None:
         """Record what was committed."""
@@ -74,6 +78,16 @@ class LastCommit:
 def noted(path: str) -> bool:
     """Return whether there is a note beside a mirror."""
     return os.path.exists(os.path.realpath(path) + _SUFFIX)  # noqa: PTH110  (a link is followed)
+
+
+def noted_mirror(path: str) -> str | None:
+    """Return the id of the mirror that is written at a path; None where that is not known."""
+    try:
+        note = Path(os.path.realpath(path) + _SUFFIX).read_text(errors="replace")
+    except OSError:
+        return None
+    found = _ID.search(note)
+    return found and found[1]
 
 
 def _note(mirror_id: str, ledger: Ledger) -> str:

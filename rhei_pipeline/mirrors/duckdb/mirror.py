@@ -247,7 +247,7 @@ class DuckDBMirror:
                     records.write()
                     committed = records.ledger()
                     if self._last is not None:
-                        self._last.blank()
+                        self._last.blank(self.mirror_id)
                 with transaction.large_rows.committing():
                     self._statements.run("rollback" if trial else "commit")
             except BaseException:
@@ -286,7 +286,7 @@ class DuckDBMirror:
             _log.info("published copy: postponed while a query runs (%s)", first_line(error))
         else:
             with copy.pace.noting_trouble():
-                copy.publish(Path(self.path), unfinished=bool(ledger.copies))
+                copy.publish(Path(self.path), self.mirror_id, unfinished=bool(ledger.copies))
 
     @property
     def not_published(self) -> RheiError | None:

@@ -13,10 +13,19 @@ import duckdb
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb import copy_program
 from rhei_pipeline.mirrors.duckdb.housekeeping import drop_copies
+from rhei_pipeline.mirrors.duckdb.last_commit import noted_mirror
 from rhei_pipeline.mirrors.duckdb.remains import delete_remains
+from rhei_pipeline.mirrors.locking import lock_of_file
 from rhei_pipeline.mirrors.publishing import PublishSchedule
+from rhei_pipeline.model.held_place import HeldPlace
 
 _PARTIAL = ".partial"
+#: What to do where a copy stands in the place of another mirror's.
+_OWN_PLACE = (
+    "give each pipeline a mirror.published.path of its own; if that mirror is there no more,"
+    " delete the copy, and the next publication takes its place"
+)
+_ANOTHER = "give mirror.published.path the path of a file that nothing else uses"
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +41,7 @@ class PublishedCopy:
     def __init__(self, path: Path, interval_seconds: float) -> None:
         self.path = path
         self.pace = PublishSchedule(interval_seconds)
-        self._is_ours = False
+        self._ours: HeldPlace | None = None
 
     def look_up(self, source: Path) -> None:
         """Count the interval from the copy that an earlier process wrote, if there is one."""
@@ -47,27 +56,28 @@ class PublishedCopy:
             file.stat().st_mtime > copied_at for file in changed
         )
 
-    def publish(self, source: Path, *, unfinished: bool) -> None:
+    def publish(self, source: Path, mirror_id: str, *, unfinished: bool) -> None:
         """Copy a checkpointed database file atomically.
 
         Args:
             source: The mirror's file, which this process may have open.
+            mirror_id: The mirror's id: its copy takes the place of no other mirror's.
             unfinished: It holds unfinished table copies; they are not published.
 
         Raises:
-            MirrorError: The copy cannot be written.
+            MirrorError: The copy cannot be written, or something else stands there.
         """
         partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}{_PARTIAL}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._ours is None or self._ours.is_left:
+                _refuse_others(self.path, mirror_id)
             delete_remains(self.path, _PARTIAL)  # only the mirror's writer publishes
-            if not self._is_ours:
-                _refuse_database_of_others(self.path)
             _copy(source, partial, self.path)
             if unfinished:
                 _leave_out_copies(partial)
             partial.replace(self.path)
-            self._is_ours = True
+            self._ours = HeldPlace(self.path)
         except (OSError, duckdb.Error) as error:
             with suppress(OSError):
                 partial.unlink()
@@ -79,20 +89,49 @@ class PublishedCopy:
         self.pace.note_publication()
 
 
-def _refuse_database_of_others(path: Path) -> None:
-    """Refuse to replace a database of DuckDB that is no mirror's; what else it is, is seen later.
+def refuse_copy_of_others(mirror: Path, copy: Path, mirror_id: str) -> None:
+    """Refuse to read a published copy in the place of a mirror that it is not of.
+
+    Args:
+        mirror: The mirror's file.
+        copy: The copy.
+        mirror_id: The id of the mirror that it was made of.
 
     Raises:
-        OSError: It is one.
+        MirrorError: Says so.
+    """
+    if noted_mirror(str(mirror)) not in (None, mirror_id):
+        raise MirrorError(
+            f"the published copy {str(copy)!r} is of another mirror than {str(mirror)!r}",
+            hint=_OWN_PLACE,
+        )
+
+
+def _refuse_others(path: Path, mirror_id: str) -> None:
+    """Refuse to replace a mirror, or another one's copy; what is no database is seen later.
+
+    Raises:
+        MirrorError: One of these stands there.
+        OSError: It is a database of somebody else.
     """
     if not path.exists():
         return
+    if lock_of_file(path).exists():
+        raise _left_alone(path, "a mirror, and no copy of one", hint=_ANOTHER)
     with suppress(duckdb.Error), duckdb.connect(str(path.absolute()), read_only=True) as opened:
-        tables = {
-            name for (name,) in opened.execute("select table_name from duckdb_tables()").fetchall()
-        }
-        if tables and "_rhei_mirror" not in tables:
+        names = opened.execute("select table_name from duckdb_tables()").fetchall()
+        if names and ("_rhei_mirror",) not in names:
             raise OSError("the database that is there is no copy of a mirror, and is left as it is")
+        if names and opened.execute("select id from _rhei_mirror").fetchone() != (mirror_id,):
+            raise _left_alone(path, "a copy of another mirror", hint=_OWN_PLACE)
+
+
+def _left_alone(path: Path, what: str, *, hint: str) -> MirrorError:
+    return MirrorError(
+        f"the published copy {str(path)!r} cannot be written: the file that is there is {what},"
+        " and is left as it is",
+        hint=hint,
+    )
 
 
 def _copy(source: Path, target: Path, place: Path) -> None:

@@ -2,19 +2,25 @@
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorError, SettingsError
+from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted_mirror
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
+from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_world import World
-from tests.support.forked import output_of
+from tests.support.forked import Forked, output_of
 from tests.support.locks import assert_held
 from tests.support.parts import engine_of
+
+MakeWorld = Callable[..., World]
 
 _READ = """
 import duckdb, sys
@@ -201,7 +207,7 @@ def test_a_quiet_mirror_is_published_once_its_interval_is_over(world: World) -> 
 def test_a_source_that_cannot_be_copied_is_named_by_the_child(tmp_path: Path) -> None:
     copy = PublishedCopy(tmp_path / "copy.duckdb", 0)
     with pytest.raises(MirrorError, match="cannot be written: No such file"):
-        copy.publish(tmp_path / "missing.duckdb", unfinished=False)
+        copy.publish(tmp_path / "missing.duckdb", "", unfinished=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -218,3 +224,110 @@ def test_the_mirrors_lock_outlives_publishing(world: World, interval: float) -> 
             world.run(f"insert into t values ({n}, 1)")
             htap.sync_now()
             assert_held(world.directory / "mirror.duckdb")
+
+
+def named(world: World, name: str, published_at: str) -> Settings:
+    """Declare a pipeline of this source, with a mirror of its own that is published there."""
+    form = world.settings.model_dump()
+    copy = {"path": world.directory / published_at, "interval_seconds": 0}
+    form["mirror"] |= {"path": world.directory / f"{name}.duckdb", "published": copy}
+    form["registry"] = {"path": world.directory / f"{name}.json"}
+    return Settings(**{**form, "name": name})
+
+
+OTHERS_COPY = "the file that is there is a copy of another mirror, and is left as it is"
+
+
+def test_a_mirror_is_not_replaced_by_the_copy_of_another_one(make_world: MakeWorld) -> None:
+    """Its history is nowhere else."""
+    world = filled(make_world(mode="temporal"))
+    standing = named(world, "standing", "standing_copy.duckdb")
+    other = named(world, "other", "standing.duckdb")
+    with HTAP(standing) as htap:
+        htap.sync_now()
+        world.run("update t set v = 2")
+        htap.sync_now()
+        with HTAP(other) as beside:
+            assert "that is there is a mirror, and no copy" in str(beside.sync_now().not_published)
+        world.run("update t set v = 3")
+        htap.sync_now()
+    with HTAP(other) as beside:  # while nobody holds it, too
+        assert "that is there is a mirror, and no copy" in str(beside.sync_now().not_published)
+    with HTAP(named(world, "other", "other_copy.duckdb")) as beside:
+        assert beside.sync_now().not_published is None
+    with HTAP(standing) as htap:
+        assert sorted(htap.query("select v from t", hint="olap")["v"].to_pylist()) == [1, 2, 3]
+
+
+def test_two_pipelines_that_publish_to_one_place_never_show_the_rows_of_one_as_the_others(
+    world: World,
+) -> None:
+    filled(world)
+    first, second = (named(world, name, "copy.duckdb") for name in ("first", "second"))
+    with HTAP(first) as htap, HTAP(second) as later:
+        assert htap.sync_now().not_published is None
+        assert OTHERS_COPY in str(later.sync_now().not_published)
+        world.run("update t set v = 2")
+        assert OTHERS_COPY in str(later.sync_now().not_published)
+        assert htap.sync_now().not_published is None
+        with rhei.reader([first]) as reader:
+            assert reader.query("select v from first.t")["v"].to_pylist() == [2]
+        for settings in ({"first": first, "second": second}, {"second": second}):
+            with (
+                rhei.reader(settings) as reader,
+                pytest.raises(MirrorError, match=r"is of another mirror than .*second.duckdb"),
+            ):
+                reader.query("select v from second.t")
+
+
+def test_a_reader_that_cannot_ask_the_holder_reads_no_copy_of_another_mirror(world: World) -> None:
+    filled(world)
+    first, second = (named(world, name, "copy.duckdb") for name in ("first", "second"))
+    with HTAP(first) as htap, HTAP(second) as later:
+        htap.sync_now()
+        later.sync_now()
+    for settings, message in ((first, None), (second, "is of another mirror than")):
+        held = str(settings.mirror.path)
+        with Forked(_HOLD, held) as holder, rhei.reader(settings) as reader:
+            assert holder.stdout.readline() == "opened\n"
+            if message is None:
+                found = reader.query("select v from t")
+                assert (found.schema.metadata or {})[b"rhei.read_from"] == b"published copy"
+                continue
+            with pytest.raises(MirrorError, match=message):
+                reader.query("select v from t")
+
+
+_HOLD = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('opened', flush=True)"
+_HOLD += "; sys.stdin.read()"
+
+
+def test_a_mirror_that_is_begun_anew_is_published_once_the_former_ones_copy_is_gone(
+    world: World,
+) -> None:
+    """What that copy shows of the past, the new mirror does not have."""
+    settings = named(filled(world), "shop", "copy.duckdb")
+    with HTAP(settings) as htap:
+        htap.sync_now()
+    for left in world.directory.glob("shop.duckdb*"):
+        left.unlink()
+    with HTAP(settings) as htap:
+        told = str(htap.sync_now().not_published)
+        assert OTHERS_COPY in told
+        assert "delete the copy" in told
+        (world.directory / "copy.duckdb").unlink()
+        world.run("update t set v = 2")
+        assert htap.sync_now().not_published is None
+        with rhei.reader([settings]) as reader:
+            assert reader.query("select v from shop.t")["v"].to_pylist() == [2]
+
+
+def test_a_commit_that_is_under_way_leaves_noted_whose_file_it_is(tmp_path: Path) -> None:
+    file = str(tmp_path / "mirror.duckdb")
+    assert noted_mirror(file) is None
+    with closing(LastCommit(file, writing=True)) as last:
+        last.blank("some-id")
+        assert noted_mirror(file) == "some-id"
+        assert last.lost("some-id", Ledger()) is None
+        last.note("some-id", Ledger())
+    assert noted_mirror(file) == "some-id"
