@@ -326,6 +326,7 @@ FOLLOWED = {
     "run 'alter role <user> bypassrls', or connect as a user without such a policy": "tests/behaviour/postgres/test_ddl.py::test_row_security_that_hides_rows_is_named_until_the_user_bypasses_it",
     "run 'alter table ... replica identity default' (by primary key), 'using index' (by another unique key) or 'full'": "tests/ways/test_postgres_tables.py::test_a_table_that_is_left_out_is_taken_in",
     "run 'alter table {} replica identity default' (by primary key), or 'full'": "tests/ways/test_postgres_tables.py::test_a_table_that_is_left_out_is_taken_in",
+    "run 'alter table {} set logged', or capture it by 'polling'": "tests/ways/test_postgres_tables.py::test_a_table_that_is_left_out_is_taken_in",
     "run 'rhei drop-table {}', with '--keep-as NAME' for its history: the next sync copies it into new files": "tests/ways/test_files.py::test_files_that_queries_misread_are_copied_anew",
     "run 'rhei repair {}': it reads the rows again from the source": "tests/ways/test_files.py::test_a_damaged_or_lost_file_of_a_table_is_repaired",
     "run 'rhei repair' with any table: it moves the file out of the mirror": "tests/ways/test_files.py::test_a_damaged_file_of_no_table_is_repaired_with_any",

@@ -104,6 +104,7 @@ PARTITIONED = (
     "create table t_low partition of t for values from (0) to (100)",
     "insert into t values (1, 'a')",
 )
+UNLOGGED_PART = "run 'alter table {} set logged', or capture it by 'polling'"
 CASES = (
     'create table t(id int primary key, "A" text, a text)',
     "insert into t values (1, 'a', 'b')",
@@ -160,6 +161,16 @@ WALKS = {
         "run 'alter table {} replica identity default' (by primary key), or 'full'",
         lambda world, told: world.run(f"alter table {told[0]} replica identity default"),
         (*PARTITIONED, "alter table t_low replica identity nothing"),
+    ),
+    "an unlogged part": Walk(
+        UNLOGGED_PART,
+        lambda world, told: world.run(f"alter table {told[0]} set logged"),
+        (*PARTITIONED, "alter table t_low set unlogged"),
+    ),
+    "an unlogged part, polled": Walk(
+        UNLOGGED_PART,
+        captured("polling"),
+        (*PARTITIONED, "alter table t_low set unlogged"),
     ),
     "partitioned": Walk(
         "capture it by 'logical' or 'polling'", captured("logical"), PARTITIONED, "trigger"

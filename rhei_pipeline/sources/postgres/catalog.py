@@ -168,7 +168,7 @@ def read_table(
     else:
         _refuse_vague_identity(facts, shown, key)
     if not reread:
-        _refuse_nameless_part(facts, shown)
+        _refuse_unfit_part(facts, shown)
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
     kept = tuple(_in_key(column) if column.name in key else column for column in columns)
     schema = TableSchema(
@@ -353,7 +353,15 @@ def _refuse_vague_identity(facts: TableFacts, shown: str, key: Sequence[str]) ->
     )
 
 
-def _refuse_nameless_part(facts: TableFacts, shown: str) -> None:
+def _refuse_unfit_part(facts: TableFacts, shown: str) -> None:
+    """Refuse a table of which the log lacks changes of a part, or does not say of which rows."""
+    part = facts.unlogged_part
+    if part is not None:
+        raise SchemaError(
+            f"the server does not log its partition {part}",
+            table=shown,
+            hint=f"run 'alter table {part} set logged', or capture it by 'polling'",
+        )
     part = facts.nameless_part
     if part is not None:
         raise SchemaError(

@@ -70,10 +70,11 @@ from pg_index i cross join lateral (
 where i.indrelid = any(%s::oid[])
 order by i.indexrelid
 """
-_NAMELESS_PARTS = f"""
-select root::bigint, min(named.oid::regclass::text)
+_UNFIT_PARTS = f"""
+select root::bigint, min(named.oid::regclass::text) filter (where {NAMELESS}),
+    min(named.oid::regclass::text) filter (where named.relpersistence <> 'p')
 from unnest(%s::oid[]) root cross join lateral pg_partition_tree(root) part
-join pg_class named on named.oid = part.relid where {NAMELESS} group by root
+join pg_class named on named.oid = part.relid group by root
 """
 
 
@@ -121,6 +122,7 @@ class TableFacts:
         storage: See `STORAGE`.
         led_by: The columns with which indexes of all its rows begin.
         nameless_part: The first of its parts whose rows no replica identity names.
+        unlogged_part: The first of its parts whose changes the server does not log.
     """
 
     namespace: str
@@ -137,6 +139,7 @@ class TableFacts:
     indexes: list[IndexFacts] = field(default_factory=list)
     led_by: set[str | None] = field(default_factory=set)
     nameless_part: str | None = None
+    unlogged_part: str | None = None
 
 
 def candidates(name: str) -> list[tuple[str, str]]:
@@ -165,8 +168,8 @@ def read_facts(connection: Connection, names: Collection[str]) -> dict[str, Tabl
         known[oid].led_by.add(first)
         if is_unique and keyed:
             known[oid].indexes.append(IndexFacts(tuple(keyed), *kinds))
-    for oid, part in connection.execute(_NAMELESS_PARTS.encode(), (oids,)):
-        known[oid].nameless_part = part
+    for oid, nameless, unlogged in connection.execute(_UNFIT_PARTS.encode(), (oids,)):
+        known[oid].nameless_part, known[oid].unlogged_part = nameless, unlogged
     return found
 
 

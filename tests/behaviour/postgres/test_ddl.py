@@ -61,6 +61,11 @@ def synced(world: PostgresWorld, *tables: str) -> None:
 
 
 STAMPED = "at timestamptz not null default now()"
+IN_PARTS = (
+    f"create table t(id int primary key, v int, {STAMPED}) partition by range (id)",
+    "create table low partition of t for values from (0) to (10)",
+    "insert into t values (1, 1), (2, 2)",
+)
 
 
 @CASES
@@ -252,6 +257,41 @@ def test_partitions_that_come_and_go_are_seen(make_postgres: MakeWorld) -> None:
             "delete from low", "alter table t attach partition low for values from (0) to (10)"
         )
         synced(world)
+
+
+@pytest.mark.parametrize(
+    ("capture", "mode", "storage"),
+    [
+        (LOGICAL, "destructive", None),
+        ({**LOGICAL, "streaming": True}, "temporal", None),
+        (BUFFERED, "destructive", "parquet"),
+    ],
+)
+def test_a_partition_that_the_server_stops_to_log_leaves_its_table_out(
+    make_postgres: MakeWorld, capture: dict[str, Any], mode: str, storage: str | None
+) -> None:
+    """The server refuses that of a published table, and lets it be done to a part of one."""
+    world = made(make_postgres, capture, mode, storage, "t", "other")
+    world.run(f"create table other(id int primary key, v int, {STAMPED})", *IN_PARTS)
+    synced(world, "t", "other")
+    world.run("alter table low set unlogged", "insert into other values (1, 1)")
+    for key in (3, 4):
+        world.run(f"insert into t values ({key}, {key})", "update t set v = v + 1, at = now()")
+        report = world.htap.sync_now()
+        assert report.errors["t"].startswith(
+            "table 't': the server does not log its partition public.low"
+        )
+        world.assert_equal("other")
+    world.run("alter table low set logged", "delete from t where id = 3")
+    synced(world, "t", "other")
+
+
+def test_a_partition_that_the_server_does_not_log_is_polled(make_postgres: MakeWorld) -> None:
+    world = made(make_postgres, POLLING, "destructive", None)
+    world.run(*IN_PARTS)
+    synced(world)
+    world.run("alter table low set unlogged", "update t set v = v + 1, at = now()")
+    synced(world)
 
 
 @pytest.mark.parametrize("capture", [LOGICAL, TRIGGER, POLLING], ids=lambda c: c["method"])
