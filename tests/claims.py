@@ -68,6 +68,7 @@ CLAIMS = {
         "A table that is copied *again* stays as it was, behind the others, until its copy is in place.": "test_a_table_that_is_copied_again_stays_as_it_was_meanwhile",
         "A small table waits for turns of large ones, not for their end.": "test_a_small_table_does_not_wait_for_a_large_one",
         "All other versions stay as they were": "test_nothing_of_a_forgotten_key_is_left_on_the_disk",
+        "Such a table is left out by name, until an index makes the key unique as its column compares it.": "test_a_key_that_its_own_column_holds_equal_is_refused_until_it_is_unique_so",
         "Either both are there or neither.": "test_a_process_killed_at_any_instant",
         "The watermark never goes back.": "test_a_mirror_equals_its_source_through_crashes_and_migrations",
         "The tests raise an error at every named step of the way": "test_a_mirror_equals_its_source_through_crashes_and_migrations",

@@ -163,10 +163,9 @@ def read_table(
     # A full identity names rows by all they hold, unique or not.
     is_named = reread or facts.identity == "f"
     key = _key(facts, shown, options, is_named=is_named)
-    if is_named:
-        _refuse_loose_key(facts, shown, key)
-    else:
+    if not is_named:
         _refuse_vague_identity(facts, shown, key)
+    _refuse_loose_key(facts, shown, key)
     if not reread:
         _refuse_unfit_part(facts, shown)
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
@@ -372,12 +371,13 @@ def _refuse_unfit_part(facts: TableFacts, shown: str) -> None:
 
 
 def _refuse_loose_key(facts: TableFacts, shown: str, key: Sequence[str]) -> None:
-    """Refuse a key that is not unique."""
+    """Refuse a key that is not unique, or may be null."""
     if not any(index.is_key and set(index.names) <= set(key) for index in facts.indexes):
         raise SchemaError(
-            f"no unique index without nulls is on {', '.join(key)}",
+            f"no valid unique index without nulls is on {', '.join(key)}",
             table=shown,
-            hint="name a unique key whose columns are 'not null' as 'primary_key'",
+            hint="name a valid unique key as 'primary_key': its columns 'not null', its index of"
+            " their collations",
         )
 
 

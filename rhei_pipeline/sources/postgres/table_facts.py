@@ -41,7 +41,14 @@ join pg_namespace n on n.nspname = t.namespace
 join pg_class c on c.relnamespace = n.oid and c.relname = t.relation
 where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
 """
-_COLUMNS = """
+#: Of a row `a` of pg_attribute: no row has a null there. PostgreSQL 18 has constraints that hold
+#: for rows to come alone, and marks their columns like others.
+_NOT_NULL = """
+a.attnotnull and (a.attrelid, a.attnum) not in (
+    select v.conrelid, k.attnum from pg_constraint v cross join unnest(v.conkey) k(attnum)
+    where v.contype = 'n' and not v.convalidated)
+"""
+_COLUMNS = f"""
 with recursive base(relation, attnum, oid, modifier) as (
     select a.attrelid, a.attnum, a.atttypid, a.atttypmod from pg_attribute a
     where a.attrelid = any(%s::oid[]) and a.attnum > 0 and not a.attisdropped
@@ -49,22 +56,25 @@ with recursive base(relation, attnum, oid, modifier) as (
     select b.relation, b.attnum, t.typbasetype, t.typtypmod
     from base b join pg_type t on t.oid = b.oid where t.typtype = 'd'
 )
-select a.attrelid::bigint, a.attname, a.attnotnull, a.attgenerated::text, b.oid::bigint,
+select a.attrelid::bigint, a.attname, {_NOT_NULL}, a.attgenerated::text, b.oid::bigint,
     b.modifier, a.attnum
 from base b join pg_attribute a on a.attrelid = b.relation and a.attnum = b.attnum
 join pg_type t on t.oid = b.oid and t.typtype <> 'd'
 order by a.attrelid, a.attnum
 """
-_INDEXES = """
+_INDEXES = f"""
 select i.indrelid::bigint, case when i.indpred is null and i.indisvalid then (
         select a.attname from pg_attribute a
         where a.attrelid = i.indrelid and a.attnum = i.indkey[0]) end,
     i.indisunique, key.names, i.indisprimary, i.indimmediate, i.indisreplident,
-    i.indpred is null and i.indexprs is null and key.is_whole
+    i.indisvalid and i.indpred is null and i.indexprs is null and key.is_whole
 from pg_index i cross join lateral (
-    select array_agg(a.attname::text order by k.place), bool_and(a.attnotnull)
-    from unnest(i.indkey) with ordinality as k(attnum, place)
+    select array_agg(a.attname::text order by k.place), bool_and({_NOT_NULL}
+        and (k.compared = a.attcollation or l.collisdeterministic is not false))
+    from unnest(i.indkey::int2[], i.indcollation::oid[])
+        with ordinality as k(attnum, compared, place)
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+    left join pg_collation l on l.oid = a.attcollation
     where k.place <= i.indnkeyatts
 ) key(names, is_whole)
 where i.indrelid = any(%s::oid[])
@@ -101,7 +111,8 @@ class IndexFacts:
     """A unique index: the columns of its key, in order.
 
     Attributes:
-        is_key: It is one of all rows, and no column of it is null.
+        is_key: It is one of all rows, also those of before; no column of it is null, or holds
+            values equal that are several to the index.
     """
 
     names: tuple[str, ...]

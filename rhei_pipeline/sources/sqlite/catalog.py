@@ -18,14 +18,13 @@ from rhei_pipeline.model.schema import (
     refuse_reserved,
 )
 from rhei_pipeline.model.type_names import INSTANT, decimal_type, named_type
+from rhei_pipeline.sources.sqlite.collations import BINARY, BUILTIN, OWN, compare_by
 from rhei_pipeline.sources.sqlite.column_identities import read_state
 from rhei_pipeline.sql.text import quote
 
-_BINARY = "BINARY"
 _NO_OPTIONS = TableOptions()
 _EXPRESSION = -2  # the column number that index_xinfo gives an expression
 _DECIMAL = re.compile(r"(?:DECIMAL|NUMERIC)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)")
-_BUILTIN_COLLATIONS = {"BINARY", "NOCASE", "RTRIM"}
 
 #: Declared types beyond SQLite's five affinities, which applications declare and mean.
 _DECLARED = (
@@ -125,7 +124,7 @@ class SqliteTable:
     @property
     def binary_key(self) -> bool:
         """Whether keys are equal only when they are the same, byte for byte."""
-        return not self.free_key and all(name == _BINARY for name in self.key_collations)
+        return not self.free_key and all(name == BINARY for name in self.key_collations)
 
 
 _WIDE = {pa.int16(): "int64", pa.int32(): "int64", pa.float32(): "float64"}
@@ -224,9 +223,9 @@ def _with_uniqueness(
 ) -> SqliteTable:
     key = schema.primary_key
     rowid_key = any(info.rowid_alias and (info.name,) == key for info in infos)
-    own = next((index for index in uniques if index.plain and index.terms == key), None)
-    collations = (_BINARY,) if rowid_key else (own.collations if own else (_BINARY,) * len(key))
-    unknown = [name for name in collations if name.upper() not in _BUILTIN_COLLATIONS]
+    own = None if rowid_key else _own_index(connection, schema, uniques)
+    collations = own.collations if own else (BINARY,) * len(key)
+    unknown = [name for name in collations if name.upper() not in BUILTIN]
     if unknown:
         raise SchemaError(
             f"its key uses collation {unknown[0]!r}, which only the application defines",
@@ -234,7 +233,7 @@ def _with_uniqueness(
             hint="set 'capture: {method: polling}', and name another unique key without nulls as"
             " 'primary_key'",
         )
-    binary = all(collation == _BINARY for collation in collations)
+    binary = all(collation == BINARY for collation in collations)
     others = tuple(index for index in uniques if not (binary and index is own))
     if not rowid_key:
         others += _rowid_alias(connection, schema.name)
@@ -242,6 +241,36 @@ def _with_uniqueness(
     unmirrored = tuple(name for name in everything if name not in mirrored)
     free_key = any(_takes_any_number(info.declared) for info in infos if info.name in key)
     return SqliteTable(schema, others, collations, unmirrored, free_key, rowid_key)
+
+
+def _own_index(
+    connection: sqlite3.Connection, schema: TableSchema, uniques: Sequence[UniqueIndex]
+) -> UniqueIndex | None:
+    """Return the index by which the key is unique: for its columns' own comparisons, too.
+
+    Raises:
+        SchemaError: Its columns hold keys equal that are several to the index.
+    """
+    key = schema.primary_key
+    found = [index for index in uniques if index.plain and index.terms == key]
+    compared = compare_by(connection, schema.name, key) if found else []
+    for index in found:
+        if all(map(_is_as_fine, compared, index.collations)):
+            return index
+    if not found:
+        return None
+    raise SchemaError(
+        "its key is unique by another collation than its columns compare by",
+        table=schema.name,
+        hint="create a unique index over the key's columns, or declare them with its collation",
+    )
+
+
+def _is_as_fine(compared: str, unique: str) -> bool:
+    """Return whether values that are equal by one collation are never several by the other."""
+    return compared in {BINARY, unique.upper()} or (
+        compared == OWN and unique.upper() not in BUILTIN
+    )
 
 
 def _takes_any_number(declared: str) -> bool:
@@ -386,7 +415,7 @@ def _rowid_alias(connection: sqlite3.Connection, table: str) -> tuple[UniqueInde
         "select name, type from temp.pragma_table_xinfo(?) where pk > 0", (table,)
     ).fetchall()
     if len(rows) == 1 and rows[0][1].upper() == "INTEGER":
-        return (UniqueIndex("rowid", (rows[0][0],), (_BINARY,), partial=False, sql=None),)
+        return (UniqueIndex("rowid", (rows[0][0],), (BINARY,), partial=False, sql=None),)
     return ()
 
 

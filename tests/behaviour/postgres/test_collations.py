@@ -133,3 +133,27 @@ def test_an_order_is_asked_of_the_side_that_keeps_it(
         ):
             asked = world.htap.query(sql).to_pylist()
             assert asked == world.htap.query(sql, hint="oltp").to_pylist(), sql
+
+
+@pytest.mark.parametrize("method", ["trigger", "logical", "polling"])
+def test_a_chosen_key_that_its_own_column_holds_equal_is_refused_until_it_is_unique_so(
+    method: str, make_ordered: Callable[[str], Make]
+) -> None:
+    """A copy goes on behind the key that it read last: one that is equal would be left out."""
+    polling = {"clock": "database", "deletes": "reconcile", "reconcile_seconds": 0}
+    table = {"name": "t", "primary_key": ["k"], "polling": polling}
+    world = make_ordered(_ICU)(capture={"method": method}, tables=[table], batch_rows=1)
+    world.run(
+        _LOOSE,
+        "create table t(k text collate loose not null, updated_at timestamptz default now())",
+        'create unique index exact on t(k collate "C")',
+        "alter table t replica identity full",
+        "insert into t values ('a'), ('A')",
+    )
+    assert "no valid unique index" in world.htap.sync_now().errors["t"]
+    world.run("""delete from t where k = 'A' collate "C" """, "create unique index loose on t(k)")
+    world.run("insert into t values ('b')")
+    assert not world.htap.sync_now().errors
+    world.run("update t set k = upper(k), updated_at = now()")
+    world.htap.sync_now()
+    world.assert_equal("t")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.support.fix_postgres import PostgresWorld
@@ -270,3 +271,47 @@ def test_a_chosen_key_of_postgres_that_may_be_null_is_refused(
     assert not world.htap.sync_now().errors
     world.assert_equal("t")
     assert world.htap.verify().equal
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("identity", ["full", "using index t_k_key", None])
+def test_a_chosen_key_of_postgres_whose_old_rows_may_be_null_is_refused(
+    make_postgres: MakePostgres, mode: str, identity: str | None
+) -> None:
+    """PostgreSQL 18 takes a constraint that only rows to come have to keep."""
+    method = "logical" if identity else "trigger"
+    tables = [{"name": "t", "primary_key": ["k"]}]
+    world = make_postgres(mode=mode, capture={"method": method}, tables=tables)
+    if world.app.info.server_version < 180_000:
+        pytest.skip("the server has no such constraints")
+    world.run(
+        "create table t(k text unique, v int)",
+        "insert into t values ('a', 1), (null, 2)",
+        "alter table t add constraint given not null k not valid",
+        *([f"alter table t replica identity {identity}"] if identity else []),
+    )
+    assert "no valid unique index without nulls is on k" in world.htap.sync_now().errors["t"]
+    world.run("update t set k = 'b' where k is null", "alter table t validate constraint given")
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_a_chosen_key_of_postgres_whose_index_was_never_completed_is_refused(
+    make_postgres: MakePostgres, mode: str, method: str
+) -> None:
+    """An index that could not be made stays, and is unique for rows to come alone."""
+    tables = [{"name": "t", "primary_key": ["k"]}]
+    world = make_postgres(mode=mode, capture={"method": method}, tables=tables)
+    world.run(
+        "create table t(k text not null, v int)",
+        "alter table t replica identity full",
+        "insert into t values ('a', 1), ('a', 2)",
+    )
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        world.run("create unique index concurrently one on t(k)")
+    assert "no valid unique index without nulls is on k" in world.htap.sync_now().errors["t"]
+    world.run("update t set k = 'b' where v = 2", "reindex index one")
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")

@@ -146,6 +146,52 @@ def test_texts_that_a_collation_holds_equal_follow_the_source(
         assert world.htap.verify().equal
 
 
+#: Keys that are several to their index, and one to comparisons of their column.
+COARSER = {
+    "nocase": ("k text collate nocase", "k collate binary", "A"),
+    "rtrim": ("k text collate rtrim", "k collate nocase", "a "),
+}
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("coarser", COARSER)
+@pytest.mark.parametrize("kind", ["", "without rowid"])
+def test_a_key_that_its_own_column_holds_equal_is_refused_until_it_is_unique_so(
+    make_world: MakeWorld, mode: str, way: str, coarser: str, kind: str
+) -> None:
+    polling = {"updated_at": "at", "deletes": "reconcile"}
+    world = make_world(mode=mode, tables=[{"name": "t", "polling": polling}], **WAYS[way])
+    column, unique, other = COARSER[coarser]
+    world.run(
+        f"create table t({column}, n integer not null, at text, primary key(n, {unique})) {kind}",
+        f"insert into t values ('a', 1, {STAMP}), ('{other}', 1, {STAMP})",
+    )
+    assert "unique by another collation" in world.htap.sync_now().errors["t"]
+    world.run("delete from t where hex(k) <> hex('a')", "create unique index one on t(n, k)")
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+    world.run(f"update t set k = '{other}', at = {STAMP}")
+    world.htap.sync_now()
+    if way != "polling":
+        world.assert_equal("t")
+
+
+def test_a_key_that_is_one_to_its_index_and_several_to_its_column_is_mirrored(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(tables=[{"name": "t"}])
+    world.run(
+        "create table t(k text, v integer, primary key(k collate nocase))",
+        "create unique index more on t(k)",
+        "insert into t values ('a', 1), ('b', 1)",
+    )
+    world.htap.sync_now()
+    world.run("insert or replace into t values ('A', 2)", "update t set k = 'B' where k = 'b'")
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+
+
 @pytest.mark.parametrize("way", POSTGRES_WAYS)
 @pytest.mark.parametrize(("mode", "storage"), [("destructive", "parquet"), ("temporal", None)])
 def test_postgres_keys_that_are_equal_follow_the_source(
