@@ -69,8 +69,8 @@ select md5(concat_ws(';', ({_TABLE_MARK}), (select string_agg(mark, ',' order by
     select string_agg(concat_ws(' ', a.attrelid, a.attnum, a.xmin), ',' order by attrelid, attnum)
     from pg_attribute a where a.attrelid = any(%(oids)s::oid[]) and a.attnum > 0
 ), (
-    select string_agg(concat_ws(' ', c.oid, c.relname, c.relnamespace, c.relkind, c.relpersistence,
-        c.relreplident, row_security_active(c.oid)), ',' order by c.oid)
+    select string_agg(concat_ws(' ', c.oid, c.relname, c.relnamespace::regnamespace, c.relkind,
+        c.relpersistence, c.relreplident, row_security_active(c.oid)), ',' order by c.oid)
     from pg_class c where c.oid = any(%(oids)s::oid[])
 ), (
     select string_agg(concat_ws(' ', i.indexrelid, i.indkey, i.indisprimary, i.indisreplident,

@@ -229,6 +229,34 @@ def test_a_table_made_again_or_swapped_is_followed_by_its_name(
     assert world.htap.verify().equal
 
 
+@CASES
+def test_schemas_that_are_swapped_are_followed_by_their_names(
+    make_postgres: MakeWorld, capture: dict[str, Any], mode: str, storage: str | None
+) -> None:
+    """As a migration does that fills one schema beside another: no table's own entry changes."""
+    names = ("one.t", "two.t")
+    world = made(make_postgres, capture, mode, storage, *names)
+    for place, name in enumerate(names):
+        world.run(
+            f"create schema {name.removesuffix('.t')}",
+            f"create table {name}(id int primary key, v int, {STAMPED})",
+            f"insert into {name} values (1, {place}), ({place + 2}, 9)",
+        )
+    synced(world, *names)
+    for is_reopened in (False, True):
+        world.run("update one.t set v = v + 10, at = now()", "delete from two.t where id > 1")
+        if is_reopened:
+            world.crash()
+        world.run(
+            "alter schema one rename to aside",
+            "alter schema two rename to one",
+            "alter schema aside rename to two",
+        )
+        synced(world, *names)
+        world.run("update one.t set v = v + 10, at = now()", "insert into two.t values (7, 7)")
+        synced(world, *names)
+
+
 def test_partitions_that_come_and_go_are_seen(make_postgres: MakeWorld) -> None:
     for capture, mode, storage in (
         (LOGICAL, "temporal", None),
