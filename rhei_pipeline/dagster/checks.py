@@ -12,6 +12,8 @@ from rhei_pipeline.model.coverage import Coverage
 from rhei_pipeline.model.reports import TableVerification
 from rhei_pipeline.model.schema import Table
 
+EQUALS_SOURCE = "equals_source"
+
 
 def mirror_checks(declaration: Declaration) -> list[dg.AssetChecksDefinition]:
     """Make the checks of all mirrors: how each stands, and whether it equals its source."""
@@ -27,7 +29,7 @@ def _equality_check(declaration: Declaration, table: Table) -> dg.AssetChecksDef
 
     @dg.asset_check(
         asset=declaration.key(Stage.MIRROR, table),
-        name="equals_source",
+        name=EQUALS_SOURCE,
         description="Every row is equal in source and mirror, or those whose turn it is.",
         pool=names.pool,
         required_resource_keys={names.olap},

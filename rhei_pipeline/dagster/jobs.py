@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import dagster as dg
 
+from rhei_pipeline.dagster.checks import EQUALS_SOURCE
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.schema import Table
@@ -45,7 +46,7 @@ def _verification_jobs(declaration: Declaration) -> list[AssetJob]:
     if not declaration.tables:
         return []
     checks = [
-        dg.AssetCheckKey(declaration.key(Stage.MIRROR, table), "equals_source")
+        dg.AssetCheckKey(declaration.key(Stage.MIRROR, table), EQUALS_SOURCE)
         for table in declaration.tables
     ]
     return [

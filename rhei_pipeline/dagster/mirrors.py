@@ -9,7 +9,8 @@ from functools import cached_property
 
 import dagster as dg
 
-from rhei_pipeline.dagster.check_records import is_news, last_evaluations
+from rhei_pipeline.dagster.check_records import is_news, last_evaluations, last_evaluations_anew
+from rhei_pipeline.dagster.checks import EQUALS_SOURCE
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.initial_sync import parity_result
 from rhei_pipeline.dagster.observing import freshness
@@ -33,7 +34,7 @@ from rhei_pipeline.dagster.session import (
     reports,
 )
 from rhei_pipeline.dagster.stages import Stage
-from rhei_pipeline.dagster.state_checks import history, state_findings
+from rhei_pipeline.dagster.state_checks import StateCheck, history, state_findings
 from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.reports import SyncStatus
@@ -146,6 +147,7 @@ class _SessionRun:
     schedule: ScheduleSettings
     began: float = field(default_factory=time.monotonic)
     told: set[dg.AssetCheckKey] = field(default_factory=set)
+    repeated: set[dg.AssetKey] = field(default_factory=set)
     asked: bool = False
     copying: str = ""
     wanted_at: float = 0.0
@@ -260,6 +262,7 @@ class _SessionRun:
         self._report_histories(status)
         every = {name: windows.get(name, ReportWindow()) for name in self.session.tables}
         for table, values in reports(self.session, status, every):
+            self._repeat_checks(table)
             yield dg.MaterializeResult(
                 asset_key=self._key(Stage.MIRROR, table),
                 data_version=dg.DataVersion(str(values["watermark"])),
@@ -273,6 +276,7 @@ class _SessionRun:
         self._report_copies()
         for table, values in reports(self.session, status, windows):
             key = self._key(Stage.MIRROR, table)
+            self._repeat_checks(table)
             self.context.log_event(dg.AssetMaterialization(key, metadata=values))
 
     def _report_state(self, status: SyncStatus, windows: dict[str, ReportWindow]) -> None:
@@ -298,6 +302,17 @@ class _SessionRun:
             self.told.add(key)
             if not evaluation.passed:
                 self.context.log.warning("%s: %s", key.to_user_string(), evaluation.description)
+            self.context.log_event(evaluation)
+
+    def _repeat_checks(self, table: Table) -> None:
+        """Repeat, once a session, what was found of a table by checks that it does not make."""
+        asset = self._key(Stage.MIRROR, table)
+        if asset in self.repeated:
+            return
+        self.repeated.add(asset)
+        names = (EQUALS_SOURCE, StateCheck.HISTORY.value)
+        keys = {dg.AssetCheckKey(asset, name) for name in names}
+        for evaluation in last_evaluations_anew(self.context.instance, keys - self.told):
             self.context.log_event(evaluation)
 
     def _report_histories(self, status: SyncStatus) -> None:

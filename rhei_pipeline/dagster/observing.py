@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from rhei_pipeline.dagster.check_records import is_news, last_evaluations
+from rhei_pipeline.dagster.check_records import is_news, last_evaluations, last_evaluations_anew
+from rhei_pipeline.dagster.checks import EQUALS_SOURCE
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.dagster.stages import Stage
@@ -28,6 +29,7 @@ _LEAST_QUIET_SECONDS = 1200.0
 _FOUND_BY = "found_by"
 _SENSOR = "sensor"
 _DATA_VERSION = "dagster/data_version"
+_STATE_CHECKS = tuple(check.value for check in StateCheck)
 
 
 def quiet_seconds(settings: Settings) -> float:
@@ -222,7 +224,8 @@ class Observer:
     def _tell_quiet(self, instance: dg.DagsterInstance) -> None:
         """Report mirrors that are up to date though nothing was synced for long.
 
-        They keep their data version: nothing was changed, and nothing downstream is to be.
+        They keep their data version: nothing was changed, and nothing downstream is to be. What is
+        red stays so: its checks are repeated. Green ones are not, as these events are for ever.
         """
         due = time.time() - quiet_seconds(self._declaration.settings)
         unknown = self._not_followed(instance)
@@ -243,6 +246,10 @@ class Observer:
                     tags={_DATA_VERSION: version} if version else None,
                 )
             )
+            checks = [dg.AssetCheckKey(key, name) for name in (*_STATE_CHECKS, EQUALS_SOURCE)]
+            for evaluation in last_evaluations_anew(instance, checks):
+                if not evaluation.passed:
+                    instance.report_runless_asset_event(evaluation)
 
 
 def _waited(standing: SourceStanding) -> float:

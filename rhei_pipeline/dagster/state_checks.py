@@ -12,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 
+from rhei_pipeline.dagster.check_records import FOUND_AT
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
@@ -74,7 +75,7 @@ class StateFinding:
             passed=self.passed,
             severity=self.severity,
             description=self.text or None,
-            metadata={**self.facts, "found_at": now},
+            metadata={**self.facts, FOUND_AT: now},
         )
 
     def result(self, key: dg.AssetKey) -> dg.AssetCheckResult:

@@ -218,6 +218,50 @@ def test_a_quiet_mirror_is_reported_as_up_to_date_and_keeps_its_version(
     assert new.metadata["dagster/row_count"] == old.metadata["dagster/row_count"]
 
 
+@pytest.mark.parametrize("name", ["equals_source", "history"])
+def test_what_a_check_found_is_shown_on_when_the_next_session_reports_its_mirror(
+    shop: Shop, name: str
+) -> None:
+    assert shop.sync().success
+    key = dg.AssetKey(["mirror", "orders"])
+    for passed in (False, True):
+        told = dg.AssetCheckEvaluation(
+            asset_key=key, check_name=name, passed=passed, metadata={"keys": 3}
+        )
+        shop.instance.report_runless_asset_event(told)
+        found_at = time.time()
+        shop.write("insert into orders(status) values ('new')")
+        with pytest.MonkeyPatch.context() as patch:
+            # As long as the session is open; what it finds when it ends is for `history` its own.
+            patch.setattr("rhei_pipeline.dagster.mirrors._SessionRun._report_histories", _nothing)
+            assert shop.sync().success
+        assert shop.shows("orders", name) is passed
+        repeated = shop.check("orders", name).metadata
+        assert repeated["keys"].value == 3
+        assert float(str(repeated["found_at"].value)) <= found_at
+
+
+def _nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+def test_what_is_red_stays_red_when_its_quiet_mirror_is_reported(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.write("insert into items values (3, 'no number')")
+    assert shop.sync().success
+    loaded = shop.definitions.get_repository_def()
+    told = dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(["mirror", "items"]), check_name="equals_source", passed=False
+    )
+    shop.instance.report_runless_asset_event(told)
+    monkeypatch.setattr("rhei_pipeline.dagster.observing.quiet_seconds", lambda _settings: -1.0)
+    assert "up to date" in str(shop.tick(repository=loaded))
+    assert shop.shows("items", "dead_letters") is False
+    assert shop.shows("items", "equals_source") is False
+    assert shop.shows("items", "drift") is None  # which was green, and is not written for ever
+
+
 def test_the_sensor_observes_the_source(shop: Shop) -> None:
     assert shop.sync().success
     shop.write("insert into orders values (2, 'new'), (3, 'new')")

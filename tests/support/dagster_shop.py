@@ -1,10 +1,12 @@
 """A small source and its pipeline in an instance of Dagster, worked in this process."""
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 
 import dagster as dg
+from dagster._core.loader import LoadingContextForTest
 
 from rhei_pipeline import Settings
 from rhei_pipeline.dagster import CdcResource, OltpResource, build_definitions
@@ -48,6 +50,14 @@ class Shop:
     def check(self, table: str, name: str, stage: str = "mirror") -> dg.AssetCheckEvaluation:
         key = dg.AssetCheckKey(dg.AssetKey([stage, table]), name)
         return last_evaluations(self.instance, [key])[key]
+
+    def shows(self, table: str, name: str) -> bool | None:
+        """Return what Dagster's UI shows of a check: None where it says "not evaluated"."""
+        key = dg.AssetCheckKey(dg.AssetKey(["mirror", table]), name)
+        storage = self.instance.event_log_storage
+        record = storage.get_latest_asset_check_execution_by_key([key])[key]
+        is_shown = record.targets_latest_materialization(LoadingContextForTest(self.instance))
+        return self.check(table, name).passed if asyncio.run(is_shown) else None
 
     def failing(self, table: str) -> set[str]:
         """Return the checks of a table that fail."""
