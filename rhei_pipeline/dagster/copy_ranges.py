@@ -7,7 +7,6 @@ from pydantic import Field
 
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.initial_sync import Progress
-from rhei_pipeline.dagster.names import plain_name
 from rhei_pipeline.errors import PermanentError
 from rhei_pipeline.model.copy_plan import RangeReport
 from rhei_pipeline.settings.model import Settings
@@ -32,7 +31,7 @@ def copy_range_jobs(declaration: Declaration) -> list[dg.JobDefinition]:
 
 
 def _copy_ranges(declaration: Declaration, table: TableSettings) -> dg.JobDefinition:
-    names, plain = declaration.names, plain_name(table.name)
+    names, plain = declaration.names, declaration.plain_name(table.name)
 
     @dg.op(
         name=names.named(f"copy_range_of_{plain}"),

@@ -7,9 +7,9 @@ from typing import Any
 
 import dagster as dg
 
-from rhei_pipeline.dagster.names import Names
+from rhei_pipeline.dagster.names import Names, plain_name
 from rhei_pipeline.dagster.stages import Stage
-from rhei_pipeline.dagster.translator import RheiAsset, RheiTranslator
+from rhei_pipeline.dagster.translator import RheiAsset, RheiTranslator, told_apart
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.declared_schemas import declared_schemas
@@ -38,6 +38,7 @@ class Declaration:
     _known: dict[tuple[Stage, str | None], dg.AssetKey] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _digits: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, settings: Settings, translator: RheiTranslator | None = None) -> "Declaration":
@@ -62,6 +63,7 @@ class Declaration:
             found.faults,
             found.source_fault,
             translator or RheiTranslator(),
+            _digits=told_apart(found.tables),
         )
 
     @property
@@ -74,11 +76,16 @@ class Declaration:
         """The tables with history."""
         return tuple(table for table in self.tables if table.mode is Mode.TEMPORAL)
 
+    def plain_name(self, table: str, name: str = "") -> str:
+        """Return a table's name as Dagster's names demand, or the one given, unlike any other's."""
+        plain = plain_name(name or table)
+        return f"{plain}_{self._digits[table]}" if table in self._digits else plain
+
     def spec(self, stage: Stage, table: Table | None = None) -> dg.AssetSpec:
         """Return the spec of a table at a stage; of the change stream where no table is given."""
         fault = self.source_fault or (None if table is None else self.faults.get(table.name))
         return self.translator.get_asset_spec(
-            RheiAsset(stage, self.settings, self.tables, table, fault, self._known)
+            RheiAsset(stage, self.settings, self.tables, table, fault, self._known, self._digits)
         )
 
     def key(self, stage: Stage, table: Table | None = None) -> dg.AssetKey:

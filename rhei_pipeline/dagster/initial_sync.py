@@ -6,7 +6,6 @@ from typing import Any
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
-from rhei_pipeline.dagster.names import plain_name
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.reports import CopyReport, RowParity
@@ -24,7 +23,7 @@ def _initial_sync(declaration: Declaration, table: Table) -> dg.AssetsDefinition
     names, spec = declaration.names, declaration.spec(Stage.INITIAL_SYNC, table)
 
     @dg.multi_asset(
-        name=names.named(f"initial_sync_{plain_name(table.name)}"),
+        name=names.named(f"initial_sync_{declaration.plain_name(table.name)}"),
         specs=[spec],
         pool=names.pool,
         required_resource_keys={names.olap},

@@ -20,6 +20,11 @@ def plain_name(name: str) -> str:
     return plain if plain == name else f"{plain}_{_digest(name)}"
 
 
+def more_digits(name: str) -> str:
+    """Return digits that tell a name from any other, where those of `plain_name` do not."""
+    return _digest(name, 16)
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """The names of one pipeline's definitions.
@@ -67,5 +72,5 @@ class Names:
         return self.named("olap")
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:4]
+def _digest(text: str, digits: int = 4) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]

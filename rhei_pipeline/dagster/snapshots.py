@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rhei_pipeline.dagster.declaration import Declaration
-from rhei_pipeline.dagster.names import plain_name
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.htap import HTAP
@@ -68,7 +67,7 @@ def _snapshots(declaration: Declaration, table: Table) -> dg.AssetsDefinition:
     windows = snapshot_windows(declaration.settings)
 
     @dg.multi_asset(
-        name=names.named(f"snapshot_{plain_name(table.name)}"),
+        name=names.named(f"snapshot_{declaration.plain_name(table.name)}"),
         specs=[
             spec.replace_attributes(
                 # A translator may give another condition.
@@ -85,7 +84,9 @@ def _snapshots(declaration: Declaration, table: Table) -> dg.AssetsDefinition:
         olap: OlapResource = getattr(context.resources, names.olap)
         asked = [SnapshotWindow.of(windows, key) for key in context.partition_keys]
         with olap.open() as htap:
-            taking = _Taking(htap, table, olap.settings().schedule.snapshot_files)
+            files = olap.settings().schedule.snapshot_files
+            folder = declaration.plain_name(table.name, table.schema.snapshot_name)
+            taking = _Taking(htap, table, files / folder if files else None)
             taken = taking.take(asked)
         yield from _events(context, spec.key, taken)
 
@@ -143,7 +144,7 @@ class _Taking:
 
     htap: HTAP
     table: Table
-    files: Path | None
+    folder: Path | None
 
     def take(self, asked: list[SnapshotWindow]) -> _Taken:
         """Sync, then store the rows as of the end of each window.
@@ -164,9 +165,9 @@ class _Taking:
             name, {window.day: window.last_instant for window in known or asked}
         )
         told = self._metadata(known, rows, report.watermark)
-        if self.files is not None:
+        if self.folder is not None:
             for window in known:
-                told[window.key]["file"] = dg.MetadataValue.path(self._write(window, self.files))
+                told[window.key]["file"] = dg.MetadataValue.path(self._write(window, self.folder))
         over = {window.key for window in known if window.end <= report.as_of}
         return _Taken(
             {key: values for key, values in told.items() if key in over},
@@ -221,7 +222,7 @@ class _Taking:
             counts.append(int(before[last] - before[first]))
         return counts
 
-    def _write(self, window: SnapshotWindow, files: Path) -> str:
+    def _write(self, window: SnapshotWindow, folder: Path) -> str:
         """Write beside the file and rename over it: a reader sees the old one or the new one."""
         name = self.table.schema.snapshot_name
         found = self.htap.query(
@@ -229,8 +230,8 @@ class _Taking:
             (window.day,),
             hint=_MIRROR,
         )
-        file = files / plain_name(name) / f"{window.key}.parquet"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{window.key}.parquet"
         beside = file.with_suffix(".part")
         pq.write_table(with_interval_texts(found), beside)
         beside.replace(file)

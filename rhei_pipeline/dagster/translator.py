@@ -1,6 +1,6 @@
 """The one place where a table becomes an asset: its key, group, kinds, metadata, description."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import dagster as dg
 from rhei_pipeline.dagster.code_references import code_references, code_version
 from rhei_pipeline.dagster.descriptions import description
 from rhei_pipeline.dagster.metadata import column_lineage, static_metadata
-from rhei_pipeline.dagster.names import Names, plain_name
+from rhei_pipeline.dagster.names import Names, more_digits, plain_name
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.settings.model import Settings
@@ -43,6 +43,7 @@ class RheiAsset:
         table: The table; None at the stage of changes, which is one stream of all tables.
         fault: What kept the table, or the whole source, from being read for these definitions.
         known: The keys of assets of this declaration, once they are known.
+        digits: What `told_apart` adds to the names of tables, by these.
     """
 
     stage: Stage
@@ -53,6 +54,7 @@ class RheiAsset:
     known: dict[tuple[Stage, str | None], dg.AssetKey] = field(
         default_factory=dict, repr=False, compare=False
     )
+    digits: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 class RheiTranslator:
@@ -84,7 +86,11 @@ class RheiTranslator:
         names = Names.of(asset.settings)
         if asset.table is None:
             return names.key(asset.stage.value, "changes")
-        return names.key(asset.stage.value, *key_parts(asset.table))
+        parts = key_parts(asset.table)
+        digits = asset.digits.get(asset.table.name)
+        if digits is not None:
+            parts[-1] = f"{parts[-1]}_{digits}"
+        return names.key(asset.stage.value, *parts)
 
     def _upstream(self, asset: RheiAsset) -> list[dg.AssetKey]:
         found = []
@@ -136,6 +142,36 @@ def key_parts(table: Table) -> list[str]:
     if schema.namespace is not None and schema.name != schema.relation:
         parts.insert(0, schema.namespace)
     return [plain_name(part) for part in parts]
+
+
+def told_apart(tables: Iterable[Table]) -> Mapping[str, str]:
+    """Return the tables, by name, whose names are written as those of another one, with digits.
+
+    Names of two Chinese letters are written alike in one of 65,536 pairs, so that 155 of them had
+    such a pair; and Dagster joins the parts of a key, so that table `b` of schema `a` is written as
+    `a__b`. Of such tables the first goes without digits, or the first whose name needs no others.
+    """
+    taken = set[tuple[str, str]]()
+    found = {}
+    for table in sorted(tables, key=_is_plain, reverse=True):
+        written = _written(table)
+        if written & taken:
+            found[table.name] = more_digits(table.name)
+        taken |= written
+    return found
+
+
+def _is_plain(table: Table) -> bool:
+    return plain_name(table.schema.relation) == table.schema.relation
+
+
+def _written(table: Table) -> set[tuple[str, str]]:
+    """Return how a table is called in keys, in names of jobs, and in those of files."""
+    return {
+        ("key", "__".join(key_parts(table))),
+        ("job", plain_name(table.name)),
+        ("file", plain_name(table.schema.snapshot_name)),
+    }
 
 
 def _is_temporal(table: Table | None) -> bool:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import dagster as dg
 import psycopg
+import pyarrow.parquet as pq
 import pytest
 
 import rhei_pipeline as rhei
 from config.settings import load
 from definitions import build
 from rhei_pipeline import HTAP, Settings, SettingsError
-from rhei_pipeline.dagster import CdcResource, OltpResource
+from rhei_pipeline.dagster import CdcResource, OltpResource, build_definitions
 from rhei_pipeline.dagster.session import Session
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.settings.sections import TableSettings, VerifySettings
@@ -51,6 +52,38 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     )
     monkeypatch.setenv("RHEI_CONFIG", str(file))
     return Settings.load(file)
+
+
+@pytest.mark.parametrize("names", [("一七", "丂丣"), ("a.b", "a_b_2e73")])
+def test_tables_whose_names_are_written_alike_have_keys_and_files_of_their_own(
+    settings: Settings, instance: dg.DagsterInstance, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for number, name in enumerate(names):
+        write(settings, f'create table "{name}"(id integer primary key)')
+        write(settings, f'insert into "{name}" values ({number})')
+    settings = settings.model_copy(
+        update={
+            "tables": [TableSettings(name=name, mode="temporal") for name in names],
+            "schedule": settings.schedule.model_copy(update={"snapshot_files": tmp_path / "out"}),
+        }
+    )
+    definitions = build_definitions(settings)
+    dg.Definitions.validate_loadable(definitions)
+    job = definitions.resolve_implicit_global_asset_job_def()
+    snapshots = [
+        key
+        for key in definitions.resolve_asset_graph().get_all_asset_keys()
+        if "snapshot" in key.path
+    ]
+    assert len(snapshots) == 2
+    today = datetime.now(UTC).date().isoformat()
+    assert job.execute_in_process(
+        instance=instance, asset_selection=snapshots, partition_key=today
+    ).success
+    found = [
+        pq.read_table(file)["id"].to_pylist() for file in (tmp_path / "out").rglob("*.parquet")
+    ]
+    assert sorted(found) == [[0], [1]]
 
 
 def test_a_code_server_may_have_one_shard(

@@ -86,6 +86,28 @@ def test_every_sqlite_source_loads_with_every_mirror(tmp_path: Path) -> None:
         loads(declared(tmp_path, capture={"method": method}, tables=None, **fields))
 
 
+def test_tables_whose_keys_dagster_joins_to_one_are_told_apart(dsn: str, tmp_path: Path) -> None:
+    names = ["a__b", "a.b", "a.c"]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("create schema a")
+        for name in names:
+            connection.execute(f"create table {name}(id int primary key)")
+    declaration = Declaration.of(
+        Settings(
+            source={"kind": "postgres", "dsn": dsn},
+            mirror={"path": tmp_path / "m.duckdb"},
+            mode="temporal",
+            schedule={"catalog_seconds": 60},
+        )
+    )
+    definitions = build_definitions(declaration.settings)
+    dg.Definitions.validate_loadable(definitions)
+    keys = {table.name: declaration.key(Stage.MIRROR, table).path for table in declaration.tables}
+    assert keys["a.b"] == ["mirror", "a", "b"]
+    assert keys["a.c"] == ["mirror", "a", "c"]
+    assert keys["a__b"][1].startswith("a__b_")
+
+
 def test_every_postgres_source_loads_with_every_mirror(dsn: str, tmp_path: Path) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("create table orders(id int primary key, status text)")
