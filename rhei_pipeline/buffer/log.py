@@ -41,6 +41,8 @@ from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 FORMAT = 1
 #: The stream of an application that needs only one.
 EVENTS = "events"
+#: The fact that says whose buffer a log is.
+OWNER = "owner"
 #: Files are merged, and so made smaller, once this much has been pruned.
 COMPACT_BYTES = 64 * 1024 * 1024
 
@@ -132,8 +134,10 @@ class ChangeLog(Closing):
         Raises:
             BufferFullError: A limit is reached; nothing was appended.
             SchemaError: Two columns have one name; nothing was appended.
+            CaptureError: It is the buffer of a pipeline; nothing was appended.
         """
         _refuse_doubles(events.column_names, stream)
+        refuse_buffer(self)
         with self._lock:
             self.renew()
             self.check_age({stream: 0})
@@ -367,6 +371,19 @@ class ChangeLog(Closing):
         if self._pruned_bytes > COMPACT_BYTES:
             self._rocks.compact()
             self._pruned_bytes = 0
+
+
+def refuse_buffer(log: ChangeLog) -> None:
+    """Refuse a log that is the buffer of a pipeline where an application's events are to go.
+
+    Raises:
+        CaptureError: It is one.
+    """
+    if log.fact(OWNER) is not None:
+        raise CaptureError(
+            f"log {str(log.path)!r} is the buffer of a pipeline, which deletes what it has applied",
+            hint="give the application's events a directory of their own",
+        )
 
 
 def _within(extent: Extent, after: int, until: int) -> bool:

@@ -47,6 +47,11 @@ _TABLES = "bridge/"
 _MIRROR = "mirror/"
 
 
+def is_begun(log: ChangeLog) -> bool:
+    """Return whether the changes of any table have gone through a log."""
+    return bool(log.facts(_TABLES))
+
+
 def _no_step(_step: Step) -> None:
     """Do nothing (the default callback)."""
 

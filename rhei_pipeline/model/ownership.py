@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from rhei_pipeline.errors import MirrorOwnerError
+from rhei_pipeline.errors import CaptureError, MirrorOwnerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,39 @@ def refuse_other(
             hint="give this pipeline a mirror.path of its own; if the database was moved, run "
             "'rhei adopt', and the mirror follows it from then on",
         )
-    names = (recorded.pipeline, found.pipeline)
-    if None not in names and names[0] != names[1]:
+    if is_renamed(recorded, found):
         raise MirrorOwnerError(
-            f"mirror {mirror!r} belongs to another pipeline, {names[0]!r}, not to {names[1]!r}",
+            f"mirror {mirror!r} belongs to another pipeline, {recorded.pipeline!r}, not to "
+            f"{found.pipeline!r}",
             hint="give this pipeline a mirror.path of its own; if it was renamed, run 'rhei adopt'",
         )
+
+
+def refuse_other_buffer(
+    recorded: Owner, found: Owner, buffer: str, is_gone: Callable[[SourceIdentity], bool]
+) -> None:
+    """Refuse a buffer that belongs to another source or another pipeline.
+
+    Raises:
+        CaptureError: It does; the message names both.
+    """
+    if not is_same(recorded.source, found.source, is_gone=is_gone(recorded.source)):
+        whose = f"another source, {recorded.source}, not to {found.source}"
+    elif is_renamed(recorded, found):
+        whose = f"another pipeline, {recorded.pipeline!r}, not to {found.pipeline!r}"
+    else:
+        return
+    raise CaptureError(
+        f"buffer {buffer!r} belongs to {whose}",
+        hint="give this pipeline a capture.buffer.path of its own; if the database was moved, or"
+        " the pipeline renamed, run 'rhei adopt'",
+    )
+
+
+def is_renamed(recorded: Owner, found: Owner) -> bool:
+    """Return whether both have a name, and not the same."""
+    names = (recorded.pipeline, found.pipeline)
+    return None not in names and names[0] != names[1]
 
 
 _KINDS = {"sqlite": "SQLite file", "postgres": "PostgreSQL database", "log": "log of events"}

@@ -1,16 +1,28 @@
-"""Makes sure that a mirror has one owner: it is recorded, and another one is refused."""
+"""Makes sure that a mirror, and a buffer, has one owner: that is recorded, and another refused."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from rhei_pipeline.buffer.confirmation import unapplied_events
-from rhei_pipeline.errors import MirrorBusyError, MirrorError, SchemaError
-from rhei_pipeline.model.ownership import Owner, SourceIdentity, is_same, refuse_other
+from rhei_pipeline.buffer.log import OWNER, ChangeLog
+from rhei_pipeline.buffer.source import is_begun
+from rhei_pipeline.errors import CaptureError, MirrorBusyError, MirrorError, SchemaError
+from rhei_pipeline.model.ownership import (
+    Owner,
+    SourceIdentity,
+    is_same,
+    refuse_other,
+    refuse_other_buffer,
+)
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.wiring.mirror import OwnedMirror, is_made, open_mirror
 from rhei_pipeline.wiring.source import SourceDatabase, forget_elsewhere, open_database
+
+#: The fact that says for which mirror a buffer was filled.
+_MIRROR = "mirror"
 
 
 def claim(settings: Settings, database: SourceDatabase, mirror: OwnedMirror) -> None:
@@ -25,6 +37,73 @@ def claim(settings: Settings, database: SourceDatabase, mirror: OwnedMirror) -> 
     if recorded is not None:
         refuse_other(recorded, found, mirror.path, _is_gone)
     _record(settings, database, mirror, forget_positions=False)
+
+
+def claim_buffer(
+    settings: Settings,
+    database: SourceDatabase,
+    log: ChangeLog,
+    mirror_id: str | None,
+    is_new: Callable[[], bool] = lambda: False,
+) -> None:
+    """Record whose the buffer is, where that is new; nothing else is changed.
+
+    Args:
+        settings: The declaration.
+        database: The source.
+        log: The buffer.
+        mirror_id: The mirror that applies what it holds; None where that is not known.
+        is_new: Whether the mirror holds nothing yet, and may take the place of one that was; asked
+            only where the buffer is of another mirror.
+
+    Raises:
+        CaptureError: It belongs to another source, pipeline or mirror, or is no buffer.
+    """
+    path, found = str(log.path), Owner(database.identity(), settings.name)
+    recorded, filled_for = _owner_of(log), _mirror_of(log)
+    if recorded is None:
+        _refuse_events(log)
+    else:
+        refuse_other_buffer(recorded, found, path, _is_gone)
+        found = Owner(found.source, found.pipeline or recorded.pipeline)
+    mirror_id = mirror_id or filled_for
+    if filled_for not in (None, mirror_id) and not is_new():
+        raise CaptureError(
+            f"buffer {path!r} was filled for another mirror since: two declarations share it",
+            hint="give each a capture.buffer.path of its own; where only this mirror is in use,"
+            " delete the buffer, and its tables are copied again",
+        )
+    _claim_log(log, found, mirror_id)
+
+
+def _owner_of(log: ChangeLog) -> Owner | None:
+    recorded = log.fact(OWNER)
+    return None if recorded is None else Owner.read(recorded.decode())
+
+
+def _mirror_of(log: ChangeLog) -> str | None:
+    recorded = log.fact(_MIRROR)
+    return None if recorded is None else recorded.decode()
+
+
+def _claim_log(log: ChangeLog, owner: Owner, mirror_id: str | None) -> None:
+    if (owner, mirror_id) != (_owner_of(log), _mirror_of(log)):
+        with log.writing() as writer:
+            writer.set_fact(OWNER, owner.text().encode())
+            writer.set_fact(_MIRROR, mirror_id.encode() if mirror_id else None)
+
+
+def _refuse_events(log: ChangeLog) -> None:
+    """Refuse a log that holds events, and was never a buffer: they are an application's.
+
+    Raises:
+        CaptureError: Says so.
+    """
+    if log.held_bytes and not is_begun(log):
+        raise CaptureError(
+            f"log {str(log.path)!r} holds an application's events, which a buffer would delete",
+            hint="give capture.buffer.path a directory that is empty, or not there yet",
+        )
 
 
 def refuse_owner(settings: Settings, recorded: str) -> None:
@@ -81,6 +160,7 @@ def adopt(settings: Settings) -> tuple[Owner | None, Owner]:
         stack.callback(database.close)
         mirror = open_mirror(settings.mirror)
         stack.callback(mirror.close)
+        log = _buffer(settings, stack)
         before, source = _recorded(mirror), database.identity()
         known = before is not None and is_same(
             before.source, source, is_gone=_is_gone(before.source)
@@ -88,7 +168,21 @@ def adopt(settings: Settings) -> tuple[Owner | None, Owner]:
         if not known:
             for reader in _readers(settings, mirror):
                 forget_elsewhere(settings, database, reader)
-        return before, _record(settings, database, mirror, forget_positions=not known)
+        owner = _record(settings, database, mirror, forget_positions=not known)
+        if log is not None:
+            _claim_log(log, owner, mirror.mirror_id)
+        return before, owner
+
+
+def _buffer(settings: Settings, stack: ExitStack) -> ChangeLog | None:
+    """Open the buffer, where there is one already."""
+    buffer = settings.capture.buffer
+    if buffer is None or unapplied_events(buffer.path) is None:
+        return None
+    log = stack.enter_context(ChangeLog(buffer.path))
+    if _owner_of(log) is None:
+        _refuse_events(log)
+    return log
 
 
 def _readers(settings: Settings, mirror: OwnedMirror) -> list[str]:

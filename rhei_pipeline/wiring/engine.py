@@ -22,7 +22,7 @@ from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.pipeline import Pipeline, no_step
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
-from rhei_pipeline.wiring.adoption import claim
+from rhei_pipeline.wiring.adoption import claim, claim_buffer
 from rhei_pipeline.wiring.cluster import heavy_reads
 from rhei_pipeline.wiring.declarations import all_tables
 from rhei_pipeline.wiring.discovery import declared_tables, finding_tables, may_be_empty
@@ -74,15 +74,17 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         stack.callback(mirror.close)
         claim(settings, database, mirror)
         in_memory = settings.mirror.in_memory
-        registry = Registry(
-            None if in_memory else settings.registry.path,
-            mirror.mirror_id,
-            lambda: not mirror.ledger().watermarks,
-        )
+
+        def is_new() -> bool:
+            return not mirror.ledger().watermarks
+
+        registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id, is_new)
         restrict_functions(settings, database, all_tables(settings, registry))
         oltp = open_oltp(settings, database, stack)
         find = finding_tables(settings, database, registry)
         log = open_buffer(settings.capture.buffer, stack) if settings.capture.buffer else None
+        if log is not None:
+            claim_buffer(settings, database, log, mirror.mirror_id, is_new)
         reader = mirror.mirror_id if log is None else log.log_id
         inner = open_source(settings, database, reader, registry)
         stack.callback(inner.close)
@@ -203,6 +205,7 @@ def bridge(settings: Settings, on_step: OnStep = no_step) -> int:
         stack.callback(database.close)
         log = open_buffer(buffer, stack)
         mirror_id = mirror_id_of(settings.registry.path)
+        claim_buffer(settings, database, log, mirror_id)
         registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
         inner = open_source(settings, database, log.log_id, registry)
         stack.callback(inner.close)

@@ -1,6 +1,7 @@
 """A log in the place of a source's database: it has tables and an identity, and answers nothing."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.buffer.events.declared import declared_schema
-from rhei_pipeline.buffer.log import ChangeLog
+from rhei_pipeline.buffer.log import ChangeLog, refuse_buffer
 from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.model.semantics import MirroredTable
@@ -28,9 +29,17 @@ class EventLogDatabase:
 
     @cached_property
     def log(self) -> ChangeLog:
-        """The log, held by this process alone."""
+        """The log, held by this process alone.
+
+        Raises:
+            CaptureError: It is the buffer of a pipeline.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        return ChangeLog(self.path)
+        with ExitStack() as opened:
+            log = opened.enter_context(ChangeLog(self.path))
+            refuse_buffer(log)
+            opened.pop_all()
+        return log
 
     def identity(self) -> SourceIdentity:
         """Return the identity of this log, which distinguishes it from all others."""
