@@ -87,6 +87,8 @@ FOLLOWED = {
     "register it there: with '--shard {}', or settings.of_shard({})": "tests/behaviour/mirrors/test_shards.py::test_what_is_not_of_one_shard_is_refused_with_the_way_out",
     "name one for this command: '--shard 1', up to {}": "tests/behaviour/mirrors/test_shards.py::test_commands_work_on_all_shards_or_on_one",
     "give a sample of up to 1 (100%) alone, without rows_per_second and max_rows": "tests/behaviour/rows/test_verify.py::test_a_pace_is_kept_and_a_table_in_another_order_is_one_part",
+    "no row is compared so: give '--rows-per-second' above 0": "tests/behaviour/rows/test_verify.py::test_what_a_comparison_cannot_be_asked_for_is_wrong_usage",
+    "give '--sample', or '--rows-per-second' and '--max-rows'": "tests/behaviour/rows/test_verify.py::test_what_a_comparison_cannot_be_asked_for_is_wrong_usage",
     "{} is no share, such as 1% or 0.01": "tests/behaviour/rows/test_verify.py::test_the_command_repairs_the_keys_that_verify_names",
     "give {}, in the form that 'rhei verify' shows": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",
     "give one of them": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,7 +43,9 @@ def verify(
     max_rows: Annotated[
         int | None,
         typer.Option(
-            "--max-rows", help="Compare about so many rows of each table; the next call goes on."
+            "--max-rows",
+            min=1,
+            help="Compare about so many rows of each table; the next call goes on.",
         ),
     ] = None,
     sample: Annotated[
@@ -52,7 +55,11 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Sync, then compare every row of source and mirror, both ways."""
+    if rows_per_second is not None and not rows_per_second > 0:
+        raise typer.BadParameter("no row is compared so: give '--rows-per-second' above 0")
     share = None if sample is None else _share(sample)
+    if share is not None and (rows_per_second, max_rows) != (None, None):
+        raise typer.BadParameter("give '--sample', or '--rows-per-second' and '--max-rows'")
     with errors_at_the_end(), opened(config) as htap, work_shown("comparing rows"):
         report = htap.verify(
             table, rows_per_second=rows_per_second, max_rows=max_rows, sample=share
@@ -93,10 +100,11 @@ def _where(found: "TableVerification") -> Iterator[str]:
 
 def _share(text: str) -> float:
     """Return the share that a text such as `1%` or `0.01` means."""
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no share, such as 1% or 0.01") from error
+    with suppress(ValueError):
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if 0 < share <= 1:
+            return share
+    raise typer.BadParameter(f"{text!r} is no share, such as 1% or 0.01")
 
 
 def _named_range(table: str, part: "KeyRange") -> str:

@@ -42,12 +42,13 @@ def query(
 ) -> None:
     """Query the source or the mirror; without a statement, open a shell."""
     writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
-    if sql not in (None, "-") and file is None:
-        _answer(str(sql), config, hint, writer, explain=explain)
-        return
-    script = _script(sql, file)
+    is_given = sql not in (None, "-") and file is None
+    script = sql if is_given else _script(sql, file)
     if script is not None and not script.strip():
         raise typer.BadParameter("give a statement, or run this in a terminal")
+    if is_given:
+        _answer(str(script), config, hint, writer, explain=explain)
+        return
     with opened(config, hold=script is not None) as htap:
         _run_shell(htap, script, writer, hint)
 

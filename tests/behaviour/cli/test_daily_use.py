@@ -282,7 +282,8 @@ def test_statements_come_from_a_file_or_standard_input(project: Path) -> None:
     assert "│ 2 │" not in failed.stdout
     assert rhei("query", "select 1", "--file", "two.sql").exit_code == 2
     assert rhei("query", "--file", "none.sql").exit_code == 2
-    assert rhei("query", "-", typed=" \n").exit_code == 2
+    for nothing in (("-",), ("",), (" ",)):
+        assert rhei("query", *nothing, typed=" \n").exit_code == 2
 
 
 def test_a_write_is_done_from_the_command_line(project: Path) -> None:

@@ -369,7 +369,23 @@ def test_the_command_repairs_the_keys_that_verify_names(
     sampled = rhei("verify", "--sample", "50%")
     assert sampled.exit_code == 0
     assert "1: 50.0%, 10: 99.9%" in sampled.output
-    assert "is no share, such as 1% or 0.01" in rhei("verify", "--sample", "some").output
+    for share in ("some", "0", "-1%", "200%", "nan"):
+        wrong = rhei("verify", "--sample", share)
+        assert (wrong.exit_code, "is no share, such as 1% or 0.01" in wrong.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--rows-per-second", "0"], "give '--rows-per-second' above 0"),
+        (["--rows-per-second", "nan"], "give '--rows-per-second' above 0"),
+        (["--max-rows", "0"], "--max-rows"),
+        (["--sample", "1%", "--max-rows", "9"], "give '--sample', or '--rows-per-second' and"),
+    ],
+)
+def test_what_a_comparison_cannot_be_asked_for_is_wrong_usage(asked: list[str], told: str) -> None:
+    done = CliRunner().invoke(app, ["verify", *asked], env={"COLUMNS": "200"})
+    assert (done.exit_code, told in done.output) == (2, True)
 
 
 @pytest.mark.parametrize(("method", "storage"), [("logical", None), ("trigger", "parquet")])
