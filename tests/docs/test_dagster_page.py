@@ -93,6 +93,10 @@ def test_the_files_of_a_deployment_fit_together() -> None:
     copied = re.findall(r"^COPY (.*) \S+$", (deploy / "Dockerfile").read_text(), flags=re.MULTILINE)
     for name in " ".join(copied).split():
         assert (PROJECT / name).exists()
+    beside = re.search(r'"\.\[.*?\]" \\\n *(.*)', (deploy / "Dockerfile").read_text())
+    assert beside is not None
+    for package in beside[1].replace('"', "").split():
+        assert package in PAGE  # a machine without the image needs it as well
     units = sorted(path.stem for path in (deploy / "systemd").glob("*.service"))
     assert units == ["rhei-code", "rhei-daemon", "rhei-webserver"]
 
