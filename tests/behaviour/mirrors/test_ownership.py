@@ -20,6 +20,7 @@ from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.oracle import arrow_rows
 from rhei_pipeline.wiring.adoption import adopt
+from rhei_pipeline.wiring.engine import unseen_events
 from tests.support.fix_postgres import PostgresWorld, database
 from tests.support.fix_world import World
 from tests.support.forked import output_of
@@ -295,6 +296,46 @@ def test_a_database_that_was_renamed_is_the_same_source(
             moved.close()
         finally:
             admin.execute(f"alter database {name}_2 rename to {name}".encode())
+
+
+@MODES
+@pytest.mark.parametrize("method", ["logical", "stream", "trigger", "polling"])
+def test_a_database_that_takes_the_name_of_another_is_the_same_source(
+    make_postgres: Callable[..., PostgresWorld], server: Server, mode: str, method: str
+) -> None:
+    """As a restored copy does in the place of what it replaces, which keeps our slot."""
+    is_stream = method == "stream"
+    capture = {"method": "logical", "streaming": True} if is_stream else {"method": method}
+    world = make_postgres(capture=capture, mode=mode, tables=[POLLED])
+    for dsn in database(server):
+        with psycopg.connect(dsn, autocommit=True) as restored:
+            for connection in (world.app, restored):
+                for sql in POSTGRES:
+                    connection.execute(sql)
+            restored.execute("insert into t values (3, 3, '2026-01-03')")
+        world.htap.sync_now()
+        world.close()
+        swapped(server, world.dsn, dsn)
+        try:
+            moved = PostgresWorld(world.dsn, world.directory, [POLLED], mode, capture=capture)
+            assert method in {"trigger", "polling"} or unseen_events(moved.settings) is None
+            for key in (4, 5):
+                assert not moved.htap.sync_now().errors
+                moved.assert_equal("t")
+                moved.run(f"insert into t values ({key}, 0, now())", "delete from t where id = 1")
+            assert not moved.htap.sync_now().errors
+            moved.assert_equal("t")
+            moved.close()
+        finally:
+            swapped(server, world.dsn, dsn)
+
+
+def swapped(server: Server, *dsns: str) -> None:
+    """Have two databases change their names."""
+    one, two = (psycopg.conninfo.conninfo_to_dict(dsn)["dbname"] for dsn in dsns)
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        for name, to in ((one, f"{one}_2"), (two, one), (f"{one}_2", two)):
+            admin.execute(f"alter database {name} rename to {to}".encode())
 
 
 POSTGRES = (

@@ -35,12 +35,16 @@ def drop_elsewhere(database: PostgresDatabase, reader: str) -> None:
 def create(connection: Connection, name: str, seconds: float) -> None:
     """Create a slot, for which the server waits until every transaction open now has ended.
 
+    One of that name in another database is dropped.
+
     Raises:
         SourceBusyError: One is still open after so many seconds.
     """
     limit = {"statement_timeout": str(int(seconds * 1000)), "lock_timeout": "0"}
     try:
         with connection.atomic(settings={**connection.settings, **limit}):
+            # Ours stays in a database that was renamed, where another one took its name.
+            connection.execute(_ELSEWHERE, (name,))
             connection.execute(_CREATE, (name,))
     except psycopg.errors.QueryCanceled as error:
         raise older_transaction(connection) from error

@@ -94,6 +94,9 @@ select state, slot_name::text, confirmed_flush_lsn::text, coalesce({lost}, false
 from (select {state} as state) now left join pg_replication_slots on slot_name = %s
     and plugin = 'pgoutput' and database = current_database()
 """
+_HERE = """
+select from pg_replication_slots where slot_name = %s and database = current_database()
+"""
 _RETAINED = """
 select greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
 from pg_replication_slots where slot_name = %s and restart_lsn is not null
@@ -604,7 +607,7 @@ def unconfirmed(
     """
     name = slot_name(mirror_id)
     with closing(database.connect()) as connection, database.translated():
-        if not _exists(connection, "pg_replication_slots", "slot_name", name):
+        if connection.execute(_HERE.encode(), (name,)).fetchone() is None:
             return None
         try:
             return int(_value(connection, _ANY_CHANGE, name, quote(publication or name)))
@@ -616,11 +619,6 @@ def unconfirmed(
 
 def _plain(name: str) -> str:
     return name.removeprefix("public.")
-
-
-def _exists(connection: Connection, catalogue: str, column: str, name: str) -> bool:
-    statement = f"select 1 from {catalogue} where {column} = %s"
-    return connection.execute(statement.encode(), (name,)).fetchone() is not None
 
 
 def _row(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
