@@ -229,6 +229,24 @@ def test_a_table_made_again_or_swapped_is_followed_by_its_name(
     assert world.htap.verify().equal
 
 
+def test_a_name_of_the_catalogue_that_changed_is_found_by_verify_and_healed_by_repair(
+    make_postgres: MakeWorld,
+) -> None:
+    world = made(make_postgres, LOGICAL, "temporal", None)
+    world.run(
+        f"create table t(id int primary key, about regclass, {STAMPED})",
+        "insert into t values (1, 'pg_class')",
+        "create table named(id int)",
+        "insert into t values (2, 'named')",
+    )
+    world.htap.sync_now()
+    world.run("alter table named rename to renamed")
+    world.htap.sync_now()
+    assert world.htap.verify().tables["t"].different == 1
+    assert world.htap.repair("t").updated == 1
+    assert world.htap.verify().equal
+
+
 @CASES
 def test_schemas_that_are_swapped_are_followed_by_their_names(
     make_postgres: MakeWorld, capture: dict[str, Any], mode: str, storage: str | None
