@@ -50,12 +50,13 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 
 def test_changes_go_into_the_buffer_while_the_mirror_is_away_and_then_into_the_mirror(
-    settings: Settings, instance: dg.DagsterInstance
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     definitions = build_definitions(settings)
 
-    def run(job: str) -> dg.ExecuteInProcessResult:
-        return definitions.resolve_job_def(job).execute_in_process(instance=instance)
+    def run(name: str) -> dg.ExecuteInProcessResult:
+        job = definitions.resolve_job_def(name)
+        return job.execute_in_process(instance=instance, raise_on_error=False)
 
     assert run("sync").success
     assert "sync sessions fill the buffer" in str(ticked(settings, definitions, instance))
@@ -64,6 +65,10 @@ def test_changes_go_into_the_buffer_while_the_mirror_is_away_and_then_into_the_m
         with app:
             app.execute("insert into orders values (2, 'new'), (3, 'new')")
             app.execute("update orders set status = 'sent' where id = 1")
+        with monkeypatch.context() as patch:
+            patch.setattr("rhei_pipeline.dagster.mirrors.OPEN_SECONDS", 0.0)
+            assert not run("sync").success  # it waits for no longer than that
+        assert isinstance(ticked(settings, definitions, instance), dg.RunRequest)
         session = dg.DagsterRun("sync", str(uuid4()), status=dg.DagsterRunStatus.STARTED)
         instance.add_run(session)
         assert "sync sessions fill the buffer" in str(ticked(settings, definitions, instance))

@@ -65,3 +65,17 @@ def test_a_session_that_failed_by_a_clock_ahead_is_tried_again(
     asked = shop.tick()
     assert isinstance(asked, dg.RunRequest)
     assert asked.tags["rhei/reason"] == "the last session failed"
+
+
+def test_the_sensor_gives_up_a_session_without_signs_and_opens_the_next(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = dg.DagsterRun(job_name="sync", run_id=str(uuid4()), status=STARTED)
+    shop.instance.add_run(run)
+    assert "is open" in str(shop.tick())
+    monkeypatch.setattr("rhei_pipeline.dagster.heartbeat._DEAD_SECONDS", -1.0)
+    assert "has died" in str(shop.tick())
+    ended = shop.instance.get_run_by_id(run.run_id)
+    assert ended is not None
+    assert ended.status is FAILURE
+    assert isinstance(shop.tick(), dg.RunRequest)

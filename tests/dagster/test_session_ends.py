@@ -1,5 +1,6 @@
 """How sessions end, and when they do not: in this process, on real databases."""
 
+import math
 import os
 import signal
 import sqlite3
@@ -17,8 +18,9 @@ from dagster._core.execution.plan.instance_concurrency_context import _calculate
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.dagster import build_definitions
-from rhei_pipeline.dagster.relay import seconds_to_next_claim
-from rhei_pipeline.dagster.session import Session
+from rhei_pipeline.dagster.relay import LEFT_BEHIND, seconds_to_next_claim
+from rhei_pipeline.dagster.session import ReportWindow, Session
+from tests.support.dagster_shop import Shop
 
 
 def settings_of(tmp_path: Path, source: dict[str, object], **schedule: float) -> Settings:
@@ -41,7 +43,9 @@ def session(
     return result, [entry.message for entry in instance.all_logs(result.run_id)]
 
 
-def test_a_process_that_is_told_to_stop_reports_all_and_its_run_is_not_red(tmp_path: Path) -> None:
+def test_a_process_that_is_told_to_stop_reports_all_and_its_run_is_not_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with closing(sqlite3.connect(tmp_path / "app.db")) as app:
         app.executescript(
             "create table orders(id integer primary key);create table items(id integer primary key)"
@@ -52,6 +56,8 @@ def test_a_process_that_is_told_to_stop_reports_all_and_its_run_is_not_red(tmp_p
     def note(number: int, _frame: FrameType | None) -> None:
         unheard.append(number)  # rather than end the tests
 
+    # It is to end at once: what is pending is left to the next one.
+    monkeypatch.setattr(Session, "sync_now", lambda _: unheard.append(0))
     before = signal.signal(signal.SIGTERM, note)
     stopping = threading.Thread(target=stop_once_applied, args=(settings,))
     stopping.start()
@@ -113,6 +119,10 @@ def test_a_session_stays_while_a_server_tells_only_that_something_is_pending(
             result = job.execute_in_process(instance=instance)
             logged = [entry.message for entry in instance.all_logs(result.run_id)]
             assert "the session ends: no other session has come to take over" in logged
+            instance.add_run_tags(result.run_id, {LEFT_BEHIND: "1"})
+            app.execute("insert into orders values (1)")
+            asked = Shop(settings, instance).tick(repository=before.get_repository_def())
+            assert isinstance(asked, dg.RunRequest)  # it is another change that is pending
             app.execute("create table items(id int primary key)")
             _, logged = session(settings, instance)
             assert "the session ends: nothing has changed for a while" in logged
@@ -133,8 +143,55 @@ def test_what_the_engine_did_since_a_sessions_last_look_is_reported(tmp_path: Pa
         while not (htap.sync_status().tables["orders"].watermark or 0) > 0:
             assert time.monotonic() < until
             time.sleep(0.01)
+        looked.active_at = -math.inf
         looked.sync_now()
-    assert looked.copies["orders"].copied_rows == looked.windows["orders"].rows == 2
+    window = looked.windows["orders"]
+    assert looked.copies["orders"].copied_rows == window.rows == 2
+    assert (window.lags, window.longest_sync) == ([], 0.0)  # of a copy, that would be no lag
+    assert not looked.idle
+    assert list(looked.take_copies()) == ["orders"]
+    assert not looked.take_copies()
+
+
+def test_a_report_is_followed_by_the_next_in_time_and_tables_have_their_turns(
+    tmp_path: Path,
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "app.db")) as app:
+        app.executescript(
+            "create table orders(id integer primary key);create table items(id integer primary key)"
+        )
+    settings = settings_of(tmp_path, {"path": tmp_path / "app.db"})
+    with HTAP(settings) as htap:
+        looked = Session(htap, {}, report_seconds=60, idle_seconds=60, report_at=0.0)
+        assert looked.due
+        looked.status()
+        assert not looked.due
+        turns = list[set[str]]()
+        for _ in range(3):
+            looked.windows |= {name: ReportWindow() for name in "abc"}
+            turns.append(set(looked.take_windows(2)))
+    assert turns[0] | turns[1] == turns[1] | turns[2] == {*"abc"}
+
+
+def test_a_session_fails_where_trying_again_cures_nothing(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "app.db")) as app:
+        app.executescript(
+            "create table orders(id integer primary key);create table items(id integer primary key)"
+        )
+        settings = settings_of(tmp_path, {"path": tmp_path / "app.db"})
+        with HTAP(settings) as htap:
+            htap.sync_now()
+            looked = Session(htap, htap.table_schemas(), report_seconds=60, idle_seconds=60)
+            looked.collect()
+            Path(settings.mirror.path).unlink()
+            app.execute("insert into orders values (1)")
+            app.commit()
+            until = time.monotonic() + 60
+            with pytest.raises(dg.Failure, match="deleted") as failed:
+                while time.monotonic() < until:
+                    looked.collect()
+                    time.sleep(0.01)
+    assert not failed.value.allow_retries
 
 
 def test_a_session_ends_when_the_one_that_waits_asks_again() -> None:
