@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from rhei_pipeline import SyncReport
-from rhei_pipeline.errors import TableFailedError
+from rhei_pipeline.errors import SourceBusyError, TableFailedError
 from rhei_pipeline.sources.postgres import database as postgres_database
 from rhei_pipeline.sources.postgres.logical import copy_start
 from rhei_pipeline.sources.postgres.logical import source as logical_source
@@ -330,3 +330,22 @@ def test_a_commit_that_waits_for_a_standby_is_neither_shown_nor_lost(
     assert world.htap.verify().equal
     if mode == "temporal":
         assert [row["_rhei_operation"] for row in world.versions("t")] == ["I"] * 4
+
+
+def test_no_column_is_read_while_a_commit_parts_the_log_from_the_rows(
+    waiting_dsn: str, make_worlds: Any
+) -> None:
+    """What is seen behind it would be read from the log once more, and be versions again."""
+    world = make_worlds(waiting_dsn)(capture={"method": "logical"}, mode="temporal")
+    world.run("create table t (id int primary key)")
+    world.run("create table u (id int primary key, a int, b text)", "insert into u values (1, 1)")
+    world.htap.sync_now()
+    with _waiting_for_a_standby(world, "insert into t values (2)"):
+        world.run("alter table u alter a type bigint using a * 10", "update u set a = 7, b = 'x'")
+        world.run("update u set b = 'y'")
+        with pytest.raises(SourceBusyError):
+            world.htap.sync_now()
+    world.htap.sync_now()
+    world.assert_equal("t", "u")
+    told = [(row["a"], row["b"]) for row in world.versions("u")]
+    assert told == [(1, None), (7, "x"), (7, "y")]
