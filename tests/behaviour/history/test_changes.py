@@ -51,6 +51,20 @@ def test_a_position_of_a_history_that_was_dropped_is_refused_and_the_whole_table
 
 
 @STORAGES
+def test_who_has_not_read_that_a_row_is_gone_is_told_to_begin_again_once_it_is_forgotten(
+    make_world: MakeWorld, storage: str | None
+) -> None:
+    world, consumer = made(make_world, storage), Consumer("t", ["k"])
+    consumer.read(world.htap)
+    world.run("delete from t where k = 0")
+    world.htap.forget("t", [0])
+    with pytest.raises(rhei.ChangesLostError):
+        world.htap.changes("t", consumer.position)
+    consumer.read(world.htap, may_lose=True)
+    consumer.check(world.present("t"))
+
+
+@STORAGES
 def test_who_stands_before_a_renaming_is_told_to_begin_again_and_never_lacks_a_column(
     make_world: MakeWorld, storage: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
