@@ -1,6 +1,8 @@
 """Our mirrors, and the stub, keep what every mirror promises."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,13 @@ from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.duckdb.connecting import MEMORY
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.model.changes import DeadLetter
+from rhei_pipeline.model.schema import Mode
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.testing import StubMirror
 from rhei_pipeline.testing.mirror_contract import MirrorContract
 from rhei_pipeline.testing.mirror_query_contract import MirrorQueryContract
-from rhei_pipeline.testing.mirror_work import TABLE, copy, keys, merge, rows
+from rhei_pipeline.testing.mirror_work import NOW, TABLE, copy, keys, merge, rows
 
 KINDS = (
     "duckdb-file",
@@ -46,6 +50,18 @@ class TestMirrors(MirrorContract, MirrorQueryContract):
         adapter.claim("its source", forget_positions=False)
         assert adapter.owner == "its source"
         assert adapter.tables().keys() == {'"t"'}
+
+    def test_a_letter_that_was_resolved_keeps_its_time_though_its_row_fits_no_more(
+        self, adapter: DuckDBMirror | DataFusionMirror
+    ) -> None:
+        letter = DeadLetter("t", '{"k": "a"}', "v", "why", NOW)
+        times = [NOW, NOW + timedelta(days=1)]
+        for at in times:
+            with adapter.transaction() as transaction:
+                transaction.quarantine([letter])
+                transaction.release(replace(TABLE, mode=Mode.TEMPORAL), {letter.name}, at)
+        kept = adapter.query("select resolved_at from _rhei_dead_letter order by resolved_at")
+        assert kept["resolved_at"].to_pylist() == times
 
 
 class TestStubMirror(MirrorContract):

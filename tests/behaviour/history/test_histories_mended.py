@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rhei_pipeline.cli.main import app
+from rhei_pipeline.errors import ChangesLostError
 from rhei_pipeline.mirrors.datafusion.buffered_rows import append_rows, append_versions
 from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
@@ -95,6 +96,7 @@ def test_versions_that_are_valid_at_once_are_named_and_end(
 ) -> None:
     world = _world(make_world, "temporal")
     before = len(world.versions("t"))
+    position = world.htap.changes("t").position
     _forge(world, forged)
     found = _verified(world)
     assert (found.broken_history, found.equal) == (1, False)
@@ -102,6 +104,8 @@ def test_versions_that_are_valid_at_once_are_named_and_end(
     world.assert_equal("t")
     assert _verified(world).equal
     assert len(world.versions("t")) >= before
+    with pytest.raises(ChangesLostError):  # how versions ended, no change tells
+        world.htap.changes("t", position)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +148,13 @@ def test_a_doubled_key_in_files_is_named_and_mended(
     found = _verified(world)
     assert (found.duplicate, found.samples["duplicate"]) == (1, ('{"id": 2}',))
     assert found.broken_history == (1 if mode == "temporal" else 0)
+    position = world.htap.changes("t").position if mode == "temporal" else None
     world.htap.repair("t")
     world.assert_equal("t")
     assert _verified(world).equal
+    if position is not None:
+        with pytest.raises(ChangesLostError):
+            world.htap.changes("t", position)
 
 
 def test_the_command_line_names_what_contradicts_itself(make_world: MakeWorld) -> None:
