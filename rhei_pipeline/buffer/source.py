@@ -49,7 +49,8 @@ _MIRROR = "mirror/"
 
 def is_begun(log: ChangeLog) -> bool:
     """Return whether the changes of any table have gone through a log."""
-    return bool(log.facts(_TABLES))
+    # What the mirror had of a table stays on record when the table is declared no more.
+    return bool(log.facts(_TABLES) or log.facts(f"watermark/{_MIRROR}"))
 
 
 def _no_step(_step: Step) -> None:

@@ -94,14 +94,14 @@ def _claim_log(log: ChangeLog, owner: Owner, mirror_id: str | None) -> None:
 
 
 def _refuse_events(log: ChangeLog) -> None:
-    """Refuse a log that holds events, and was never a buffer: they are an application's.
+    """Refuse a log that has had events, and was never a buffer: they are an application's.
 
     Raises:
         CaptureError: Says so.
     """
-    if log.held_bytes and not is_begun(log):
+    if log.streams and not is_begun(log):
         raise CaptureError(
-            f"log {str(log.path)!r} holds an application's events, which a buffer would delete",
+            f"log {str(log.path)!r} is of an application's events, which a buffer would delete",
             hint="give capture.buffer.path a directory that is empty, or not there yet",
         )
 
@@ -166,7 +166,7 @@ def adopt(settings: Settings) -> tuple[Owner | None, Owner]:
             before.source, source, is_gone=_is_gone(before.source)
         )
         if not known:
-            for reader in _readers(settings, mirror):
+            for reader in _readers(settings, mirror, log):
                 forget_elsewhere(settings, database, reader)
         owner = _record(settings, database, mirror, forget_positions=not known)
         if log is not None:
@@ -177,7 +177,7 @@ def adopt(settings: Settings) -> tuple[Owner | None, Owner]:
 def _buffer(settings: Settings, stack: ExitStack) -> ChangeLog | None:
     """Open the buffer, where there is one already."""
     buffer = settings.capture.buffer
-    if buffer is None or unapplied_events(buffer.path) is None:
+    if buffer is None or not buffer.path.is_dir():
         return None
     log = stack.enter_context(ChangeLog(buffer.path))
     if _owner_of(log) is None:
@@ -185,11 +185,11 @@ def _buffer(settings: Settings, stack: ExitStack) -> ChangeLog | None:
     return log
 
 
-def _readers(settings: Settings, mirror: OwnedMirror) -> list[str]:
+def _readers(settings: Settings, mirror: OwnedMirror, log: ChangeLog | None) -> set[str]:
     """Name those who read the source's log: the mirror, and the buffer before it."""
     buffer = settings.capture.buffer
-    buffered = unapplied_events(buffer.path) if buffer else None
-    return [mirror.mirror_id, *(buffered or ())[:1]]
+    noted = unapplied_events(buffer.path) if buffer else None  # also where it is not there any more
+    return {mirror.mirror_id, *([log.log_id] if log else []), *(noted or ())[:1]}
 
 
 def _record(

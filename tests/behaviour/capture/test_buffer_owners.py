@@ -20,6 +20,7 @@ MakeWorld = Callable[..., World]
 OTHER_SOURCE = (
     r"buffer .*cdc' belongs to another source, .*, not to .*capture.buffer.path of its own"
 )
+APPLICATIONS = r"is of an application's events, .*empty, or not there"
 EVENTS = pa.table({"id": [1, 2], "v": [1, 2]})
 
 
@@ -146,6 +147,18 @@ def test_a_pipeline_that_was_renamed_adopts_its_buffer_with_its_mirror(shop: Wor
     assert CliRunner().invoke(app, ["adopt", "--config", str(file)]).exit_code == 0
 
 
+def test_a_buffer_is_adopted_that_lacks_the_file_beside_it(shop: World) -> None:
+    """It is written again by a sync, which does not begin before the buffer is adopted."""
+    before = declared(shop, "shop")
+    file = shop.directory / "adopted.json"
+    for name in ("store", "shop"):
+        (shop.directory / "cdc.confirmed.json").unlink()
+        renamed = Settings(**{**before.model_dump(), "name": name})
+        file.write_text(renamed.model_dump_json())
+        assert CliRunner().invoke(app, ["adopt", "--config", str(file)]).exit_code == 0
+        assert sync(renamed) == [1, 2, 3]
+
+
 def test_a_buffer_of_before_owners_were_recorded_is_its_first_pipelines(shop: World) -> None:
     with ChangeLog(shop.directory / "cdc") as log, log.writing() as writer:
         writer.set_fact("owner", None)
@@ -155,12 +168,23 @@ def test_a_buffer_of_before_owners_were_recorded_is_its_first_pipelines(shop: Wo
         bridge(declared(shop, "copy"))
 
 
+def test_a_buffer_of_before_owners_were_recorded_may_follow_no_table(make_world: MakeWorld) -> None:
+    world = filled(make_world(mode="temporal"))
+    settings = declared(world, "shop")
+    sync(settings)
+    with ChangeLog(world.directory / "cdc") as log, log.writing() as writer:
+        for fact in ("owner", "mirror", *(f"bridge/{name}" for name in log.facts("bridge/"))):
+            writer.set_fact(fact, None)
+    world.run("update t set v = 2")
+    assert sync(settings) == [1, 2]
+
+
 def test_a_log_of_an_applications_events_is_no_buffer(make_world: MakeWorld) -> None:
     world = filled(make_world())
     settings = declared(world, "shop")
     with ChangeLog(world.directory / "cdc") as log:
         log.append(EVENTS, stream="t")
-    with pytest.raises(CaptureError, match=r"holds an application's events, .*empty, or not there"):
+    with pytest.raises(CaptureError, match=APPLICATIONS):
         HTAP(settings)
     with ChangeLog(world.directory / "cdc") as log:
         assert [batch.num_rows for batch in log.read(stream="t")] == [2]
@@ -168,6 +192,16 @@ def test_a_log_of_an_applications_events_is_no_buffer(make_world: MakeWorld) -> 
     own["buffer"]["path"] = world.directory / "own"
     with HTAP(Settings(**{**settings.model_dump(), "capture": own})) as htap:
         assert htap.sync_now().inserted == 1
+
+
+def test_a_log_whose_events_were_all_pruned_is_no_buffer(make_world: MakeWorld) -> None:
+    world = filled(make_world())
+    with ChangeLog(world.directory / "cdc") as log:
+        log.prune(log.append(EVENTS, stream="t"), stream="t")
+    with pytest.raises(CaptureError, match=APPLICATIONS):
+        HTAP(declared(world, "shop"))
+    with ChangeLog(world.directory / "cdc") as log:
+        assert log.append(EVENTS, stream="t") == 4
 
 
 def test_a_buffer_takes_no_events_of_an_application(shop: World) -> None:
