@@ -232,7 +232,7 @@ FOLLOWED = {
     "end it in its application, or: {}": "tests/ways/test_postgres_tables.py::test_an_old_transaction_is_ended_and_the_copy_goes_on",
     "every sync tries again; if the error stays, 'rhei repair {}' copies the table again": "tests/behaviour/faults/test_one_table_fails.py::test_any_fault_of_one_sqlite_table_is_its_own",
     "fix this, or remove mirror.published; the mirror itself is not affected": "tests/ways/test_pipelines.py::test_a_disk_that_fails_the_published_copy_is_mended",
-    "give mirror.published.path the path of a file that nothing else uses": "tests/behaviour/mirrors/test_publishing.py::test_a_mirror_is_not_replaced_by_the_copy_of_another_one",
+    "give mirror.published.path the path of a file that nothing else uses; if a mirror was moved away from there, delete {}": "tests/behaviour/mirrors/test_publishing.py::test_a_mirrors_former_place_is_its_copys_once_its_lock_is_deleted",
     "give each pipeline a mirror.published.path of its own; if that mirror is there no more, delete the copy, and the next publication takes its place": "tests/behaviour/mirrors/test_publishing.py::test_a_mirror_that_is_begun_anew_is_published_once_the_former_ones_copy_is_gone",
     "fix this, then try again; committed data is not affected": "tests/ways/test_pipelines.py::test_a_disk_that_fails_the_mirror_is_mended",
     "free space, or let the mirror catch up": "tests/ways/test_pipelines.py::test_a_full_buffer_is_given_room_or_emptied",

@@ -90,6 +90,11 @@ def noted_mirror(path: str) -> str | None:
     return found and found[1]
 
 
+def forget_note(path: str) -> None:
+    """Delete the note beside a mirror."""
+    Path(os.path.realpath(path) + _SUFFIX).unlink()
+
+
 def _note(mirror_id: str, ledger: Ledger) -> str:
     marks = ledger.watermarks.values()
     # Watermarks never go back, so their sum tells one state from all others.

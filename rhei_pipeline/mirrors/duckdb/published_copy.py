@@ -13,9 +13,9 @@ import duckdb
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb import copy_program
 from rhei_pipeline.mirrors.duckdb.housekeeping import drop_copies
-from rhei_pipeline.mirrors.duckdb.last_commit import noted_mirror
+from rhei_pipeline.mirrors.duckdb.last_commit import forget_note, noted_mirror
 from rhei_pipeline.mirrors.duckdb.remains import delete_remains
-from rhei_pipeline.mirrors.locking import lock_of_file
+from rhei_pipeline.mirrors.locking import WriterLock, lock_of_file
 from rhei_pipeline.mirrors.publishing import PublishSchedule
 from rhei_pipeline.model.held_place import HeldPlace
 
@@ -25,7 +25,6 @@ _OWN_PLACE = (
     "give each pipeline a mirror.published.path of its own; if that mirror is there no more,"
     " delete the copy, and the next publication takes its place"
 )
-_ANOTHER = "give mirror.published.path the path of a file that nothing else uses"
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +71,7 @@ class PublishedCopy:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._ours is None or self._ours.is_left:
                 _refuse_others(self.path, mirror_id)
+                _take_over(self.path, mirror_id)
             delete_remains(self.path, _PARTIAL)  # only the mirror's writer publishes
             _copy(source, partial, self.path)
             if unfinished:
@@ -116,14 +116,36 @@ def _refuse_others(path: Path, mirror_id: str) -> None:
     """
     if not path.exists():
         return
-    if lock_of_file(path).exists():
-        raise _left_alone(path, "a mirror, and no copy of one", hint=_ANOTHER)
+    lock = lock_of_file(path)
+    if lock.exists():
+        hint = (
+            "give mirror.published.path the path of a file that nothing else uses; if a mirror was"
+            f" moved away from there, delete {str(lock)!r}"
+        )
+        raise _left_alone(path, "a mirror, and no copy of one", hint=hint)
     with suppress(duckdb.Error), duckdb.connect(str(path.absolute()), read_only=True) as opened:
         names = opened.execute("select table_name from duckdb_tables()").fetchall()
         if names and ("_rhei_mirror",) not in names:
             raise OSError("the database that is there is no copy of a mirror, and is left as it is")
         if names and opened.execute("select id from _rhei_mirror").fetchone() != (mirror_id,):
             raise _left_alone(path, "a copy of another mirror", hint=_OWN_PLACE)
+
+
+def _take_over(path: Path, mirror_id: str) -> None:
+    """Delete what a mirror that was moved away has left beside the place of its copy.
+
+    With the lock the copy would pass for a mirror; with the note, for one that lacks commits.
+
+    Raises:
+        MirrorBusyError: A process is about to make a mirror there.
+    """
+    lock = lock_of_file(path)
+    if lock.exists():
+        held = WriterLock(lock, str(path), 0)
+        lock.unlink()
+        held.release()
+    if noted_mirror(str(path)) == mirror_id:
+        forget_note(str(path))
 
 
 def _left_alone(path: Path, what: str, *, hint: str) -> MirrorError:

@@ -12,6 +12,7 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorError, SettingsError
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted_mirror
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
+from rhei_pipeline.mirrors.locking import WriterLock
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.faults import Crash
@@ -320,6 +321,54 @@ def test_a_mirror_that_is_begun_anew_is_published_once_the_former_ones_copy_is_g
         assert htap.sync_now().not_published is None
         with rhei.reader([settings]) as reader:
             assert reader.query("select v from shop.t")["v"].to_pylist() == [2]
+
+
+def moved(world: World) -> Settings:
+    """Sync a mirror, move its file alone, and declare its copy in the former place."""
+    after = named(filled(world), "moved", "shop.duckdb")
+    form = after.model_dump()
+    form["mirror"] |= {"path": world.directory / "shop.duckdb", "published": None}
+    with HTAP(Settings(**form)) as htap:
+        htap.sync_now()
+    (world.directory / "shop.duckdb").rename(world.directory / "moved.duckdb")
+    return after
+
+
+def test_a_mirror_may_be_moved_and_publish_its_copies_where_it_was(world: World) -> None:
+    after = moved(world)
+    for v in (2, 3, 4):
+        world.run(f"update t set v = {v}")
+        with HTAP(after) as htap:
+            assert htap.sync_now().not_published is None
+    with Forked(_HOLD, str(after.mirror.path)) as holder, rhei.reader(after) as reader:
+        assert holder.stdout.readline() == "opened\n"
+        assert reader.query("select v from t")["v"].to_pylist() == [4]
+
+
+def test_a_mirrors_former_place_is_its_copys_once_its_lock_is_deleted(world: World) -> None:
+    """An earlier version left the lock there, and copied to it."""
+    after, lock = moved(world), world.directory / "shop.duckdb.lock"
+    with HTAP(after) as htap:
+        assert htap.sync_now().not_published is None
+    lock.write_text("")
+    with HTAP(after) as htap:
+        world.run("update t set v = 2")
+        told = str(htap.sync_now().not_published)
+        assert f"if a mirror was moved away from there, delete {str(lock)!r}" in told
+        lock.unlink()
+        world.run("update t set v = 3")
+        assert htap.sync_now().not_published is None
+
+
+def test_a_place_where_a_mirror_is_about_to_be_made_is_no_copys(world: World) -> None:
+    after = moved(world)
+    lock = WriterLock(world.directory / "shop.duckdb.lock", "shop.duckdb", 0)
+    with HTAP(after) as htap:
+        world.run("update t set v = 2")
+        assert "is already open in this process" in str(htap.sync_now().not_published)
+        lock.release()
+        world.run("update t set v = 3")
+        assert htap.sync_now().not_published is None
 
 
 def test_a_commit_that_is_under_way_leaves_noted_whose_file_it_is(tmp_path: Path) -> None:
