@@ -301,7 +301,7 @@ FOLLOWED = {
     "mirror those tables by their own names and leave this one out of 'tables', or make it a partitioned table": "tests/behaviour/postgres/test_ddl.py::test_a_table_that_others_inherit_from_is_named_and_its_heirs_flow",
     "mirror {} holds no table yet: run 'rhei sync' first": "tests/ways/test_queries.py::test_a_mirror_that_holds_nothing_is_synced_first",
     "move {} away: the mirror returns to its last checkpoint, and 'rhei sync' brings it up to date": "tests/ways/test_files.py::test_a_damaged_log_of_duckdb_is_moved_away",
-    "name a valid unique key as 'primary_key': its columns 'not null', its index of their collations": "tests/behaviour/rows/test_keyless_rows.py::test_a_chosen_key_of_postgres_that_may_be_null_is_refused",
+    "name a valid unique key as 'primary_key': its columns 'not null', its index of their types and collations": "tests/behaviour/rows/test_keyless_rows.py::test_a_chosen_key_of_postgres_that_may_be_null_is_refused",
     "name them: on x in (...)": "tests/ways/test_queries.py::test_a_query_refused_for_duckdb_is_asked_as_its_refusal_says",
     "nest it less": "tests/ways/test_queries.py::test_a_query_refused_for_duckdb_is_asked_as_its_refusal_says",
     "none: the first sync switches it to WAL": "tests/ways/test_check.py::test_a_table_is_captured_and_the_journal_switched_by_the_first_sync",

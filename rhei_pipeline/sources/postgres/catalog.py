@@ -377,7 +377,7 @@ def _refuse_loose_key(facts: TableFacts, shown: str, key: Sequence[str]) -> None
             f"no valid unique index without nulls is on {', '.join(key)}",
             table=shown,
             hint="name a valid unique key as 'primary_key': its columns 'not null', its index of"
-            " their collations",
+            " their types and collations",
         )
 
 

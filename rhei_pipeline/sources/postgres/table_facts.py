@@ -48,6 +48,14 @@ a.attnotnull and (a.attrelid, a.attnum) not in (
     select v.conrelid, k.attnum from pg_constraint v cross join unnest(v.conkey) k(attnum)
     where v.contype = 'n' and not v.convalidated)
 """
+#: Of a row `a` of pg_attribute and an index's class `used` of operators: they are those of the
+#: column's own type, if it has some. So citext is not unique as text is, where case counts.
+_BY_OWN_TYPE = """
+(used.opcintype = a.atttypid or not exists (
+    select from pg_type t join pg_opclass own on own.opcintype in (t.oid, t.typbasetype)
+    where t.oid = a.atttypid and own.opcdefault and own.opcmethod = used.opcmethod
+        and own.opcintype <> used.opcintype))
+"""
 _COLUMNS = f"""
 with recursive base(relation, attnum, oid, modifier) as (
     select a.attrelid, a.attnum, a.atttypid, a.atttypmod from pg_attribute a
@@ -70,10 +78,12 @@ select i.indrelid::bigint, case when i.indpred is null and i.indisvalid then (
     i.indisvalid and i.indpred is null and i.indexprs is null and key.is_whole
 from pg_index i cross join lateral (
     select array_agg(a.attname::text order by k.place), bool_and({_NOT_NULL}
-        and (k.compared = a.attcollation or l.collisdeterministic is not false))
-    from unnest(i.indkey::int2[], i.indcollation::oid[])
-        with ordinality as k(attnum, compared, place)
+        and (k.compared = a.attcollation or l.collisdeterministic is not false)
+        and {_BY_OWN_TYPE})
+    from unnest(i.indkey::int2[], i.indcollation::oid[], i.indclass::oid[])
+        with ordinality as k(attnum, compared, class, place)
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+    join pg_opclass used on used.oid = k.class
     left join pg_collation l on l.oid = a.attcollation
     where k.place <= i.indnkeyatts
 ) key(names, is_whole)
