@@ -34,7 +34,7 @@ from rhei_pipeline.dagster.session import (
     reports,
 )
 from rhei_pipeline.dagster.stages import Stage
-from rhei_pipeline.dagster.state_checks import StateCheck, history, state_findings
+from rhei_pipeline.dagster.state_checks import checks_of, history, state_findings
 from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.reports import SyncStatus
@@ -261,8 +261,9 @@ class _SessionRun:
         self._report_copies()
         self._report_histories(status)
         every = {name: windows.get(name, ReportWindow()) for name in self.session.tables}
-        for table, values in reports(self.session, status, every):
-            self._repeat_checks(table)
+        found = list(reports(self.session, status, every))
+        self._repeat_checks([table for table, _ in found])
+        for table, values in found:
             yield dg.MaterializeResult(
                 asset_key=self._key(Stage.MIRROR, table),
                 data_version=dg.DataVersion(str(values["watermark"])),
@@ -274,9 +275,10 @@ class _SessionRun:
         self._report_state(status, self.session.windows)
         windows = self.session.take_windows(TABLES_AT_ONCE)
         self._report_copies()
-        for table, values in reports(self.session, status, windows):
+        found = list(reports(self.session, status, windows))
+        self._repeat_checks([table for table, _ in found])
+        for table, values in found:
             key = self._key(Stage.MIRROR, table)
-            self._repeat_checks(table)
             self.context.log_event(dg.AssetMaterialization(key, metadata=values))
 
     def _report_state(self, status: SyncStatus, windows: dict[str, ReportWindow]) -> None:
@@ -304,14 +306,15 @@ class _SessionRun:
                 self.context.log.warning("%s: %s", key.to_user_string(), evaluation.description)
             self.context.log_event(evaluation)
 
-    def _repeat_checks(self, table: Table) -> None:
-        """Repeat, once a session, what was found of a table by checks that it does not make."""
-        asset = self._key(Stage.MIRROR, table)
-        if asset in self.repeated:
-            return
-        self.repeated.add(asset)
-        names = (EQUALS_SOURCE, StateCheck.HISTORY.value)
-        keys = {dg.AssetCheckKey(asset, name) for name in names}
+    def _repeat_checks(self, tables: Sequence[Table]) -> None:
+        """Repeat, once a session, what was found of tables by checks that it does not make."""
+        keys = set[dg.AssetCheckKey]()
+        for table in tables:
+            asset = self._key(Stage.MIRROR, table)
+            if asset not in self.repeated:
+                self.repeated.add(asset)
+                names = (EQUALS_SOURCE, *checks_of(table))
+                keys |= {dg.AssetCheckKey(asset, name) for name in names}
         for evaluation in last_evaluations_anew(self.context.instance, keys - self.told):
             self.context.log_event(evaluation)
 

@@ -14,7 +14,7 @@ from rhei_pipeline.dagster.checks import EQUALS_SOURCE
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.dagster.stages import Stage
-from rhei_pipeline.dagster.state_checks import StateCheck, followed, lag, unknown_lag
+from rhei_pipeline.dagster.state_checks import StateCheck, checks_of, followed, lag, unknown_lag
 from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.settings.model import Settings
@@ -29,7 +29,6 @@ _LEAST_QUIET_SECONDS = 1200.0
 _FOUND_BY = "found_by"
 _SENSOR = "sensor"
 _DATA_VERSION = "dagster/data_version"
-_STATE_CHECKS = tuple(check.value for check in StateCheck)
 
 
 def quiet_seconds(settings: Settings) -> float:
@@ -246,7 +245,7 @@ class Observer:
                     tags={_DATA_VERSION: version} if version else None,
                 )
             )
-            checks = [dg.AssetCheckKey(key, name) for name in (*_STATE_CHECKS, EQUALS_SOURCE)]
+            checks = [dg.AssetCheckKey(key, name) for name in (EQUALS_SOURCE, *checks_of(table))]
             for evaluation in last_evaluations_anew(instance, checks):
                 if not evaluation.passed:
                     instance.report_runless_asset_event(evaluation)

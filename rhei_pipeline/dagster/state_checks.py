@@ -206,15 +206,16 @@ def _proof(found: TableStatus) -> StateFinding:
 def state_check_specs(declaration: Declaration, table: Table) -> Sequence[dg.AssetCheckSpec]:
     """Return the specs of a table's checks."""
     key = declaration.key(Stage.MIRROR, table)
-    checks = [check for check in StateCheck if _applies(check, table)]
     return [
-        dg.AssetCheckSpec(check.value, asset=key, description=_DESCRIPTIONS[check])
-        for check in checks
+        dg.AssetCheckSpec(check, asset=key, description=_DESCRIPTIONS[StateCheck(check)])
+        for check in checks_of(table)
     ]
 
 
-def _applies(check: StateCheck, table: Table) -> bool:
-    return check is not StateCheck.HISTORY or table.mode is Mode.TEMPORAL
+def checks_of(table: Table) -> Sequence[str]:
+    """Return the names of a table's checks of its state."""
+    is_temporal = table.mode is Mode.TEMPORAL
+    return [c.value for c in StateCheck if is_temporal or c is not StateCheck.HISTORY]
 
 
 def mirror_state_checks(declaration: Declaration) -> list[dg.AssetChecksDefinition]:

@@ -1,6 +1,7 @@
 """Sessions, their sensor and their checks: each in this process, on real databases."""
 
 import time
+from collections.abc import Collection
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.dagster import CdcResource, Names, OltpResource
+from rhei_pipeline.dagster.check_records import last_evaluations_anew
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.observing import Observer
 from rhei_pipeline.dagster.session import Session
@@ -271,6 +273,41 @@ def test_what_is_red_stays_red_when_its_quiet_mirror_is_reported(
     assert shop.shows("items", "dead_letters") is False
     assert shop.shows("items", "equals_source") is False
     assert shop.shows("items", "drift") is None  # which was green, and is not written for ever
+
+
+def test_what_a_check_found_that_a_table_has_no_more_is_not_repeated(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table without history had one; nobody would end the repetition."""
+    assert shop.sync().success
+    key = dg.AssetKey(["mirror", "items"])
+    for name in ("history", "equals_source"):
+        shop.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(asset_key=key, check_name=name, passed=False)
+        )
+    shop.write("insert into items values (3, 3)")
+    told = {(c.asset_key, c.check_name) for c in shop.sync().get_asset_check_evaluations()}
+    assert (key, "equals_source") in told
+    assert (key, "history") not in told
+    loaded = shop.definitions.get_repository_def()
+    monkeypatch.setattr("rhei_pipeline.dagster.observing.quiet_seconds", lambda _settings: -1.0)
+    assert "up to date" in str(shop.tick(repository=loaded))
+    assert "found_at" in shop.check("items", "equals_source").metadata
+    assert "found_at" not in shop.check("items", "history").metadata
+
+
+def test_a_report_of_all_tables_asks_once_what_their_checks_found(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def looked_up(instance: dg.DagsterInstance, keys: Collection[dg.AssetCheckKey]) -> list[Any]:
+        asked.append({key.asset_key.path[-1] for key in keys})
+        return last_evaluations_anew(instance, keys)
+
+    monkeypatch.setattr("rhei_pipeline.dagster.mirrors.last_evaluations_anew", looked_up)
+    assert shop.sync().success
+    assert [tables for tables in asked if tables] == [{"orders", "items"}]
 
 
 def test_the_sensor_observes_the_source(shop: Shop) -> None:
