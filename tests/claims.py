@@ -70,6 +70,8 @@ CLAIMS = {
         "All other versions stay as they were": "test_nothing_of_a_forgotten_key_is_left_on_the_disk",
         "Such a table is left out by name, until an index makes the key unique as its column compares it.": "test_a_key_that_its_own_column_holds_equal_is_refused_until_it_is_unique_so",
         "Either both are there or neither.": "test_a_process_killed_at_any_instant",
+        "From the log it is dated right before the next transaction that was made here, or by the sync that reads it.": "test_what_replication_brings_is_dated_by_when_it_is_here",
+        "With triggers it is dated by its last statement here.": "test_commit_times_of_another_server_date_no_transaction",
         "The watermark never goes back.": "test_a_mirror_equals_its_source_through_crashes_and_migrations",
         "The tests raise an error at every named step of the way": "test_a_mirror_equals_its_source_through_crashes_and_migrations",
         "A reader of the mirror sees states that the source committed, never half of a transaction, also across tables.": "test_a_reader_sees_only_states_that_the_source_committed",

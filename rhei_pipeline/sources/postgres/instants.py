@@ -38,6 +38,26 @@ def apart(instants: np.ndarray, taken: np.ndarray) -> np.ndarray:
     return found
 
 
+def dated_here(told: np.ndarray, elsewhere: np.ndarray, clock: int) -> np.ndarray:
+    """Return when transactions were committed on this server, in their order, in microseconds.
+
+    One that replication brought tells when it was committed where it came from. That may be long
+    before it was here, and so where it was not yet when somebody asked. It is dated right before
+    the next one that was made here, which is not earlier than it was here.
+
+    Args:
+        told: What each transaction tells.
+        elsewhere: Which ones were committed on another server first.
+        clock: The date of those that none follows.
+    """
+    (brought,), (own,) = np.nonzero(elsewhere), np.nonzero(~elsewhere)
+    following = np.searchsorted(own, brought)
+    found = told.copy()
+    found[brought] = np.append(told[own], clock)[following]
+    found[brought] -= np.where(following < len(own), np.append(own, 0)[following] - brought, 0)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class CommitInstants:
     """The commit times of some transactions, by ascending xid."""

@@ -425,7 +425,7 @@ def _write(
 
 def vectorised(messages: list[bytes], split: int) -> list[Any]:
     """Decode in parts of `split` messages, and put the runs in order."""
-    context, changes = pgoutput.DecodingContext(), []
+    context, changes = pgoutput.DecodingContext(clock=0), []
     for first in range(0, len(messages), split):
         part = messages[first : first + split]
         buffer = b"".join(part)

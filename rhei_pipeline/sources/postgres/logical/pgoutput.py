@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from rhei_pipeline.sources.postgres.instants import apart
+from rhei_pipeline.sources.postgres.instants import apart, dated_here
 
 #: From 1970 to PostgreSQL's own epoch, 2000, in microseconds.
 _EPOCH_MICROSECONDS = 946_684_800_000_000
 
-_BEGIN, _RELATION, _TRUNCATE = b"BRT"
+_BEGIN, _ORIGIN, _RELATION, _TRUNCATE = b"BORT"
 _INSERT, _UPDATE, _DELETE = b"IUD"
 _NEW = ord("N")
 _UNCHANGED, _TEXT = b"ut"
@@ -37,8 +37,13 @@ class LoggedRelation:
 
 @dataclass
 class DecodingContext:
-    """What earlier messages defined and later ones need, from one buffer to the next."""
+    """What earlier messages defined and later ones need, from one buffer to the next.
 
+    Attributes:
+        clock: The server's clock when they are read, in microseconds since 1970.
+    """
+
+    clock: int
     lsn: int = 0
     committed_at: int = 0
     xid: int = 0
@@ -55,8 +60,8 @@ class Run:
         places: The offset of each message in the buffer.
         order: Each message's number in the stream.
         lsn: Where the commit record of each message's transaction starts.
-        committed_at: When that transaction committed, in microseconds since 1970; unique in the
-            stream.
+        committed_at: When that transaction committed here, in microseconds since 1970; unique in
+            the stream.
         xid: Its id, 32 bits.
         truncate: Whether this is one Truncate message.
     """
@@ -229,9 +234,7 @@ def _transactions(
     begins = np.flatnonzero(kinds == _BEGIN)
     at = places[begins]
     lsn = np.concatenate([[context.lsn], _number(data, at + 1, 8)])
-    committed_at = apart(_number(data, at + 9, 8) + _EPOCH_MICROSECONDS, context.instants)
-    context.instants = np.concatenate([context.instants, committed_at])
-    committed_at = np.concatenate([[context.committed_at], committed_at])
+    committed_at = _committed_at(_number(data, at + 9, 8), begins, kinds, context)
     xid = np.concatenate([[context.xid], _number(data, at + 17, 4)])
     which = np.searchsorted(begins, np.arange(len(places)), side="right")
     context.lsn, context.committed_at, context.xid = (
@@ -240,6 +243,22 @@ def _transactions(
         int(xid[-1]),
     )
     return lsn[which], committed_at[which], xid[which]
+
+
+def _committed_at(
+    told: np.ndarray, begins: np.ndarray, kinds: np.ndarray, context: DecodingContext
+) -> np.ndarray:
+    """Return when transactions were committed here: the one before these, and these."""
+    found = np.concatenate([[context.committed_at], told + _EPOCH_MICROSECONDS])
+    elsewhere = np.zeros(len(found), dtype=bool)
+    # It follows its Begin at once; that one may have ended the messages before these.
+    elsewhere[np.searchsorted(begins, np.flatnonzero(kinds == _ORIGIN), side="right")] = True
+    if elsewhere.any():
+        found = dated_here(found, elsewhere, context.clock)
+    first = 0 if elsewhere[0] else 1
+    found[first:] = apart(found[first:], context.instants)
+    context.instants = np.concatenate([context.instants, found[first:]])
+    return found
 
 
 def _breaks(buffer: bytes, stream: _Stream, context: DecodingContext) -> dict[int, list[_Break]]:

@@ -19,7 +19,7 @@ from rhei_pipeline.model.changes import (
     RowBatch,
     event_schema,
 )
-from rhei_pipeline.model.instants import instant
+from rhei_pipeline.model.instants import instant, microseconds
 from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.mended_rows import mended
@@ -275,7 +275,7 @@ class LogicalSnapshot(TableReads):
 
         What is before the newest part was applied in a former cycle, and so was visible then.
         """
-        spool, context, first = Spool(), pgoutput.DecodingContext(), 0
+        spool, context, first = Spool(), pgoutput.DecodingContext(microseconds(self.clock)), 0
         if slot is None or slot.lost or self._silent:
             return spool
         try:

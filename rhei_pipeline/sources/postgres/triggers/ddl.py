@@ -24,8 +24,8 @@ from rhei_pipeline.sql.text import listed, literal, quote
 #: truncated; and a first entry, which tells this log from one before it.
 TOUCHED, ROW, GONE, TRUNCATED, BEGUN = "k", "r", "d", "t", "m"
 
-#: When an entry was made: by its statement, or by its transaction's commit where that is kept.
-STATEMENT, COMMIT = "at", "coalesce(pg_xact_commit_timestamp(xid::xid), at)"
+#: When an entry was made: by its statement, or its commit if kept; of what was replicated, of both.
+STATEMENT, COMMIT = "at", "least(greatest(pg_xact_commit_timestamp(xid::xid), at), now())"
 
 SCHEMA = "_rhei"
 #: What this version makes and reads, stated by a comment: nobody needs a grant to read that.
