@@ -4,16 +4,25 @@ Only one process can open RocksDB, and a sensor must not take it from a sync. Th
 before the source may delete what was buffered, so it never reports "up to date" too early.
 """
 
+import errno
 import json
 import os
 from pathlib import Path
 
-from rhei_pipeline.errors import BufferDamagedError, CaptureError
+from rhei_pipeline.errors import (
+    BufferDamagedError,
+    BufferFullError,
+    CaptureError,
+    RheiError,
+    TransientError,
+)
 from rhei_pipeline.model.durable import make_durable
 from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 
 #: What this version writes and reads.
 FORMAT = 1
+#: A full disk, a full quota, and a file that may not grow.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Confirmation:
@@ -25,9 +34,22 @@ class Confirmation:
         self._recorded: int | None = None
 
     def record(self, unapplied: int) -> None:
-        """Write how many events wait for the mirror; the file is on disk when this returns."""
+        """Write how many events wait for the mirror; the file is on disk when this returns.
+
+        Raises:
+            BufferFullError: The disk that holds it is full.
+            CaptureError: This user may not write it.
+            TransientError: The disk fails.
+        """
         if unapplied == self._recorded:
             return
+        try:
+            self._write(unapplied)
+        except OSError as error:
+            raise _not_written(self._path, error) from error
+        self._recorded = unapplied
+
+    def _write(self, unapplied: int) -> None:
         temporary = self._path.with_suffix(".new")
         with temporary.open("w", encoding="utf-8") as file:
             form = {"format": FORMAT, "log": self._log_id, "unapplied": unapplied}
@@ -36,7 +58,6 @@ class Confirmation:
             os.fsync(file.fileno())
         temporary.replace(self._path)
         make_durable(self._path.parent)
-        self._recorded = unapplied
 
 
 def unapplied_events(buffer: Path) -> tuple[str, int] | None:
@@ -75,4 +96,17 @@ def shut(path: Path) -> CaptureError:
     return CaptureError(
         f"buffer {str(path)!r} cannot be used: permission denied",
         hint="give this user access to it and to its folder, or correct capture.buffer.path",
+    )
+
+
+def _not_written(path: Path, error: OSError) -> RheiError:
+    if isinstance(error, PermissionError):
+        return shut(path)
+    if error.errno in _FULL:
+        return BufferFullError(
+            f"the disk that holds {str(path)!r} is full", hint="free space, then try again"
+        )
+    return TransientError(
+        f"the disk failed under {str(path)!r}: {error.strerror or type(error).__name__}",
+        hint="check the disk and its mounts",
     )

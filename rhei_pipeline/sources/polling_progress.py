@@ -5,6 +5,7 @@ on it: a file that is gone, old or of a newer format makes a sync begin that fin
 """
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.stored_format import UNNUMBERED
 from rhei_pipeline.protocols import ChangeSource, Rescan, SourceSnapshot
 
+_log = logging.getLogger(__name__)
+
 #: What this version writes. In the first format, which had no number, there were positions alone.
 FORMAT = 2
 
@@ -26,23 +29,43 @@ class Notes:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._noted: dict[str, Position] = {}
+        self._is_unwritten = False
 
     def write(self, positions: Mapping[str, Position]) -> None:
-        """Record how far tables have come; other tables keep their entries."""
+        """Record how far tables have come; other tables keep their entries.
+
+        Where it cannot be written that is logged once, and the next call tries again.
+        """
         if self._path is None or not changed_positions(positions, self._noted):
             return
-        self._noted |= positions
-        positions_by_table = {name: [at.order, at.proof] for name, at in self._noted.items()}
-        form = {"format": FORMAT, "positions": positions_by_table}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(form), "utf-8")
-        beside.replace(self._path)
+        noted, was_unwritten = {**self._noted, **positions}, self._is_unwritten
+        self._is_unwritten = True
+        try:
+            _write(self._path, noted)
+        except OSError as error:
+            if not was_unwritten:
+                _log.error(
+                    "progress %r cannot be written: %s; the rows are in the mirror, and every sync"
+                    " tries again: give this user write access there, or correct registry.path",
+                    str(self._path),
+                    error.strerror or error,
+                )
+            return
+        self._noted, self._is_unwritten = noted, False
 
     def forget(self) -> None:
         """Delete the file."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _write(path: Path, noted: Mapping[str, Position]) -> None:
+    positions_by_table = {name: [at.order, at.proof] for name, at in noted.items()}
+    form = {"format": FORMAT, "positions": positions_by_table}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(form), "utf-8")
+    beside.replace(path)
 
 
 def unseen(source: ChangeSource, tables: Mapping[str, Mode], notes: Path) -> int | None:

@@ -1,6 +1,8 @@
 """What stands in a file's way is mended as the error says, and the next sync goes on."""
 
+import errno
 import json
+import os
 import shutil
 import sqlite3
 import threading
@@ -16,15 +18,19 @@ import pytest
 from deltalake import DeltaTable
 
 from rhei_pipeline import HTAP, unseen_events
+from rhei_pipeline.buffer import confirmation
 from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.errors import (
     BufferBusyError,
     BufferDamagedError,
+    BufferFullError,
+    CaptureError,
     MirrorBusyError,
     MirrorDamagedError,
     MirrorError,
     PositionLostError,
     SourceError,
+    TransientError,
 )
 from rhei_pipeline.mirrors.datafusion import query_proof
 from rhei_pipeline.mirrors.datafusion.manifest import FORMAT as FILES_FORMAT
@@ -90,6 +96,71 @@ def test_access_to_the_mirrors_folder_is_given(shared_place: Path) -> None:
         folder.chmod(0o700)
         goes_on(world)
         world.close()
+
+
+def test_access_to_the_folder_of_a_buffer_is_given_while_it_is_open(shared_place: Path) -> None:
+    world = rows_of(World(shared_place / "world", buffered=True))
+    folder = world.buffer.parent
+    with ExitStack() as stack:
+        stack.callback(world.close)
+        stack.enter_context(ordinary_user(world.directory))
+        world.run("insert into t values (40, 'unseen')")
+        folder.chmod(0o500)
+        way_out = "give this user access to it and to its folder, or correct capture.buffer.path"
+        for _ in range(2):
+            with refused(way_out, CaptureError):
+                world.htap.sync_now()
+        folder.chmod(0o700)
+        goes_on(world)
+
+
+def test_what_a_poll_tells_others_is_written_once_its_folder_may_be_written(
+    shared_place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables = [{"name": n, "polling": {"updated_at": "id"}} for n in ("t", "u")]
+    world = World(shared_place / "world", method="polling", tables=tables)
+    rows_of(world)
+    with ExitStack() as stack:
+        stack.callback(world.close)
+        stack.enter_context(ordinary_user(world.directory))
+        (told,) = world.directory.glob("*.polled.json")
+        before = told.read_text("utf-8")
+        world.directory.chmod(0o500)
+        for key in (40, 41):
+            world.run(f"insert into t values ({key}, 'later')")
+            assert not world.htap.sync_now().errors
+        world.assert_equal("t", "u")
+        assert told.read_text("utf-8") == before
+        assert caplog.text.count("every sync tries again: give this user write access there") == 1
+        world.directory.chmod(0o700)
+        world.htap.sync_now()
+        assert told.read_text("utf-8") != before
+
+
+@pytest.mark.parametrize(
+    ("failure", "way_out", "error"),
+    [
+        (errno.ENOSPC, "free space, then try again", BufferFullError),
+        (errno.EIO, "check the disk and its mounts", TransientError),
+    ],
+)
+def test_a_disk_that_does_not_take_what_a_buffer_confirms_is_mended(
+    make_world: MakeWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: int,
+    way_out: str,
+    error: type[TransientError],
+) -> None:
+    def fails(_path: Path) -> None:
+        raise OSError(failure, os.strerror(failure))
+
+    world = rows_of(make_world(buffered=True))
+    with monkeypatch.context() as there:
+        there.setattr(confirmation, "make_durable", fails)
+        world.run("insert into t values (40, 'unseen')")
+        with refused(way_out, error):
+            world.htap.sync_now()
+    goes_on(world)
 
 
 @pytest.mark.parametrize("method", ["trigger", "polling"])
