@@ -27,6 +27,7 @@ ADDED = {
     "pg_cast": {},
     "pg_class": {"relallfrozen": 18},
     "pg_collation": {"collicurules": 16, "colllocale": 17},
+    "pg_constraint": {"confdelsetcols": 15, "conenforced": 18, "conperiod": 18},
     "pg_database": {
         "datlocprovider": 15,
         "datcollversion": 15,
