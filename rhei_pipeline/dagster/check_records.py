@@ -44,7 +44,10 @@ def _on_record(
     found = {}
     for key, record in storage.get_latest_asset_check_execution_by_key(list(keys)).items():
         entry, event = record.event, record.event.dagster_event if record.event else None
-        if entry and event and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+        # Asked for two assets, it also finds checks of one by the names of the other's.
+        if key not in keys or not (entry and event):
+            continue
+        if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             found[key] = event.asset_check_evaluation_data, entry.timestamp
     return found
 

@@ -76,7 +76,7 @@ class Declaration:
         """The tables with history."""
         return tuple(table for table in self.tables if table.mode is Mode.TEMPORAL)
 
-    def plain_name(self, table: str, name: str = "") -> str:
+    def plain_name(self, table: str, name: str | None = None) -> str:
         """Return a table's name as Dagster's names demand, or the one given, unlike any other's."""
         plain = plain_name(name or table)
         return f"{plain}_{self._digits[table]}" if table in self._digits else plain

@@ -227,7 +227,7 @@ class Observer:
         red stays so: its checks are repeated. Green ones are not, as these events are for ever.
         """
         due = time.time() - quiet_seconds(self._declaration.settings)
-        unknown = self._not_followed(instance)
+        unknown, checks = self._not_followed(instance), list[dg.AssetCheckKey]()
         for table in self._declaration.tables:
             key = self._declaration.key(Stage.MIRROR, table)
             if key in unknown:
@@ -245,10 +245,10 @@ class Observer:
                     tags={_DATA_VERSION: version} if version else None,
                 )
             )
-            checks = [dg.AssetCheckKey(key, name) for name in (EQUALS_SOURCE, *checks_of(table))]
-            for evaluation in last_evaluations_anew(instance, checks):
-                if not evaluation.passed:
-                    instance.report_runless_asset_event(evaluation)
+            checks += [dg.AssetCheckKey(key, name) for name in (EQUALS_SOURCE, *checks_of(table))]
+        for evaluation in last_evaluations_anew(instance, checks):
+            if not evaluation.passed:
+                instance.report_runless_asset_event(evaluation)
 
 
 def _waited(standing: SourceStanding) -> float:

@@ -285,7 +285,7 @@ def test_what_a_check_found_that_a_table_has_no_more_is_not_repeated(
         shop.instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(asset_key=key, check_name=name, passed=False)
         )
-    shop.write("insert into items values (3, 3)")
+    shop.write("insert into items values (3, 3)", "update orders set status = 'x' where id = 1")
     told = {(c.asset_key, c.check_name) for c in shop.sync().get_asset_check_evaluations()}
     assert (key, "equals_source") in told
     assert (key, "history") not in told

@@ -1,13 +1,15 @@
-"""Which schema changes of SQLite are explained by the difference they leave."""
+"""Which schema changes of SQLite explain themselves, and how its columns compare."""
 
 import contextlib
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rhei_pipeline.sources.sqlite.collations import compare_by
 from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 
 _BASE = (
@@ -124,3 +126,18 @@ def seen_of(created: str, statements: list[str]) -> set[str]:
         for text in statements:
             connection.execute(text)
         return SchemaState.read(connection).changed_unseen(before, {"t"})
+
+
+def test_a_column_of_a_locked_database_is_not_said_to_have_a_collation_of_its_own(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "app.db"
+    with (
+        closing(sqlite3.connect(file, isolation_level=None)) as writer,
+        closing(sqlite3.connect(file, timeout=0)) as reader,
+    ):
+        writer.execute("create table t(k text collate nocase primary key)")
+        assert compare_by(reader, "t", ["k"]) == ["NOCASE"]
+        writer.execute("begin exclusive")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            compare_by(reader, "t", ["k"])

@@ -12,7 +12,11 @@ OWN = "own"
 
 
 def compare_by(connection: sqlite3.Connection, table: str, names: Sequence[str]) -> list[str]:
-    """Return the collation of each column; no row of the table is read."""
+    """Return the collation of each column; no row of the table is read.
+
+    Raises:
+        OperationalError: The database cannot be read now.
+    """
     return [_collation(connection, table, name) for name in names]
 
 
@@ -23,6 +27,8 @@ def _collation(connection: sqlite3.Connection, table: str, name: str) -> str:
     )
     try:
         ignores_case, ignores_spaces = connection.execute(probed).fetchone()
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
+        if "no such collation" not in str(error):
+            raise
         return OWN
     return NOCASE if ignores_case else RTRIM if ignores_spaces else BINARY
