@@ -6,12 +6,17 @@ What a migration leaves in the logs is applied before capture is installed again
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from rhei_pipeline.capabilities import reading_together
-from rhei_pipeline.errors import MirrorDamagedError, PermanentError, SchemaError
+from rhei_pipeline.errors import (
+    MirrorDamagedError,
+    PermanentError,
+    SchemaError,
+    TableBusyError,
+)
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.reports import TableReport
 from rhei_pipeline.model.schema import (
@@ -73,6 +78,7 @@ class SchemaWatch:
         self._found: dict[str, str] = {}
         self._unclear: dict[str, SchemaError] = {}
         self._undescribed: set[str] = set()
+        self._busy: dict[str, TableBusyError] = {}  # in this round, and waited for in vain
         self._drained: list[TableReport] = []
         self._source = source
         self._mirror = mirror
@@ -98,12 +104,18 @@ class SchemaWatch:
                 self._refresh(version)
 
     def try_again(self) -> None:
-        """Take in again what failed when it was captured, read or applied last."""
+        """Take in again what failed when it was captured, read or applied last.
+
+        What others keep busy is waited for once from here to the next time.
+        """
         if self._left_out.asks_for_refresh:
             self.refresh_next_time()  # a file may have been restored since, or a log be readable
             return
-        for name in self._left_out.failed & self.declared.keys():
-            self.take_in(name)
+        self._busy.clear()
+        failed = self._left_out.failed & self.declared.keys()
+        with reading_together(self._source, failed) if failed else nullcontext():
+            for name in failed:
+                self.take_in(name)
 
     def install(self, table: Table) -> None:
         """Install capture of a table, or mend what is missing of it."""
@@ -273,7 +285,7 @@ class SchemaWatch:
             with self._blame.of(declared.name):
                 table = self.policies.settled(declared, known, table)
             with self._blame.of(declared.name):
-                self.install(table)
+                self._install_unless_busy(table)
                 table = self._as_installed(table)
         except Exception as error:
             fault = error if isinstance(error, PermanentError) else own_fault(error, declared.name)
@@ -297,6 +309,16 @@ class SchemaWatch:
             _log.warning("table %r: its source %s, and its mirror follows", table.name, changes)
         self._tables[table.name] = table
         names.add(table)
+
+    def _install_unless_busy(self, table: Table) -> None:
+        busy = self._busy.get(table.name)
+        if busy is not None:
+            raise TableBusyError(busy.message, hint=busy.hint)
+        try:
+            self.install(table)
+        except TableBusyError as error:
+            self._busy[table.name] = error
+            raise
 
     def as_in_source(self, name: str) -> Table | None:
         """Return a declared table as its source has it; None where it cannot be read."""

@@ -12,11 +12,19 @@ import pytest
 from rhei_pipeline import SyncReport
 from rhei_pipeline.errors import SourceBusyError, TableFailedError
 from rhei_pipeline.sources.postgres import database as postgres_database
-from rhei_pipeline.sources.postgres.logical import copy_start
+from rhei_pipeline.sources.postgres.connection import Connection
+from rhei_pipeline.sources.postgres.logical import copy_start, slots
 from rhei_pipeline.sources.postgres.logical import source as logical_source
 from rhei_pipeline.sources.postgres.triggers import source as trigger_source
 from rhei_pipeline.sources.waiting import wait_until
-from tests.support.fix_postgres import CHOSEN, AnyServer, PostgresWorld, database, started
+from tests.support.fix_postgres import (
+    CHOSEN,
+    AnyServer,
+    PostgresWorld,
+    database,
+    drop_slots,
+    started,
+)
 from tests.support.parts import engine_of
 
 pytestmark = pytest.mark.turns
@@ -157,6 +165,63 @@ def test_a_pipeline_begins_without_a_locked_table(
     world.htap.sync_now()
     world.assert_equal("free")
     _let_go(world, holder)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_pipeline_opens_though_an_older_transaction_keeps_it_from_the_log(
+    make_postgres: MakeWorld,
+    holder: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    again: bool,
+) -> None:
+    """The first time, and where its slot is gone."""
+    tries, create = list[str](), slots.create
+    world = _made(make_postgres, "logical", None, "temporal")
+    if again:
+        world.htap.sync_now()
+        world.crash()
+        with psycopg.connect(world.dsn, autocommit=True) as other:
+            drop_slots(other, other.info.dbname)
+        world.run("update free set v = 'unlogged'")
+
+    def noted(connection: Connection, name: str, _seconds: float) -> None:
+        tries.append(name)
+        create(connection, name, 0.2)
+
+    monkeypatch.setattr(slots, "create", noted)
+    holder.execute("insert into free values (100, 'older')")
+    assert world.htap.query("select count(*) as n from free", hint="oltp")["n"].to_pylist() == [1]
+    assert len(tries) == 1
+    report = world.htap.sync_now()
+    assert set(report.errors) == {"free", "locked"}
+    assert f"process {holder.info.backend_pid}" in report.errors["locked"]
+    assert len(tries) == 2
+    holder.commit()
+    assert not world.htap.sync_now().errors
+    world.assert_equal("free", "locked")
+    assert world.htap.verify().equal
+
+
+def test_of_many_tables_that_one_transaction_holds_one_is_waited_for(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = list[float]()
+    monkeypatch.setattr(trigger_source.time, "sleep", pauses.append)
+    world = _made(make_postgres, "trigger")
+    many = [f"held_{number}" for number in range(4)]
+    for table in many:
+        world.run(f"create table {table} (id int primary key)")
+        holder.execute(f"insert into {table} values (1)".encode())
+    for _ in range(2):
+        assert set(world.htap.left_out) == {*many}
+        assert len(pauses) == 1
+        pauses.clear()
+        assert set(world.htap.sync_now().errors) == {*many}
+    world.assert_equal("free", "locked")
+    holder.commit()
+    assert not world.htap.sync_now().errors
+    world.assert_equal("free", "locked", *many)
 
 
 @pytest.mark.parametrize(("storage", "mode"), MIRRORS)

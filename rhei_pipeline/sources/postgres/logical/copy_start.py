@@ -1,6 +1,5 @@
 """Where in the log a copy begins: before all that its snapshots do not see."""
 
-from rhei_pipeline.errors import TableBusyError
 from rhei_pipeline.sources.postgres.connection import Connection
 from rhei_pipeline.sources.postgres.identity import one
 from rhei_pipeline.sources.postgres.logical import slots
@@ -56,8 +55,7 @@ class CopyStart:
 
         self._is_settled = self._is_settled or wait_until(ended, seconds)
         if not self._is_settled:
-            older = slots.older_transaction(connection)
-            raise TableBusyError(older.message, hint=older.hint)
+            raise slots.older_transaction(connection)
         return start
 
     def let_go(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.errors import TableBusyError
 from rhei_pipeline.sources.postgres.catalog import Connection, slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 
@@ -38,7 +38,7 @@ def create(connection: Connection, name: str, seconds: float) -> None:
     One of that name in another database is dropped.
 
     Raises:
-        SourceBusyError: One is still open after so many seconds.
+        TableBusyError: One is still open after so many seconds.
     """
     limit = {"statement_timeout": str(int(seconds * 1000)), "lock_timeout": "0"}
     try:
@@ -73,11 +73,11 @@ def oldest_transaction(connection: Connection) -> OpenTransaction | None:
     return None if found is None else OpenTransaction(*found)
 
 
-def older_transaction(connection: Connection) -> SourceBusyError:
+def older_transaction(connection: Connection) -> TableBusyError:
     """Return the error for a copy that an open transaction holds up; names the oldest one."""
     found = oldest_transaction(connection)
     who = f"{found.who}, open since {found.since} UTC" if found else "one"
-    return SourceBusyError(
+    return TableBusyError(
         f"a copy cannot begin while an older transaction is open: {who}",
         hint="wait until it ends, or end it; the copy is tried again",
     )

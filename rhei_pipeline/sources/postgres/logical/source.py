@@ -16,7 +16,13 @@ from typing import Any
 import psycopg
 import pyarrow as pa
 
-from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError, SourceFullError
+from rhei_pipeline.errors import (
+    CaptureError,
+    SchemaError,
+    SourceBusyError,
+    SourceFullError,
+    TableBusyError,
+)
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.polling import PollOptions
@@ -110,6 +116,8 @@ class _ReadAhead:
     facts: dict[str, TableFacts]
     slot: Slot | None = None
     members: set[int] = field(default_factory=set)
+    #: Why the slot could not be created: once is enough, for all of these tables.
+    busy: TableBusyError | None = None
 
 
 class LogicalSource:
@@ -300,6 +308,9 @@ class LogicalSource:
 
         A lost or missing slot is created again. The changes it held are gone, so no older
         position is proved any more, and every table is copied again by its difference.
+
+        Raises:
+            TableBusyError: A slot cannot be created, as an older transaction does not end.
         """
         known = self._table(table.name)
         if not self._is_captured(known):
@@ -327,7 +338,7 @@ class LogicalSource:
                         "slot %r is gone: it is created again, and all tables are copied",
                         self._name,
                     )
-                slots.create(self._connection, self._name, SETTLE_SECONDS)
+                self._create_slot()
                 self._publication.note_begun()
                 self._advanced = 0
                 self._copy_start.forget()
@@ -335,6 +346,17 @@ class LogicalSource:
             if self._ahead is not None:
                 self._ahead.slot = slot
                 self._ahead.members.add(table.oid)
+
+    def _create_slot(self) -> None:
+        ahead = self._ahead
+        if ahead is not None and ahead.busy is not None:
+            raise TableBusyError(ahead.busy.message, hint=ahead.busy.hint)
+        try:
+            slots.create(self._connection, self._name, SETTLE_SECONDS)
+        except TableBusyError as error:
+            if ahead is not None:
+                ahead.busy = error
+            raise
 
     def snapshot(self) -> AbstractContextManager[LogicalSnapshot]:
         """Hold one committed state: a log position."""

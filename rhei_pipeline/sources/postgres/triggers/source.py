@@ -61,6 +61,9 @@ from rhei_pipeline.sources.postgres.triggers.snapshot import (
 #: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
 _LOCK_TIMEOUT = "1s"
 _LOCK_ATTEMPTS, _PAUSE_SECONDS = 2, 0.3
+#: Of tables that are looked at together, each one behind the first that was waited for in vain:
+#: one transaction may have written all of them.
+_HASTY_TIMEOUT = "50ms"
 #: Keys logged by one statement.
 _TOUCHED_ROWS = 500
 
@@ -124,6 +127,7 @@ class PostgresTriggerSource:
         self._entry_states: dict[str, object] = {}
         self._entries_at = -1
         self._ahead: dict[str, TableFacts] = {}
+        self._is_hasty = False
         self._ahead_at: object = None
         self._records: dict[int, _Records] = {}
         self._registered = KnownLogs()
@@ -176,6 +180,7 @@ class PostgresTriggerSource:
             yield
         finally:
             self._ahead, self._records = {}, {}
+            self._is_hasty = False
 
     def _read_records(self, connection: Connection, oids: Collection[int]) -> dict[int, _Records]:
         """Read what capture needs to know of tables beside the catalogue's facts."""
@@ -218,14 +223,17 @@ class PostgresTriggerSource:
 
     def _soon(self, change: Callable[[Connection], None]) -> None:
         """Change capture in one transaction, as soon as the writers of its table leave room."""
-        for attempt in range(1, _LOCK_ATTEMPTS + 1):
+        timeout, left = (_HASTY_TIMEOUT, 1) if self._is_hasty else (_LOCK_TIMEOUT, _LOCK_ATTEMPTS)
+        while True:
             try:
                 with self._writing(lasting=True) as connection:
-                    connection.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'".encode())
+                    connection.execute(f"set local lock_timeout = '{timeout}'".encode())
                     change(connection)
                     return
             except SourceBusyError:
-                if attempt == _LOCK_ATTEMPTS:
+                left -= 1
+                if not left:
+                    self._is_hasty = bool(self._ahead)
                     raise
                 time.sleep(_PAUSE_SECONDS)
 
