@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -207,7 +208,7 @@ def test_of_many_tables_that_one_transaction_holds_one_is_waited_for(
     make_postgres: MakeWorld, holder: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses = list[float]()
-    monkeypatch.setattr(trigger_source.time, "sleep", pauses.append)
+    monkeypatch.setattr(trigger_source, "time", SimpleNamespace(sleep=pauses.append))
     world = _made(make_postgres, "trigger")
     many = [f"held_{number}" for number in range(4)]
     for table in many:
