@@ -6,7 +6,7 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
-    "end it with Z for UTC, or with an offset such as +02:00": "tests/behaviour/cli/test_cli.py::test_an_instant_without_a_zone_is_given_one",
+    "{} has no time zone: end it with Z for UTC, or with an offset such as +02:00": "tests/behaviour/cli/test_cli.py::test_an_instant_without_a_zone_is_given_one",
     "give this user access to it and to its folder, or correct source.path": "tests/dagster/test_shut_places.py::test_the_definitions_load_where_a_place_is_shut",
     "give this user access to all that is in it, or correct mirror.path": "tests/behaviour/cli/test_shut_places.py::test_a_place_that_is_shut_is_named_and_opened",
     "give this user read access to it and to its folder, or correct registry.path": "tests/behaviour/cli/test_shut_places.py::test_a_place_that_is_shut_is_named_and_opened",
@@ -87,7 +87,8 @@ FOLLOWED = {
     "register it there: with '--shard {}', or settings.of_shard({})": "tests/behaviour/mirrors/test_shards.py::test_what_is_not_of_one_shard_is_refused_with_the_way_out",
     "name one for this command: '--shard 1', up to {}": "tests/behaviour/mirrors/test_shards.py::test_commands_work_on_all_shards_or_on_one",
     "give a sample of up to 1 (100%) alone, without rows_per_second and max_rows": "tests/behaviour/rows/test_verify.py::test_a_pace_is_kept_and_a_table_in_another_order_is_one_part",
-    "no row is compared so: give '--rows-per-second' above 0": "tests/behaviour/rows/test_verify.py::test_what_a_comparison_cannot_be_asked_for_is_wrong_usage",
+    "'--rows-per-second' has to be above 0, or no row is compared": "tests/behaviour/rows/test_verify.py::test_what_a_comparison_cannot_be_asked_for_is_wrong_usage",
+    "give '--key', or '--from' and '--to'": "tests/behaviour/rows/test_verify.py::test_what_a_comparison_cannot_be_asked_for_is_wrong_usage",
     "give '--sample', or '--rows-per-second' and '--max-rows'": "tests/behaviour/rows/test_verify.py::test_what_a_comparison_cannot_be_asked_for_is_wrong_usage",
     "{} is no share, such as 1% or 0.01": "tests/behaviour/rows/test_verify.py::test_the_command_repairs_the_keys_that_verify_names",
     "give {}, in the form that 'rhei verify' shows": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",

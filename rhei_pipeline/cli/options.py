@@ -67,15 +67,17 @@ def example(text: str) -> str:
     return f"Example:  rhei {text}"
 
 
+class NoTimeZoneError(typer.BadParameter):
+    """A timestamp says no time zone, and none is guessed."""
+
+
 def time_of(text: str) -> datetime:
     """Return the time that a text such as `2026-11-01` or `2026-11-01T12:00Z` means.
 
     Raises:
         BadParameter: It means none.
-        QueryError: It says no time zone, and none is guessed.
+        NoTimeZoneError: It says no time zone.
     """
-    from rhei_pipeline.errors import QueryError
-
     try:
         if len(text) == len("2026-11-01"):
             return datetime.combine(date.fromisoformat(text), time(), UTC)
@@ -85,9 +87,8 @@ def time_of(text: str) -> datetime:
             f"{text!r} is not a timestamp such as 2026-11-01T12:00Z"
         ) from error
     if found.tzinfo is None:
-        raise QueryError(
-            f"the instant {text!r} has no time zone",
-            hint="end it with Z for UTC, or with an offset such as +02:00",
+        raise NoTimeZoneError(
+            f"{text!r} has no time zone: end it with Z for UTC, or with an offset such as +02:00"
         )
     return found
 

@@ -39,6 +39,10 @@ class Owner:
     source: SourceIdentity
     pipeline: str | None = None
 
+    def __str__(self) -> str:
+        """Name the source, and the pipeline where it has a name."""
+        return f"{self.source}, pipeline {self.pipeline!r}" if self.pipeline else str(self.source)
+
     def text(self) -> str:
         """Return the text that a mirror stores."""
         return json.dumps(asdict(self))

@@ -75,7 +75,7 @@ def verify_budget(
     ):
         if given is not None and not 0 < given < math.inf:
             raise SettingsError(
-                f"{name} is {given}, and no row is compared so", hint="give a number above 0"
+                f"{name} is {given}: no row would be compared", hint="give a number above 0"
             )
     if sample is not None and (sample > 1 or rows_per_second is not None or max_rows is not None):
         raise SettingsError(

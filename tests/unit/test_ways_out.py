@@ -20,7 +20,7 @@ _PAIRS = {"_REASONS"}
 #: The place of the remedy in `Finding(severity, what, why, remedy, table)`.
 _REMEDY = 3
 #: Refusals whose whole text is the way out, with the room that they are raised in.
-_REFUSALS = {"ValueError": "settings", "BadParameter": "cli"}
+_REFUSALS = {"ValueError": "settings", "BadParameter": "cli", "NoTimeZoneError": "cli"}
 
 
 @cache

@@ -56,7 +56,7 @@ def verify(
 ) -> None:
     """Sync, then compare every row of source and mirror, both ways."""
     if rows_per_second is not None and not rows_per_second > 0:
-        raise typer.BadParameter("no row is compared so: give '--rows-per-second' above 0")
+        raise typer.BadParameter("'--rows-per-second' has to be above 0, or no row is compared")
     share = None if sample is None else _share(sample)
     if share is not None and (rows_per_second, max_rows) != (None, None):
         raise typer.BadParameter("give '--sample', or '--rows-per-second' and '--max-rows'")
@@ -148,6 +148,8 @@ def repair(
     json_: Json = False,
 ) -> None:
     """Make a table equal to its source again; the differences are added to its history."""
+    if key is not None and (first, last) != (None, None):
+        raise typer.BadParameter("give '--key', or '--from' and '--to'")
     with opened(config) as htap, work_shown(f"comparing and repairing {table}"):
         report = htap.repair(
             table, key=_key(key), first=_key(first), last=_key(last), dry_run=dry_run

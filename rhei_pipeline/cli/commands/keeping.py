@@ -119,8 +119,10 @@ def adopt_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     settings = settings_of(config)
     with closing(Access(settings, no_step, keep=False)) as access, access.stepping_in():
         before, now = adopt(settings)
-    rows = [{"was": str(before.source) if before else None, "is": str(now.source)}]
+    rows = [{"was": str(before) if before else None, "is": str(now)}]
     show(rows[0], rows, ("was", "is"), as_json=json_)
+    if before == now and not json_:
+        say(["nothing has moved: the mirror was this source's and this pipeline's already"])
 
 
 @commands.command("drop-table", epilog=example("drop-table orders --keep-as orders_2025"))

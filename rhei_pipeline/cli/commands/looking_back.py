@@ -11,6 +11,7 @@ from rhei_pipeline.cli.options import (
     DEFAULT_CONFIG,
     Config,
     Json,
+    NoTimeZoneError,
     OneTable,
     example,
     time_of,
@@ -110,6 +111,8 @@ def _position_or_instant(text: str) -> "ChangePosition | datetime":
     except QueryError:
         try:
             return time_of(text)
+        except NoTimeZoneError:
+            raise
         except typer.BadParameter as error:
             raise typer.BadParameter(
                 f"{text!r} is neither the position of an earlier answer nor a timestamp"

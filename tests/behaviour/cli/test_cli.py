@@ -182,10 +182,10 @@ def test_an_instant_without_a_zone_is_given_one(rhei: Rhei, asked: list[str]) ->
     now = datetime.now(UTC)
     for typed in (f"{now:%Y-%m-%dT%H:%M:%S.%f}", f"{now:%Y-%m-%d %H:%M:%S.%f}"):
         refused = rhei(*asked, typed, *more)
-        assert refused.exit_code == 1
+        told = " ".join(refused.output.replace("│", " ").split())
         way_out = "end it with Z for UTC, or with an offset such as +02:00"
-        assert repr(typed) in refused.error
-        assert way_out in refused.error
+        assert refused.exit_code == 2
+        assert f"{typed!r} has no time zone: {way_out}" in told
         for zone in ("Z", "+00:00"):
             assert rhei(*asked, typed + zone, *more).exit_code == 0
 
@@ -300,8 +300,6 @@ def proposed(config: Path) -> list[TypeProposal]:
         (["query", "delete from orders"], "only reads"),
         (["query", "select * from ordrs"], "did you mean 'orders'?"),
         (["verify", "--table", "ordrs"], "'orders'"),
-        (["as-of", "orders", "2026-01-01T00:00:00"], "time zone"),
-        (["diff", "--table", "orders", "--from", "2026-01-01T00:00:00"], "time zone"),
     ],
 )
 def test_a_wrong_call_fails_with_a_sentence(rhei: Rhei, arguments: list[str], message: str) -> None:

@@ -241,6 +241,12 @@ def test_the_command_adopts_and_says_whose_the_mirror_was(make_world: MakeWorld)
         assert "other.db" in json.loads(told.stdout)["is"]
         synced = CliRunner().invoke(app, ["sync", "--json", "--config", str(config)])
         assert synced.exit_code == 0, synced.output
+        config.write_text(yaml.safe_dump(form | {"name": "second"}))
+        named = CliRunner().invoke(app, ["adopt", "--config", str(config)])
+        assert "pipeline 'second'" in " ".join(named.output.replace("│", " ").split())
+        assert "nothing has moved" not in named.output
+        again = CliRunner().invoke(app, ["adopt", "--config", str(config)])
+        assert (again.exit_code, "nothing has moved" in again.output) == (0, True)
 
 
 def test_a_source_table_named_progress_is_mirrored(make_world: MakeWorld) -> None:

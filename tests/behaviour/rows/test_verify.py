@@ -377,14 +377,19 @@ def test_the_command_repairs_the_keys_that_verify_names(
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        (["--rows-per-second", "0"], "give '--rows-per-second' above 0"),
-        (["--rows-per-second", "nan"], "give '--rows-per-second' above 0"),
-        (["--max-rows", "0"], "--max-rows"),
-        (["--sample", "1%", "--max-rows", "9"], "give '--sample', or '--rows-per-second' and"),
+        (["verify", "--rows-per-second", "0"], "'--rows-per-second' has to be above 0"),
+        (["verify", "--rows-per-second", "nan"], "'--rows-per-second' has to be above 0"),
+        (["verify", "--max-rows", "0"], "--max-rows"),
+        (
+            ["verify", "--sample", "1%", "--max-rows", "9"],
+            "give '--sample', or '--rows-per-second' and",
+        ),
+        (["repair", "t", "--key", "1", "--from", "1"], "give '--key', or '--from' and '--to'"),
+        (["repair", "t", "--key", "1", "--to", "1"], "give '--key', or '--from' and '--to'"),
     ],
 )
 def test_what_a_comparison_cannot_be_asked_for_is_wrong_usage(asked: list[str], told: str) -> None:
-    done = CliRunner().invoke(app, ["verify", *asked], env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, asked, env={"COLUMNS": "200"})
     assert (done.exit_code, told in done.output) == (2, True)
 
 
