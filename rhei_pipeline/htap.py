@@ -179,6 +179,10 @@ class HTAP(Closing):
                 sql, params, begun, lambda: self.query(sql, params, "olap")
             )
         demand = Demand(max_staleness, after, self._writes.last)
+        if hint == "olap" and (max_staleness, after) == (None, None):
+            return self._access.answer_of_mirror(
+                lambda it: it.query(sql, params, hint, demand, begun)
+            )
         return self._access.answer_without(
             lambda it: it.query(sql, params, hint, demand, begun),
             lambda source: source.query(sql, params, hint, begun),
@@ -437,11 +441,11 @@ class HTAP(Closing):
             QueryError: The table keeps no history, its history begins later or is kept since then
                 alone, or the instant has no time zone.
         """
-        return self._access.answer(lambda it: it.as_of(table, as_instant(instant)))
+        return self._access.answer_of_mirror(lambda it: it.as_of(table, as_instant(instant)))
 
     def known_since(self, table: str) -> datetime:
         """Return since when a temporal table's history is known; earlier states are refused."""
-        return self._access.answer(lambda it: it.known_since(table))
+        return self._access.answer_of_mirror(lambda it: it.known_since(table))
 
     def changes(self, table: str, after: After = None, on_lost: OnLost = "raise") -> TableChanges:
         """Return what was inserted, updated and deleted in a temporal table since a position.
@@ -464,7 +468,7 @@ class HTAP(Closing):
             QueryError: The table keeps no history, its history begins after the instant, or the
                 position is none.
         """
-        return self._access.answer(lambda it: it.changes(table, after, on_lost))
+        return self._access.answer_of_mirror(lambda it: it.changes(table, after, on_lost))
 
     def stream_changes(
         self, table: str, after: After = None, rows: int = 50_000, on_lost: OnLost = "raise"
@@ -485,7 +489,9 @@ class HTAP(Closing):
         Raises:
             QueryError: The table keeps no history, or it begins after one of the instants.
         """
-        return self._access.answer(lambda it: it.diff(table, as_instant(a), as_instant(b)))
+        return self._access.answer_of_mirror(
+            lambda it: it.diff(table, as_instant(a), as_instant(b))
+        )
 
     def verify(
         self,
@@ -619,7 +625,7 @@ class HTAP(Closing):
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the rows that cannot be mirrored: table_name, key, column_name, reason, ...."""
-        return self._access.answer(lambda it: it.dead_letters(table))
+        return self._access.answer_of_mirror(lambda it: it.dead_letters(table))
 
     def propose_types(self, table: str | None = None) -> list[TypeProposal]:
         """Return types that could be declared because they take dead letters, the best first.

@@ -1,7 +1,9 @@
 """How an object reaches its mirror: it holds it, or asks the process that does."""
 
+import copy
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -13,10 +15,21 @@ from weakref import WeakSet
 import pyarrow as pa
 from pyarrow.flight import FlightError
 
-from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorOwnerError, mirror_closed
+from rhei_pipeline.errors import (
+    CaptureError,
+    MirrorBusyError,
+    MirrorError,
+    MirrorOwnerError,
+    RheiError,
+    SourceBusyError,
+    SourceError,
+    SourceUnreachableError,
+    mirror_closed,
+)
 from rhei_pipeline.holder.client import Holder, HolderGoneError
 from rhei_pipeline.holder.gate import Gate, StoodAsideError
 from rhei_pipeline.holder.held import Held, declared_source
+from rhei_pipeline.holder.mirror_alone import MirrorAlone
 from rhei_pipeline.holder.place import new_socket
 from rhei_pipeline.holder.server import HolderServer
 from rhei_pipeline.holder.source_alone import SourceAlone
@@ -30,7 +43,7 @@ from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.background import KEPT_REPORTS, BackgroundSync
 from rhei_pipeline.wiring.adoption import refuse_owner
 from rhei_pipeline.wiring.engine import open_oltp, query_limits
-from rhei_pipeline.wiring.mirror import lock_file
+from rhei_pipeline.wiring.mirror import is_made, lock_file
 from rhei_pipeline.wiring.source import open_database
 
 _log = logging.getLogger(__name__)
@@ -39,6 +52,9 @@ _Stream = TypeVar("_Stream", Streamed, ChangeStream)
 
 #: How long one that asks for the mirror waits at a time for what is under way here.
 _DRAIN_SECONDS = 5.0
+#: For how long one that needs the mirror alone does not try again to reach the source.
+_AWAY_SECONDS = 10.0
+_MEANWHILE = "until then, the hint 'olap' asks the mirror as it was synced last"
 OnSync = Callable[[SyncReport], None]
 OnQuery = Callable[[str, float], None]
 
@@ -68,7 +84,11 @@ class Access:
         self._own = ExitStack()
         self._oltp: Database | None = None
         self._source: Database | None = None
+        #: What opening has failed with: of the mirror, and of the source.
         self._faults: WeakSet[MirrorError] = WeakSet()
+        self._source_faults: WeakSet[RheiError] = WeakSet()
+        self._away: SourceUnreachableError | None = None
+        self._away_until = 0.0
         self._named = ""
         self._has_own = self._is_closed = False
         self._limits = query_limits(settings)
@@ -88,6 +108,10 @@ class Access:
                 waiting.pause()
         except MirrorOwnerError:
             raise  # that of another is none to wait for
+        except SourceUnreachableError:
+            if not is_made(self._settings.mirror):
+                raise
+            # It may be back at the first call; until then the mirror answers what it can.
         except MirrorError as error:
             if error not in self._faults:
                 raise
@@ -120,6 +144,41 @@ class Access:
             return self.answer(ask)
         except MirrorError as error:
             return self._asked_alone(error, alone)
+        except RheiError as error:
+            raise self._naming_mirror(error) from error
+
+    def answer_of_mirror(self, ask: Callable[[Held | MirrorAlone], _Found]) -> _Found:
+        """Return the answer; where the source cannot be opened, what the mirror answers alone.
+
+        A source that could not be reached just now is not tried for it again.
+        """
+        away = self._away if time.monotonic() < self._away_until else None
+        if away is not None and self._held is None:
+            with suppress(MirrorBusyError):  # somebody else holds it by now
+                return self._asked_mirror(away, ask)
+        try:
+            return self.answer(ask)
+        except RheiError as error:
+            if error not in self._source_faults:
+                raise
+            with suppress(MirrorBusyError):
+                return self._asked_mirror(error, ask)
+            raise
+
+    def _asked_mirror(self, fault: RheiError, ask: Callable[[MirrorAlone], _Found]) -> _Found:
+        # Others wait: they would open the mirror beside this, or the source as it comes back.
+        with self._moving, self._as_closed(), MirrorAlone(self._settings, fault) as mirror:
+            found, of = ask(mirror), f"{mirror.synced_at:%Y-%m-%d %H:%M:%S} UTC"
+        self._name_fault(fault, f"the source cannot be opened; the mirror answers, of {of}")
+        return found
+
+    def _naming_mirror(self, error: RheiError) -> RheiError:
+        """Return an error of a source that cannot be opened with who can be asked meanwhile."""
+        if error not in self._source_faults or not is_made(self._settings.mirror):
+            return error
+        named = copy.copy(error)
+        named.hint = f"{error.hint}; {_MEANWHILE}" if error.hint else _MEANWHILE
+        return named
 
     def stream_without(
         self, ask: Callable[[Held], Streamed], alone: Callable[[SourceAlone], Streamed]
@@ -133,6 +192,8 @@ class Access:
             return self.stream(ask)
         except MirrorError as error:
             return self._asked_alone(error, alone)
+        except RheiError as error:
+            raise self._naming_mirror(error) from error
 
     def _asked_alone(self, error: MirrorError, alone: Callable[[SourceAlone], _Found]) -> _Found:
         if error not in self._faults:
@@ -142,14 +203,14 @@ class Access:
             raise error
         with self._as_closed():
             found = alone(SourceAlone(self._settings, self._source, oltp, error))
-        self._name_fault(error)
+        self._name_fault(error, "the mirror cannot be opened, and the source answers")
         return found
 
-    def _name_fault(self, fault: MirrorError) -> None:
-        """Log why the source answers, once as long as it is for the same."""
+    def _name_fault(self, fault: RheiError, what: str) -> None:
+        """Log why one side answers alone, once as long as it is for the same."""
         if self._named != str(fault):
             self._named = str(fault)
-            _log.warning("the mirror cannot be opened, and the source answers: %s", fault)
+            _log.warning("%s: %s", what, fault)
 
     def stream(self, ask: Callable[[Held], _Stream]) -> _Stream:
         """Return an answer in batches; the mirror is held until the last one is taken."""
@@ -449,6 +510,12 @@ class Access:
         except MirrorError as error:
             self._faults.add(error)
             raise
+        except (SourceBusyError, SourceError, CaptureError) as error:
+            self._source_faults.add(error)
+            if isinstance(error, SourceUnreachableError):
+                self._away, self._away_until = error, time.monotonic() + _AWAY_SECONDS
+            raise
+        self._away = None
         held.engine.pipeline.watch(self._note)
         for on_sync, on_query in self._watchers:
             held.watch(on_sync, on_query)

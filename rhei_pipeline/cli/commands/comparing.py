@@ -22,9 +22,10 @@ from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
 from rhei_pipeline.model.report import counted, values
 
 if TYPE_CHECKING:
+    from rhei_pipeline.htap import HTAP
     from rhei_pipeline.model.coverage import KeyRange
     from rhei_pipeline.model.forgetting import ForgetReport
-    from rhei_pipeline.model.reports import TableVerification
+    from rhei_pipeline.model.reports import TableVerification, TypeProposal
 
 commands = typer.Typer()
 
@@ -237,7 +238,7 @@ def dead_letters(
     if replay and drop:
         raise typer.BadParameter("give '--replay' or '--drop', not both")
     writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
-    with opened(config) as htap:
+    with opened(config, hold=replay or drop) as htap:
         dropped = htap.drop_dead_letters(table) if drop else None
         if replay:
             name_errors(htap.replay_dead_letters(table).errors)
@@ -249,7 +250,16 @@ def dead_letters(
                 verb = "was" if dropped == 1 else "were"
                 say([f"{counted(dropped, 'dead letter')} {verb} forgotten"])
             else:
-                show_letters(found, htap.propose_types(table) if found.num_rows else [])
+                show_letters(found, _proposed(htap, table) if found.num_rows else [])
         else:
             writer.write(found)
     exit_if(found.num_rows > 0)
+
+
+def _proposed(htap: "HTAP", table: str | None) -> "list[TypeProposal]":
+    """Return the types that would take dead letters; none where the source cannot be asked."""
+    from rhei_pipeline.errors import SourceBusyError, SourceError
+
+    with suppress(SourceBusyError, SourceError):
+        return htap.propose_types(table)
+    return []

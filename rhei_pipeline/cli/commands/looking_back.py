@@ -38,7 +38,7 @@ def as_of(
     """Show a temporal table's rows as they were at an instant."""
     writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
     when = time_of(instant)
-    with opened(config) as htap:
+    with opened(config, hold=False) as htap:
         writer.write(htap.as_of(table, when))
 
 
@@ -64,7 +64,7 @@ def changes(
     from rhei_pipeline.model.plain_values import plain_rows
 
     since = None if after is None else _position_or_instant(after)
-    with opened(config) as htap:
+    with opened(config, hold=False) as htap:
         found = htap.changes(table, since, "snapshot" if snapshot_if_lost else "raise")
     told = {name: getattr(found, name) for name in ("inserted", "updated", "deleted")}
     head = {"table": found.table, "snapshot": found.snapshot, **told}
@@ -94,7 +94,7 @@ def diff(
 
     a, b = time_of(since), datetime.now(UTC) if until is None else time_of(until)
     writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
-    with opened(config) as htap:
+    with opened(config, hold=False) as htap:
         found = htap.diff(table, a, b)
     if writer.is_for_people:
         show_differences(found if limit is None else found.slice(0, limit))
@@ -137,7 +137,7 @@ def schema(
     """Show the schema changes of the source that the mirror has followed, and what each cost."""
     from rhei_pipeline.model.report import values
 
-    with opened(config) as htap:
+    with opened(config, hold=False) as htap:
         found = [values(change) for change in htap.schema_log(table)]
     # To the minute, in UTC: the rest is in the JSON.
     rows = [{**change, "at": change["at"][:16].replace("T", " ")} for change in found]

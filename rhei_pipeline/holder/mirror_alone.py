@@ -1,0 +1,100 @@
+"""What is answered where the source cannot be opened: all that the mirror can answer alone."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.changes.consume import After, OnLost
+from rhei_pipeline.errors import MirrorError, RheiError, SchemaError
+from rhei_pipeline.model.change_feed import TableChanges
+from rhei_pipeline.model.closing import Closing
+from rhei_pipeline.model.schema import Table, nearest
+from rhei_pipeline.model.streaming import Begun
+from rhei_pipeline.query import results, time_travel
+from rhei_pipeline.query.freshness import Demand
+from rhei_pipeline.query.router import Route, tables_read
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.kept_history import find_mirrored
+from rhei_pipeline.wiring.engine import query_clock, query_limits
+from rhei_pipeline.wiring.mirror import OwnedMirror, is_made, open_mirror
+
+
+class MirrorAlone(Closing):
+    """Answers from the mirror as it was synced last; a context manager.
+
+    Args:
+        settings: The declaration.
+        fault: Why the source cannot be opened.
+
+    Raises:
+        RheiError: The same fault: no mirror is here, it holds nothing, or it cannot be opened.
+        MirrorBusyError: Another process holds it.
+    """
+
+    def __init__(self, settings: Settings, fault: RheiError) -> None:
+        self._fault = fault
+        self._clock, self._limits = query_clock(settings), query_limits(settings)
+        self._dialect = settings.mirror.kind
+        if not is_made(settings.mirror):
+            raise fault
+        update = {"lock_timeout_seconds": 0.0, "published": None}
+        try:
+            self._mirror: OwnedMirror = open_mirror(settings.mirror.model_copy(update=update))
+        except MirrorError as error:
+            raise fault from error
+        marks = self._mirror.ledger().watermarks.values()
+        if not marks:
+            self._mirror.close()
+            raise fault
+        #: When the mirror last took something from its source.
+        self.synced_at = max(mark.recorded_at for mark in marks)
+
+    def close(self) -> None:
+        """Close the mirror; safe to repeat."""
+        self._mirror.close()
+
+    def query(
+        self, sql: str, params: Sequence[Any], _hint: str, _demand: Demand, begun: Begun | None
+    ) -> pa.Table:
+        """Answer a query in the mirror's SQL, as old as it is."""
+        ledger = self._mirror.ledger()
+        with self._clock.timing(begun) as timed:
+            found = self._mirror.query(sql, params, timed.begun, self._limits.answer)
+        reason = f"asked for, and the source cannot be opened: {self._fault}"
+        labelled = results.labelled(found, Route("olap", reason), ledger)
+        return results.lacking(labelled, self._letters(sql))
+
+    def _letters(self, sql: str) -> dict[str, int]:
+        known = Counter(self._mirror.dead_letters()["table_name"].to_pylist())
+        read = tables_read(sql, self._dialect) if known else frozenset()
+        return {name: count for name, count in known.items() if name.lower() in read}
+
+    def as_of(self, table: str, instant: datetime) -> pa.Table:
+        """Return a temporal table's rows as they were at an instant."""
+        return time_travel.as_of(self._table(table), instant, self._mirror)
+
+    def known_since(self, table: str) -> datetime:
+        """Return when a temporal table's history begins."""
+        return time_travel.known_since(self._table(table), self._mirror)
+
+    def changes(self, table: str, after: After, on_lost: OnLost) -> TableChanges:
+        """Return what changed in a temporal table since a position."""
+        return time_travel.changes(self._table(table), after, self._mirror, on_lost)
+
+    def diff(self, table: str, a: datetime, b: datetime) -> pa.Table:
+        """Return what differs in a temporal table from one instant to another."""
+        return time_travel.diff(self._table(table), a, b, self._mirror)
+
+    def dead_letters(self, table: str | None) -> pa.Table:
+        """Return the rows that could not be mirrored."""
+        return self._mirror.dead_letters(None if table is None else self._table(table).name)
+
+    def _table(self, name: str) -> Table:
+        found = find_mirrored(name, self._mirror)
+        if found is None:
+            known = sorted(table.name for table in self._mirror.tables().values())
+            raise SchemaError("it is not in the mirror", table=name, hint=nearest(name, known))
+        return found

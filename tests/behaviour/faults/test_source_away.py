@@ -1,0 +1,214 @@
+"""A source that is gone for a while: the mirror answers what it can, and says of when it is."""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from typer.testing import CliRunner
+
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.errors import QueryError, SchemaError, SourceError, SourceUnreachableError
+from rhei_pipeline.sources.postgres import database as postgres_database
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+MakeWorld = Callable[..., World]
+MakePostgres = Callable[..., PostgresWorld]
+NOBODY = SecretStr("postgresql://nobody@127.0.0.1:1/nothing?connect_timeout=2")
+ROWS = "select id, v, _rhei_operation from t order by id, _rhei_valid_from"
+BOTH_STORAGES = pytest.mark.parametrize("storage", [None, "parquet"])
+
+
+def _filled(world: World | PostgresWorld) -> tuple[datetime, dict[str, Any]]:
+    """Mirror a table and a change of it; return when it began, and what is told of it."""
+    world.run("create table t (id int primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    before = world.htap.known_since("t")
+    world.run("update t set v = 'b'", "insert into t values (2, 'c')")
+    world.htap.sync_now()
+    told = _told(world.htap, before)
+    assert (len(told["query"]), told["as_of"]) == (3, [{"id": 1, "v": "a"}])
+    world.crash()
+    return before, told
+
+
+def _told(htap: HTAP, before: datetime) -> dict[str, Any]:
+    return {
+        "query": htap.query(ROWS, hint="olap").to_pylist(),
+        "as_of": htap.as_of("t", before).to_pylist(),
+        "known_since": htap.known_since("t"),
+        "changes": htap.changes("t").rows.to_pylist(),
+        "diff": htap.diff("t", before, datetime.now(UTC)).num_rows,
+        "dead_letters": htap.dead_letters().num_rows,
+    }
+
+
+def _away(world: PostgresWorld) -> Settings:
+    source = world.settings.source.model_copy(
+        update={"dsn": NOBODY, "connect_timeout_seconds": 0.2}
+    )
+    return world.settings.model_copy(update={"source": source})
+
+
+def _answers_alone(
+    settings: Settings, before: datetime, told: dict[str, Any], error: type[Exception]
+) -> None:
+    with HTAP(settings, hold=error is SourceUnreachableError) as htap:
+        assert _told(htap, before) == told
+        labels = htap.query(ROWS, hint="olap").schema.metadata
+        assert b"the source cannot be opened" in labels[b"rhei.reason"]
+        assert len(json.loads(labels[b"rhei.watermark"])) == 1
+        # Whoever asks at once is answered, one after the other.
+        with ThreadPoolExecutor(4) as pool:
+            at_once = [pool.submit(htap.query, ROWS, hint="olap") for _ in range(8)]
+            assert all(found.result().num_rows == 3 for found in at_once)
+        for asked in ({}, {"hint": "oltp"}, {"hint": "olap", "max_staleness": 1}):
+            with pytest.raises(error) as refused:
+                htap.query("select * from t", **asked)
+            assert "the hint 'olap' asks the mirror" in str(refused.value)
+        for work in (htap.sync_now, htap.verify, htap.sync_status, lambda: htap.repair("t")):
+            with pytest.raises(error):
+                work()
+        with pytest.raises(error):
+            htap.execute("insert into t values (3, 'd')")
+        with pytest.raises(SchemaError, match=r"not in the mirror.*t"):
+            htap.as_of("tt", before)
+        with pytest.raises(QueryError, match="not a reading statement"):
+            htap.query("delete from t", hint="olap")
+
+
+def _goes_on(world: World | PostgresWorld) -> None:
+    world.run("insert into t values (3, 'd')")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    assert world.htap.query("select count(*) as n from t")["n"].to_pylist() == [3]
+    assert world.htap.verify().equal
+
+
+@BOTH_STORAGES
+def test_the_mirror_answers_without_a_sqlite_file(
+    make_world: MakeWorld, storage: str | None
+) -> None:
+    world = make_world(mode="temporal", storage=storage)
+    before, told = _filled(world)
+    settings, file = world.settings, world.directory / "app.db"
+    moved = file.rename(file.with_name("moved.db"))
+    _answers_alone(settings, before, told, SourceError)
+    with pytest.raises(SourceError, match="does not exist"):
+        HTAP(settings)  # to be corrected, and not to be waited for
+    moved.rename(file)
+    _goes_on(world)
+
+
+@BOTH_STORAGES
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_the_mirror_answers_without_its_server(
+    make_postgres: MakePostgres, method: str, storage: str | None
+) -> None:
+    world = make_postgres(mode="temporal", storage=storage, capture={"method": method})
+    before, told = _filled(world)
+    _answers_alone(_away(world), before, told, SourceUnreachableError)
+    _goes_on(world)
+
+
+def test_a_server_that_is_away_is_not_waited_for_by_each_who_asks_the_mirror(
+    make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, tries = make_postgres(mode="temporal"), list[float]()
+    _filled(world)
+    monkeypatch.setattr(postgres_database, "time", _Counted(tries))
+    with HTAP(_away(world)) as htap:
+        begun = len(tries)
+        assert begun > 0
+        for _ in range(3):
+            htap.query(ROWS, hint="olap")
+            htap.as_of("t", datetime.now(UTC))
+        assert len(tries) == begun
+        with pytest.raises(SourceUnreachableError):
+            htap.query("select * from t")
+        assert len(tries) > begun
+
+
+class _Counted:
+    """The clock, which notes how long somebody waits."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    def __init__(self, waits: list[float]) -> None:
+        self._waits = waits
+
+    def sleep(self, seconds: float) -> None:
+        """Note it, and wait."""
+        self._waits.append(seconds)
+        time.sleep(seconds)
+
+
+def test_one_object_answers_before_and_after_the_source_is_back(make_world: MakeWorld) -> None:
+    world = make_world(mode="temporal")
+    _filled(world)
+    file = world.directory / "app.db"
+    moved = file.rename(file.with_name("moved.db"))
+    with HTAP(world.settings, hold=False) as htap:
+        assert htap.query(ROWS, hint="olap").num_rows == 3
+        moved.rename(file)
+        world.run("insert into t values (3, 'd')")
+        htap.sync_now()
+        found = htap.query(ROWS, hint="olap")
+        assert found.num_rows == 4
+        assert found.schema.metadata[b"rhei.reason"] == b"asked for"
+
+
+@pytest.mark.parametrize("is_synced", [False, True])
+def test_without_a_mirror_that_holds_something_nothing_is_answered_and_none_is_made(
+    make_postgres: MakePostgres, *, is_synced: bool
+) -> None:
+    world = make_postgres()
+    world.run("create table t (id int primary key)")
+    if is_synced:
+        _ = world.htap
+        world.crash()
+    settings = _away(world)
+    there = {*world.directory.rglob("*")}
+    with pytest.raises(SourceUnreachableError), HTAP(settings) as htap:
+        htap.query("select 1", hint="olap")
+    with HTAP(settings, hold=False) as htap, pytest.raises(SourceUnreachableError):
+        htap.query("select 1", hint="olap")
+    assert {*world.directory.rglob("*")} - there <= {
+        Path(f"{settings.mirror.path}.lock"),
+        Path(f"{settings.mirror.path}.lock.turn"),
+    }
+
+
+def test_commands_that_read_the_mirror_answer_and_say_of_when(
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(mode="temporal")
+    before, _ = _filled(world)
+    (world.directory / "app.db").rename(world.directory / "moved.db")
+    config = world.directory / "p.yaml"
+    config.write_text("source: {path: app.db}\nmirror: {path: mirror.duckdb}\nmode: temporal\n")
+
+    def rhei(*words: str) -> Any:
+        return CliRunner().invoke(app, [*words, "--config", str(config)])
+
+    for words in (
+        ("query", ROWS, "--hint", "olap"),
+        ("as-of", "t", before.isoformat()),
+        ("changes", "--table", "t"),
+        ("diff", "--table", "t", "--from", before.isoformat()),
+        ("dead-letters",),
+    ):
+        caplog.clear()
+        done = rhei(*words)
+        assert done.exit_code == 0, (words, done.output)
+        assert "the mirror answers, of 2" in caplog.text
+    refused = rhei("query", "select * from t")
+    assert refused.exit_code == 1
+    assert "the hint 'olap' asks the mirror" in str(refused.exception)
