@@ -39,14 +39,18 @@ def refuse_unknown_variables(sections: Sequence[str]) -> None:
     Raises:
         SettingsError: There is one; names the nearest section.
     """
-    for variable in os.environ:
-        if variable.upper().startswith(ENVIRONMENT_PREFIX):
-            section = variable[len(ENVIRONMENT_PREFIX) :].split("__")[0].lower()
-            if section not in sections:
-                raise SettingsError(
-                    f"environment variable {variable}: unknown section {section!r}",
-                    hint=nearest(section, sections),
-                )
+    for variable in own_variables():
+        section = variable[len(ENVIRONMENT_PREFIX) :].split("__")[0].lower()
+        if section not in sections:
+            raise SettingsError(
+                f"environment variable {variable}: unknown section {section!r}",
+                hint=nearest(section, sections),
+            )
+
+
+def own_variables() -> list[str]:
+    """Return the names of the environment's variables that are about a declaration."""
+    return [name for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)]
 
 
 def describe(error: ValidationError, root: type[BaseModel], *section: str) -> str:

@@ -106,6 +106,14 @@ def test_the_environment_stands_above_the_file(
     assert settings.sqlite_path == Path("/elsewhere/x.db")
 
 
+@pytest.mark.parametrize("variable", ["RHEI__SYNC__BATCH_ROWS", "rhei__sync__batch_rows"])
+def test_one_variable_in_any_case_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "7")
+    assert load(tmp_path, MINIMAL).sync.batch_rows == 7
+
+
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
