@@ -49,6 +49,8 @@ def started(
             made: AnyServer = Server(Path(directory), settings=settings)
         else:
             made = InstalledServer(version, Path(directory), settings, **how)
+        # Who connects first has the server write what each later session in a copy of it reads.
+        psycopg.connect(made.dsn("template1")).close()
         try:
             yield made
         finally:
