@@ -28,17 +28,17 @@ dev: $(RUN_READY) ## open the Dagster UI on the demo, with a writer going
 	@exec env SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.dev
 
 test: $(READY) ## run the tests
-	@$(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m tests -n auto --maxprocesses 6 --dist worksteal
 
 # The version whose installed programs are used instead of the package's server: Debian's paths.
 PG ?= 15
 
 test-postgres: $(READY) ## run PostgreSQL's tests on an installed server: make test-postgres PG=15
-	@RHEI_TEST_POSTGRES=$(PG) $(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal \
+	@RHEI_TEST_POSTGRES=$(PG) $(BIN)/python -m tests -n auto --maxprocesses 6 --dist worksteal \
 		$(ARGS) $$(grep -rlE --include='*.py' 'dsn|PostgresWorld' tests/behaviour) tests/contract
 
 combinations: $(READY) ## run tests in all the modes, captures and mirrors of which 'make test' draws some
-	@$(BIN)/python -m tests -m '(each or pairs or turns) and not soak and not cluster' -n auto --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m tests -m '(each or pairs or turns) and not soak and not cluster' -n auto --maxprocesses 6 --dist worksteal
 
 soak: $(READY) ## run the long tests: thousands of crashes; then plot what a process takes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0

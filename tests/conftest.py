@@ -26,8 +26,8 @@ pytest_plugins = [
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Run one worker more than there are processors: a third of the time a test only waits."""
-    return (os.cpu_count() or 1) + 1
+    """Run two workers a processor, and one more: half of the time a test only waits."""
+    return 2 * (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(tryfirst=True)
