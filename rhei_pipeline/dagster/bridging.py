@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.heartbeat import Heartbeat, SignsOfLife
 from rhei_pipeline.dagster.jobs import AssetJob
 from rhei_pipeline.dagster.own_runs import ACTIVE, own_runs
 from rhei_pipeline.dagster.relay import WAITING
@@ -34,7 +35,8 @@ def bridge_assets(declaration: Declaration) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult[None]]:
         cdc: CdcResource = getattr(context.resources, names.cdc)
         try:
-            events = cdc.bridge()
+            with Heartbeat(context.instance, context.run.run_id):
+                events = cdc.bridge()
         except BufferBusyError:
             context.log.info("a sync session has the buffer open, and fills it itself")
             return
@@ -66,7 +68,7 @@ def bridge_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
     if not has_buffer(declaration):
         return []
     names = declaration.names
-    sync, bridge = names.named("sync"), names.named("bridge")
+    sync, bridge, signs = names.named("sync"), names.named("bridge"), SignsOfLife()
 
     @dg.sensor(
         name=names.named("mirror_away"),
@@ -77,7 +79,8 @@ def bridge_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         required_resource_keys={names.cdc},
     )
     def mirror_away(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        if own_runs(context, bridge, ACTIVE):
+        runs = own_runs(context, bridge, ACTIVE)
+        if runs and not signs.end_the_dead(context.instance, runs):
             return dg.SkipReason("changes are being taken into the buffer")
         last = own_runs(context, sync, limit=1)
         if not last or not (_waits(last[0]) or last[0].status is dg.DagsterRunStatus.FAILURE):

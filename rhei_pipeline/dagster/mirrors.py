@@ -59,6 +59,7 @@ class Ending(Enum):
     IDLE = "nothing has changed for a while"
     WANTED = "another run waits for the mirror"
     OLD = "no other session has come to take over"
+    GIVEN_UP = "its run was ended by another process, and the next session waits for the mirror"
 
 
 def sync_session_asset(declaration: Declaration) -> list[dg.AssetsDefinition]:
@@ -90,7 +91,7 @@ def sync_session_asset(declaration: Declaration) -> list[dg.AssetsDefinition]:
         with ExitStack() as stack:
             htap = _opened(context, olap, stack)
             session = Session(htap, chosen, schedule.report_seconds, schedule.idle_seconds)
-            yield from _SessionRun(context, session, declaration, schedule).events()
+            yield from _SessionRun(context, session, declaration, schedule, olap).events()
             leaves_out = bool(htap.left_out)
         if leaves_out:
             _note_left_behind(context, olap.cdc)
@@ -145,6 +146,7 @@ class _SessionRun:
     session: Session
     declaration: Declaration
     schedule: ScheduleSettings
+    olap: OlapResource
     began: float = field(default_factory=time.monotonic)
     told: set[dg.AssetCheckKey] = field(default_factory=set)
     repeated: set[dg.AssetKey] = field(default_factory=set)
@@ -162,7 +164,9 @@ class _SessionRun:
         except dg.DagsterExecutionInterruptedError as error:
             interrupted = error
             self.context.log.info("the session was told to end")
-        if ending is not Ending.WANTED and interrupted is None:
+        if ending is Ending.GIVEN_UP:
+            self.session.htap.stop_sync()
+        elif ending is not Ending.WANTED and interrupted is None:
             self._sync_once_more()
         # While another run waits, the engine goes on until all is told: then no change waits long.
         yield from self._results()
@@ -181,6 +185,8 @@ class _SessionRun:
             return Ending.IDLE
         self.session.collect()
         while True:
+            if self.olap.is_given_up:
+                return Ending.GIVEN_UP
             if self.session.due:
                 self._report()
             if writer_wanted(self.context.instance, self.declaration.names.pool):

@@ -221,15 +221,18 @@ class OlapResource(dg.ConfigurableResource[Any]):
         if context.instance is None:
             return
         limit_to_one_writer(context.instance, names.pool)
-        run = context.run
-        if run is not None and run.job_name == names.named("sync"):
-            self._heartbeat = Heartbeat(context.instance, run.run_id)
-            self._heartbeat.start()
+        if context.run is not None:
+            self._heartbeat = Heartbeat(context.instance, context.run.run_id).__enter__()
 
     def teardown_after_execution(self, _context: dg.InitResourceContext) -> None:
         """End what the preparation began."""
         if self._heartbeat is not None:
-            self._heartbeat.stop()
+            self._heartbeat.__exit__()
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether somebody ended the run while its process worked: another may be in its place."""
+        return self._heartbeat is not None and self._heartbeat.is_given_up
 
     @contextmanager
     def open(self) -> Iterator[HTAP]:

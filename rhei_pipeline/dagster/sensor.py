@@ -10,7 +10,7 @@ from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.heartbeat import SignsOfLife
 from rhei_pipeline.dagster.observing import Observer
 from rhei_pipeline.dagster.own_runs import ACTIVE, LIVE, own_records
-from rhei_pipeline.dagster.pool import limit_to_one_writer
+from rhei_pipeline.dagster.pool import SlotWatch
 from rhei_pipeline.dagster.relay import COPYING, LEFT_BEHIND, NOTHING, RETRY_SECONDS, SUCCESSOR
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.errors import TransientError
@@ -27,7 +27,7 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         return []
     names = declaration.names
     job_name = names.named("sync")
-    observer, signs = Observer(declaration), SignsOfLife()
+    observer, signs, slots = Observer(declaration), SignsOfLife(), SlotWatch(names.pool)
 
     @dg.sensor(
         name=names.named("pending_changes"),
@@ -43,8 +43,9 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         cdc: CdcResource = getattr(context.resources, names.cdc)
         records = own_records(context, job_name, ACTIVE)
         found = tick(context, cdc, records)
-        if records or isinstance(found, dg.RunRequest):  # a quiet tick asks for as little as it can
-            limit_to_one_writer(context.instance, names.pool)
+        # A quiet tick asks for as little as it can.
+        if records or isinstance(found, dg.RunRequest) or slots.is_due:
+            slots.free(context.instance)
         return found
 
     def tick(

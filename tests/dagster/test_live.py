@@ -5,6 +5,7 @@ The short form runs in the suite; `make dagster-live` runs all of it, and prints
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -31,7 +32,7 @@ CANCELED, FAILURE = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
 STARTED, SUCCESS = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUCCESS
 
 
-def ask(made: Deployment, query: str, **variables: str) -> Mapping[str, object]:
+def ask(made: Deployment, query: str, **variables: object) -> Mapping[str, object]:
     """Ask the webserver what its page asks when somebody clicks."""
     asked = urllib.request.Request(
         f"http://127.0.0.1:{made.web_port}/graphql",
@@ -127,6 +128,48 @@ def test_the_code_server_is_killed(tmp_path: Path) -> None:
         # Nobody tells Dagster that the session's process is gone: it gives no sign of life.
         awaited("the next session applies it", world.applied, 400)
     world.assert_equal()
+
+
+@pytest.mark.soak
+def test_a_copy_by_hand_is_killed_with_its_code_server(tmp_path: Path) -> None:
+    world = World.made(tmp_path / "shop", schedule="idle_seconds: 2")
+    rows = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 2000000)"
+    world.write(f"{rows} insert into orders select i, 'new' from n")
+    with deployment(tmp_path / "home", world.location, webserver=True) as made:
+        awaited("the first copy", world.applied)
+        awaited("the session ends", lambda: not made.runs("sync", STARTED))
+        killed = launch(made, "initial_sync", "orders")
+        with made.instance as instance:
+            awaited("it has begun", lambda: begun(instance, killed))
+        made.kill(world.name)  # and with it, the copy
+        world.order()
+        made.start_code_server(made.locations[0])
+        awaited("a session applies it", world.applied, 400)
+        assert made.runs("__ASSET_JOB", FAILURE)
+    world.assert_equal()
+
+
+LAUNCH = """mutation($execution: ExecutionParams!) { launchRun(executionParams: $execution) {
+    __typename ... on LaunchRunSuccess { run { runId } } } }"""
+
+
+def launch(made: Deployment, *key: str) -> str:
+    """Materialize an asset as its page does; return the run."""
+    selector = {
+        "repositoryLocationName": made.locations[0].name,
+        "repositoryName": "__repository__",
+        "jobName": "__ASSET_JOB",
+        "assetSelection": [{"path": list(key)}],
+        "assetCheckSelection": [],
+    }
+    execution = {"selector": selector, "mode": "default", "runConfigData": {}}
+    found = json.dumps(ask(made, LAUNCH, execution=execution))
+    (run_id,) = re.findall(r'"runId": "([^"]+)"', found)
+    return str(run_id)
+
+
+def begun(instance: dg.DagsterInstance, run_id: str) -> bool:
+    return bool(instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START))
 
 
 @pytest.mark.soak
