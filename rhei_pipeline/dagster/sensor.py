@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 
 import dagster as dg
 
@@ -15,6 +16,11 @@ from rhei_pipeline.dagster.relay import COPYING, LEFT_BEHIND, NOTHING, RETRY_SEC
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.errors import TransientError
 from rhei_pipeline.model.report import named
+
+#: So many failures in a row are no accident. The next session then begins so long after the last.
+_MANY, _FIRST_WAIT_SECONDS = 4, 30.0
+#: So many sessions tell how long to wait: the wait has its full length by then.
+_LOOKED_BACK = 8
 
 
 def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
@@ -74,6 +80,10 @@ def _of_source(
         # Any other error fails the tick: it shows red until somebody has mended it.
         return dg.SkipReason(f"the source cannot be read now: {error}")
     last = own_records(context, job_name, limit=2)
+    if _has_failed(last[1:]) and (
+        failing := _failing(own_records(context, job_name, limit=_LOOKED_BACK))
+    ):
+        return failing
     copying = last[0].dagster_run.tags.get(COPYING, NOTHING) if last else NOTHING
     if copying != NOTHING:
         return dg.RunRequest(tags={"rhei/reason": f"the copy of {copying} goes on"})
@@ -99,6 +109,24 @@ def _nothing_pending(
         told = "".join(named("not known to be copied", never_told))
         return dg.RunRequest(tags={"rhei/reason": told})
     return dg.SkipReason("up to date: the mirror has every change")
+
+
+def _failing(last: Sequence[dg.RunRecord]) -> dg.SkipReason | None:
+    """Return why not to try again yet: what fails whatever is done would fill the event log.
+
+    Some failures in a row are followed at once; each one more doubles the time from the begin of
+    the last one to the next, up to the time after which tables left out are looked at again.
+    """
+    failed = len(list(takewhile(lambda record: _has_failed([record]), last)))
+    if failed < _MANY:
+        return None
+    wait = min(_FIRST_WAIT_SECONDS * 2.0 ** (failed - _MANY), RETRY_SECONDS)
+    if abs(time.time() - last[0].create_timestamp.timestamp()) > wait:
+        return None
+    return dg.SkipReason(
+        f"the last {failed} sessions failed: the next one is opened {wait:.0f} seconds after the"
+        " last, whose run says what to do; launch the job to try at once"
+    )
 
 
 def _has_failed(last: Sequence[dg.RunRecord]) -> bool:

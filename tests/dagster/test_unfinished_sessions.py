@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import dagster as dg
 import pytest
@@ -126,6 +127,30 @@ def test_a_session_that_fails_again_and_again_is_not_called_up_to_date(
     assert "the last sessions failed" in str(shop.tick())
     monkeypatch.setattr("rhei_pipeline.dagster.sensor.RETRY_SECONDS", 0.0)
     assert reason(shop) == "the last session failed"
+    assert shop.sync().success
+    assert_whole(shop)
+
+
+def test_sessions_that_fail_whatever_is_done_are_opened_less_and_less_often(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shop.sync().success
+    shop.write("insert into items values (3, 3)")
+    for _ in range(4):
+        assert reason(shop) == "1 change pending"
+        fail(shop)
+    assert "the last 4 sessions failed: the next one is opened 30 seconds" in str(shop.tick())
+    began = time.time()
+    monkeypatch.setattr("rhei_pipeline.dagster.sensor.time.time", lambda: began + 31)
+    assert reason(shop) == "1 change pending"
+    for _ in range(6):
+        fail(shop)
+    assert "is opened 300 seconds after" in str(shop.tick())
+    monkeypatch.setattr("rhei_pipeline.dagster.sensor.time.time", lambda: began + 400)
+    assert shop.sync().success
+    shop.write("insert into items values (4, 4)")
+    fail(shop)
+    assert reason(shop) == "1 change pending"
     assert shop.sync().success
     assert_whole(shop)
 
