@@ -44,6 +44,8 @@ from rhei_pipeline.sync.background import MAX_BACKOFF_SECONDS
 
 #: How long a session waits for a source or a mirror that is away before it fails.
 OPEN_SECONDS = 300.0
+#: A run that somebody terminates, also at once: its process ends a little later.
+_TERMINATED = {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED}
 
 
 class SessionConfig(dg.Config):
@@ -233,7 +235,7 @@ class _SessionRun:
     def _is_terminated(self) -> bool:
         """Return whether somebody asked for the end, and not only the process was told to stop."""
         run = self.context.instance.get_run_by_id(self._run_id)
-        return run is not None and run.status is dg.DagsterRunStatus.CANCELING
+        return run is not None and run.status in _TERMINATED
 
     def _sync_once_more(self) -> None:
         if self.session.background is not None:

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
@@ -80,7 +81,36 @@ def test_a_process_that_is_told_to_stop_reports_all_and_its_run_is_not_red(
         assert htap.holds
 
 
-def stop_once_applied(settings: Settings) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_session_that_is_terminated_stays_canceled(
+    shop: Shop, tmp_path: Path, *, at_once: bool
+) -> None:
+    """The page's box "force termination immediately" marks the run before its process has ended."""
+    shop.write("drop table orders", "create table orders(id integer primary key)")
+    source: dict[str, object] = {"path": tmp_path / "app.db"}
+    declared, instance = settings_of(tmp_path, source, idle_seconds=30), shop.instance
+
+    def terminate() -> None:
+        (run,) = instance.get_runs()
+        instance.report_run_canceling(run)
+        if at_once:
+            instance.report_run_canceled(run)
+
+    stopping = threading.Thread(target=stop_once_applied, args=(declared, terminate))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stopping.start()
+    try:
+        result, logged = session(declared, instance)
+    finally:
+        stopping.join()
+        signal.signal(signal.SIGTERM, before)
+    assert "the session was told to end" in logged
+    (run,) = instance.get_runs()
+    assert run.status is dg.DagsterRunStatus.CANCELED
+    assert not result.success
+
+
+def stop_once_applied(settings: Settings, terminate: Callable[[], None] = lambda: None) -> None:
     """Write a row, and once a session has applied it, send this process a SIGTERM."""
     file, until = settings.sqlite_path, time.monotonic() + 60
     with closing(sqlite3.connect(file, timeout=30)) as app:
@@ -93,6 +123,7 @@ def stop_once_applied(settings: Settings) -> None:
             except sqlite3.OperationalError:
                 pass
             time.sleep(0.02)
+    terminate()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
