@@ -13,7 +13,7 @@ from rhei_pipeline.dagster.check_records import is_news, last_evaluations, last_
 from rhei_pipeline.dagster.checks import EQUALS_SOURCE
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.initial_sync import parity_result
-from rhei_pipeline.dagster.observing import freshness
+from rhei_pipeline.dagster.observing import DATA_VERSION, freshness
 from rhei_pipeline.dagster.pool import writer_wanted
 from rhei_pipeline.dagster.relay import (
     COPYING,
@@ -286,8 +286,10 @@ class _SessionRun:
         found = list(reports(self.session, status, windows))
         self._repeat_checks([table for table, _ in found])
         for table, values in found:
-            key = self._key(Stage.MIRROR, table)
-            self.context.log_event(dg.AssetMaterialization(key, metadata=values))
+            key, version = self._key(Stage.MIRROR, table), str(values["watermark"])
+            # What follows a mirror by its version is not to take a report for another version.
+            tags = {DATA_VERSION: version}
+            self.context.log_event(dg.AssetMaterialization(key, metadata=values, tags=tags))
 
     def _report_state(self, status: SyncStatus, windows: dict[str, ReportWindow]) -> None:
         """Report what the checks say, where it is news, and what is copied."""

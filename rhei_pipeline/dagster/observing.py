@@ -28,7 +28,8 @@ _BESIDE_SECONDS = 1200.0
 _LEAST_QUIET_SECONDS = 1200.0
 _FOUND_BY = "found_by"
 _SENSOR = "sensor"
-_DATA_VERSION = "dagster/data_version"
+#: The tag of an event with the version of its asset: of a mirror, the watermark.
+DATA_VERSION = "dagster/data_version"
 
 
 def quiet_seconds(settings: Settings) -> float:
@@ -236,13 +237,13 @@ class Observer:
             made = last.asset_materialization if last else None
             if last is None or made is None or last.timestamp > due:
                 continue
-            version = (made.tags or {}).get(_DATA_VERSION)
+            version = (made.tags or {}).get(DATA_VERSION)
             instance.report_runless_asset_event(
                 dg.AssetMaterialization(
                     key,
                     description="Nothing is pending: the mirror is up to date.",
                     metadata=_quiet(made.metadata),
-                    tags={_DATA_VERSION: version} if version else None,
+                    tags={DATA_VERSION: version} if version else None,
                 )
             )
             checks += [dg.AssetCheckKey(key, name) for name in (EQUALS_SOURCE, *checks_of(table))]

@@ -231,6 +231,56 @@ def test_a_quiet_mirror_is_reported_as_up_to_date_and_keeps_its_version(
     assert new.metadata["dagster/row_count"] == old.metadata["dagster/row_count"]
 
 
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+def test_an_asset_that_follows_a_mirrors_version_runs_when_rows_have_changed_and_not_before(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhei_pipeline.dagster.session.FIRST_REPORT_SECONDS", 0.0)
+    declared(shop, report_seconds=0.01, idle_seconds=2)  # reports tell of the version as well
+    changed = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
+
+    @dg.asset(
+        deps=[["mirror", "orders"]],
+        automation_condition=dg.AutomationCondition.eager().replace("any_deps_updated", changed),
+    )
+    def revenue() -> None: ...
+
+    definitions = dg.Definitions.merge(shop.definitions, dg.Definitions(assets=[revenue]))
+    cursor = None
+
+    def asked() -> int:
+        nonlocal cursor
+        found = dg.evaluate_automation_conditions(definitions, shop.instance, cursor=cursor)
+        cursor = found.cursor
+        if found.total_requested:
+            assert dg.materialize([revenue], instance=shop.instance).success
+        return found.total_requested
+
+    assert shop.sync().success
+    assert dg.materialize([revenue], instance=shop.instance).success
+    (session,) = shop.instance.get_runs(dg.RunsFilter(job_name="sync"))
+    told = shop.instance.all_logs(session.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    reports = [found for event in told if (found := event.asset_materialization)]
+    orders = [found for found in reports if found.asset_key == dg.AssetKey(["mirror", "orders"])]
+    assert len(orders) > 1  # within the session, and at its end
+    assert all("dagster/data_version" in (report.tags or {}) for report in orders)
+    asked()  # what it knows of the version begins here
+    assert asked() == 0
+    repository = definitions.get_repository_def()
+    shop.write("insert into orders values (2, 'new')")
+    assert shop.sync().success
+    assert [asked(), asked()] == [1, 0]
+    shop.write("insert into items values (3, 3)")
+    assert shop.sync().success  # it reports `orders`, too, as it was
+    assert asked() == 0
+    monkeypatch.setattr("rhei_pipeline.dagster.observing.quiet_seconds", lambda _settings: -1.0)
+    key = dg.AssetKey(["mirror", "orders"])
+    before = shop.instance.get_latest_materialization_event(key)
+    shop.tick(repository=repository)
+    assert shop.instance.get_latest_materialization_event(key) != before
+    assert asked() == 0
+
+
 @pytest.mark.parametrize("name", ["equals_source", "history"])
 def test_what_a_check_found_is_shown_on_when_the_next_session_reports_its_mirror(
     shop: Shop, name: str
