@@ -1,9 +1,17 @@
 """How one sync session hands over to the next: what they tell each other, and when."""
 
+import hashlib
+import json
+
 import dagster as dg
+
+from rhei_pipeline.settings.model import Settings
 
 #: The tag of a session that is about to end while changes come.
 SUCCESSOR = "rhei/successor"
+#: The tag of a session with the digest of the declaration that the sensor had which opened it. By
+#: its prefix Dagster's UI does not show it.
+DECLARED = ".dagster/rhei_declared"
 #: The tag of a session that cannot open the source or the mirror, and waits for it.
 WAITING = "rhei/waiting"
 #: The tag of a session that ended with tables left out: how many changes stay pending for them.
@@ -23,6 +31,12 @@ _FIRST_CLAIM_SECONDS, _LATER, _LAST_CLAIM_SECONDS = 1.0, 1.1, 15.0
 LEAST_LEAD_SECONDS = 45.0
 #: A start may take so many times as long as the last one did.
 _MARGIN = 3.0
+
+
+def digest(settings: Settings) -> str:
+    """Return what tells a declaration from what it was before; no secret is in it."""
+    declared = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(declared.encode()).hexdigest()[:8]
 
 
 def lead_seconds(record: dg.RunRecord | None, session_seconds: float) -> float:

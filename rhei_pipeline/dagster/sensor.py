@@ -12,7 +12,15 @@ from rhei_pipeline.dagster.heartbeat import SignsOfLife
 from rhei_pipeline.dagster.observing import Observer
 from rhei_pipeline.dagster.own_runs import ACTIVE, LIVE, own_records
 from rhei_pipeline.dagster.pool import SlotWatch
-from rhei_pipeline.dagster.relay import COPYING, LEFT_BEHIND, NOTHING, RETRY_SECONDS, SUCCESSOR
+from rhei_pipeline.dagster.relay import (
+    COPYING,
+    DECLARED,
+    LEFT_BEHIND,
+    NOTHING,
+    RETRY_SECONDS,
+    SUCCESSOR,
+    digest,
+)
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.errors import TransientError
 from rhei_pipeline.model.report import named
@@ -34,6 +42,7 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
     names = declaration.names
     job_name = names.named("sync")
     observer, signs, slots = Observer(declaration), SignsOfLife(), SlotWatch(names.pool)
+    declared = digest(declaration.settings)
 
     @dg.sensor(
         name=names.named("pending_changes"),
@@ -52,7 +61,7 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         # A quiet tick asks for as little as it can.
         if records or isinstance(found, dg.RunRequest) or slots.is_due:
             slots.free(context.instance)
-        return found
+        return _marked(found, declared)
 
     def tick(
         context: dg.SensorEvaluationContext, cdc: CdcResource, records: Sequence[dg.RunRecord]
@@ -62,12 +71,19 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
             return dg.SkipReason("a sync session has died; another one is opened")
         observer.look(context, cdc, is_open=bool(runs))
         if runs:
-            return _beside(runs)
+            return _beside(runs, declared)
         if observer.can_follow_again:
             return dg.RunRequest(tags={"rhei/reason": "a table can be followed again"})
         return _of_source(context, cdc, job_name, observer.never_told(context.instance))
 
     return [pending_changes, *bridge_sensors(declaration)]
+
+
+def _marked(found: dg.RunRequest | dg.SkipReason, declared: str) -> dg.RunRequest | dg.SkipReason:
+    """Return what was decided; a session is marked with the declaration that it is opened for."""
+    if isinstance(found, dg.SkipReason):
+        return found
+    return dg.RunRequest(tags={**found.tags, DECLARED: declared})
 
 
 def _of_source(
@@ -145,13 +161,19 @@ def _left_behind(last: Sequence[dg.RunRecord]) -> int:
     return int(last[0].dagster_run.tags.get(LEFT_BEHIND, 0))
 
 
-def _beside(runs: Sequence[dg.DagsterRun]) -> dg.RunRequest | dg.SkipReason:
-    """Decide whether a session that is open is to be followed by the next."""
+def _beside(runs: Sequence[dg.DagsterRun], declared: str) -> dg.RunRequest | dg.SkipReason:
+    """Decide whether a session that is open is to be followed by the next.
+
+    One that was opened for another declaration gives way at once: what was declared meanwhile
+    would have to wait for hours.
+    """
     live = [run for run in runs if run.status in LIVE]
     if len(live) < len(runs):
         return dg.SkipReason("a sync session is starting")
     if len(live) > 1:
         return dg.SkipReason("a sync session hands over to the next")
+    if live[0].tags.get(DECLARED, declared) != declared:
+        return dg.RunRequest(tags={"rhei/reason": "the declaration has changed"})
     if SUCCESSOR not in live[0].tags:
         return dg.SkipReason("a sync session is open")
     return dg.RunRequest(tags={"rhei/reason": "handover"})

@@ -191,6 +191,23 @@ def test_a_session_asks_for_the_next_and_gives_way_to_it(shop: Shop) -> None:
     assert "hands over" in str(shop.tick())
 
 
+def test_a_session_gives_way_once_the_declaration_has_changed(shop: Shop) -> None:
+    """A table that is declared and loaded would wait for hours, where changes never cease."""
+    asked = shop.tick()
+    assert isinstance(asked, dg.RunRequest)
+    run = dg.DagsterRun(job_name="sync", run_id=str(uuid4()), status=STARTED, tags=asked.tags)
+    shop.instance.add_run(run)
+    assert "is open" in str(shop.tick())
+    declared(shop, report_seconds=17.0)
+    asked = shop.tick()
+    assert isinstance(asked, dg.RunRequest)
+    assert asked.tags["rhei/reason"] == "the declaration has changed"
+    shop.instance.delete_run(run.run_id)
+    after = dg.DagsterRun(job_name="sync", run_id=str(uuid4()), status=STARTED, tags=asked.tags)
+    shop.instance.add_run(after)
+    assert "is open" in str(shop.tick())
+
+
 def test_a_run_by_click_limits_the_pool_of_its_pipeline_and_no_other(shop: Shop) -> None:
     shop.instance.event_log_storage.set_concurrency_slots("of_others", 3)
     assert shop.sync().success
