@@ -202,8 +202,11 @@ def broken_histories(table: Table, mirror: Mirror) -> pa.Table:
     """
     if table.mode is Mode.DESTRUCTIVE:
         return table.schema.arrow_key.empty_table()
+    # To DataFusion, the sum of a `real` and a zero is a double.
     return pa.concat_tables(
-        mirror.query(_contradictions(table, gaps_in(mirror, table), which))
+        mirror.query(_contradictions(table, gaps_in(mirror, table), which)).cast(
+            table.schema.arrow_key
+        )
         for which in _shares(table, mirror)
     )
 
