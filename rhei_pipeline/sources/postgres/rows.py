@@ -12,7 +12,7 @@ from psycopg.sql import Literal
 from rhei_pipeline.model.changes import DeadLetter, RowBatch, key_text
 from rhei_pipeline.model.plain_values import plain_value
 from rhei_pipeline.model.portions import PORTION_BYTES
-from rhei_pipeline.model.schema import TableSchema
+from rhei_pipeline.model.schema import Column, TableSchema
 from rhei_pipeline.model.selection import as_one
 from rhei_pipeline.sources.postgres.catalog import Connection, qualified
 from rhei_pipeline.sources.postgres.row_texts import Stored, copied
@@ -209,9 +209,25 @@ class PostgresRowReader:
         begins = ">=" if resume is not None and resume.startswith(_FROM) else ">"
         for operator, place in ((begins, resume), ("<=", until)):
             if place is not None:
-                values = ", ".join(map(bare_literal, json.loads(place.removeprefix(_FROM))))
-                found += f" and ({key}) {operator} ({values})"
+                texts = json.loads(place.removeprefix(_FROM))
+                values = [
+                    as_in(self.schema, column, bare_literal(text))
+                    for column, text in zip(self.schema.key_columns, texts, strict=True)
+                ]
+                found += f" and ({key}) {operator} ({', '.join(values)})"
         return found
+
+
+def as_in(schema: TableSchema, column: Column, text: str) -> str:
+    """Return SQL of a value, given as SQL of a text without a type, as its column's type.
+
+    Such a text takes the type that it is compared with, but not that of a composite; and what is
+    beside a `regclass` becomes an `oid`. The empty part gives it the column's.
+    """
+    if column.type != pa.string():
+        return text
+    empty = f"select {quote(column.name)} from {qualified(schema)} where false"
+    return f"({empty} union all select {text})"
 
 
 def bare_literal(value: object) -> str:

@@ -252,6 +252,74 @@ def test_postgres_keys_that_are_equal_follow_the_source(
     assert world.htap.verify().equal
 
 
+@MIRRORS
+def test_a_history_whose_key_is_a_real_is_compared_by_that_type(
+    make_postgres: MakePostgres, storage: str | None
+) -> None:
+    tables = [{"name": "t", "mode": "temporal"}]
+    world = make_postgres(storage=storage, capture={"method": "trigger"}, tables=tables)
+    world.run("create table t(k float4 primary key, v int)", "insert into t values (0.1, 1)")
+    world.htap.sync_now()
+    world.run("update t set v = 2", "insert into t values (2.5, 1)")
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+
+
+#: Types that a text beside them does not take, with keys of them.
+UNTYPED = {
+    "regclass": ["pg_class", "pg_type", "pg_proc"],
+    "regtype": ["integer", "text", "bigint"],
+    "pair": ["(1,a)", "(2,)", "(,)"],
+    "pair_domain": ["(1,a)", "(1,b)", "(2,)"],
+    "nested": ['("(1,a)",x)', '("(,)",)', "(,)"],
+}
+
+
+@pytest.mark.parametrize("way", ["logical", "trigger", "polling"])
+@pytest.mark.parametrize(("mode", "storage"), [("destructive", "parquet"), ("temporal", None)])
+def test_keys_that_take_no_type_from_their_context_are_kept(
+    make_postgres: MakePostgres, mode: str, storage: str | None, way: str
+) -> None:
+    polling = {"deletes": "reconcile", "reconcile_seconds": 0}
+    tables = [{"name": f"k_{kind}", "polling": polling} for kind in UNTYPED]
+    world = make_postgres(
+        mode=mode, storage=storage, capture={"method": way}, tables=tables, batch_rows=2
+    )
+    world.run(
+        "create type pair as (a int, b text)",
+        "create domain pair_domain as pair",
+        "create type nested as (one pair, b text)",
+    )
+    now = "updated_at = clock_timestamp()"
+    stamp = "updated_at timestamptz not null default clock_timestamp()"
+    for kind, keys in UNTYPED.items():
+        world.run(
+            f"create table k_{kind}(id {kind}, n int, v int, {stamp}, primary key(id, n))",
+            *(f"insert into k_{kind} values ('{key}', 1, 1)" for key in keys),
+        )
+    assert not world.htap.sync_now().errors
+    assert world.htap.verify().equal
+    for kind, (first, second, third) in UNTYPED.items():
+        world.run(
+            f"update k_{kind} set v = 2, {now} where id = '{third}'::{kind}",
+            f"update k_{kind} set n = 2, {now} where id = '{second}'::{kind}",
+            f"delete from k_{kind} where id = '{first}'::{kind}",
+        )
+    assert not world.htap.sync_now().errors
+    names = list(UNTYPED)
+    assert copies(world, names) == {name: casts_as_text(world, name) for name in names}
+    assert world.htap.verify().equal
+    for kind in UNTYPED:
+        world.htap.repair(f"k_{kind}")
+    assert world.htap.verify().equal
+
+
+def casts_as_text(world: PostgresWorld, name: str) -> list[tuple[str, ...]]:
+    """Return the source's rows, each key cast to text."""
+    sql = f"select id::text, n, v, updated_at from k_{name}"
+    return sorted(tuple(map(plain, row)) for row in world.app.execute(sql.encode()).fetchall())
+
+
 def copies(world: PostgresWorld, names: list[str]) -> dict[str, list[tuple[str, ...]]]:
     """Return the mirror's present rows as text, by table."""
     found = {}

@@ -21,6 +21,7 @@ from rhei_pipeline.sources.postgres.row_texts import Stored, copied
 from rhei_pipeline.sources.postgres.rows import (
     PostgresRowReader,
     admit_rows,
+    as_in,
     bare_literal,
     letters_of,
     without_rows,
@@ -215,10 +216,12 @@ class PostgresPolledTable:
         poll = self.poll
         if not known.has_key_of(poll.key_kinds):
             return Clause("false")  # nor could its key be compared
-        same = [
-            Clause(f"{quote(name)} = ").then(Clause.of(value), "")
-            for name, value in zip(poll.source.schema.primary_key, known.key, strict=True)
-        ]
+        schema = poll.source.schema
+        same = []
+        for column, text in zip(schema.key_columns, known.key, strict=True):
+            value = Clause.of(text)
+            typed = as_in(schema, column, value.text)
+            same.append(Clause(f"{quote(column.name)} = {typed}", value.values))
         same.append(self._than(">=", Clause.of(known.newest)))
         there = Clause(f"exists (select from {poll.table} where ")
         return there.then(Clause.joined(" and ", same), ")")

@@ -400,7 +400,8 @@ class TableLog:
         """Return SQL that selects `live` and columns of every touched key, each once.
 
         With the number of entries as a hint, the server looks up few keys by the table's index;
-        its own statistics of a log that is pruned all the time are not useful.
+        its own statistics of a log that is pruned all the time are not useful. A composite with a
+        null in it is not `is not null`.
         """
         keys = [(column, self.places[column.name]) for column in self.key_columns]
         apart = [place if c.is_exact_in_log else f"{place}, {_bytes(place)}" for c, place in keys]
@@ -411,7 +412,7 @@ class TableLog:
         shown_keys = {column.name: column.shown(place) for column, place in keys}
         shown = ", ".join(shown_keys.get(name, f"t.{quote(name)}") for name in names)
         return (
-            f"select t.{quote(self.key[0])} is not null, {shown} from ("
+            f"select t.{quote(self.key[0])} is distinct from null, {shown} from ("
             f"select {', '.join(place for _, place in keys)} from ({touched}) touched"
             f" group by {', '.join(apart)} limit {entries}) k left join {self.table} t on {on}"
         )
