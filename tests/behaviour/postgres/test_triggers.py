@@ -1,6 +1,8 @@
 """PostgreSQL by triggers: what applications do to tables, and what happens to the triggers."""
 
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from rhei_pipeline.errors import CaptureError, SourceBusyError
 from rhei_pipeline.sources import acknowledged
 from rhei_pipeline.testing.oracle import exact
 from rhei_pipeline.wiring.source import unread, validate
-from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_postgres import AnyServer, PostgresWorld, database
 from tests.support.left_out import assert_left_out
 from tests.support.parts import engine_of
 
@@ -549,3 +551,51 @@ def test_a_mirror_with_nothing_to_do_says_daily_that_it_is_there(
     assert not is_seen_after_a_sync()
     monkeypatch.setattr(acknowledged, "SAY_AGAIN_SECONDS", 0.0)
     assert is_seen_after_a_sync()
+
+
+@pytest.fixture
+def publisher(world: PostgresWorld, server: AnyServer) -> Iterator[psycopg.Connection]:
+    """Make a database whose table `orders` fills that of a world, by a subscription."""
+    slot = f"filling_{uuid.uuid4().hex}"
+    for here in database(server):
+        with psycopg.connect(here, autocommit=True) as connection:
+            connection.execute(CREATE)
+            connection.execute("create publication p for table orders")
+            connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))
+            world.run(
+                f"create subscription filling connection '{here}' publication p"
+                f" with (create_slot = false, slot_name = '{slot}', copy_data = false)"
+            )
+            yield connection
+            end_filling(world)
+
+
+def end_filling(world: PostgresWorld) -> None:
+    """Drop the subscription, if it is there; its slot is the publisher's."""
+    mine = "select 1 from pg_subscription s join pg_database d on d.oid = s.subdbid"
+    if world.app.execute(f"{mine} where d.datname = current_database()".encode()).fetchone():
+        world.run(
+            "alter subscription filling disable",
+            "alter subscription filling set (slot_name = none)",
+            "drop subscription filling",
+        )
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_what_a_subscription_wrote_is_mirrored_once_it_is_gone(
+    world: PostgresWorld, publisher: psycopg.Connection, *, is_restarted: bool
+) -> None:
+    assert "orders" in world.htap.sync_now().errors
+    if is_restarted:
+        world.crash()
+    publisher.execute("insert into orders values (8, 'theirs', 9), (9, 'theirs', 9)")
+    arrived = "select count(*) = 2 from orders where status = 'theirs'"
+    while not (world.app.execute(arrived).fetchone() or (False,))[0]:
+        time.sleep(0.01)
+    end_filling(world)
+    synced(world)
+    assert world.htap.verify().equal
+    world.run("update orders set amount = 10 where id = 9")
+    report = world.htap.sync_now()
+    assert (report.updated, report.inserted, report.deleted) == (1, 0, 0)
+    world.assert_equal("orders")

@@ -400,8 +400,7 @@ class TableLog:
         """Return SQL that selects `live` and columns of every touched key, each once.
 
         With the number of entries as a hint, the server looks up few keys by the table's index;
-        its own statistics of a log that is pruned all the time are not useful. A composite with a
-        null in it is not `is not null`.
+        its own statistics of a log that is pruned all the time are not useful.
         """
         keys = [(column, self.places[column.name]) for column in self.key_columns]
         apart = [place if c.is_exact_in_log else f"{place}, {_bytes(place)}" for c, place in keys]

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from psycopg.pq import TransactionStatus
+
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 from rhei_pipeline.sources.postgres.catalog import Connection
@@ -125,6 +127,11 @@ select exists (
     where i.indrelid = %s and i.indisunique and i.indpred is null and i.indexprs is null
     group by i.indexrelid having array_agg(a.attname::text) <@ %s::text[]
 )
+"""
+_FILLED = f"""
+insert into {SCHEMA}.broken(relation, lost)
+select f.oid, true from unnest(%s::oid[]) f(oid)
+where not exists (select from {SCHEMA}.broken b where b.relation = f.oid and b.lost)
 """
 _SEEN = f"update {SCHEMA}.consumer set seen_at = now() where mirror = %s and relation = %s"
 _HAS_CONSUMER = f"select exists (select from {SCHEMA}.consumer where relation = %s)"
@@ -251,6 +258,16 @@ def registered(
     found = [Registered.of(row) for row in connection.execute(sql.encode(), params)]
     formers = read_formers(connection, [one.relation for one in found])
     return [replace(one, formers=formers.get(one.relation, ())) for one in found]
+
+
+def note_filled(connection: Connection, relations: Sequence[int]) -> None:
+    """Record that a subscription fills tables: once it is gone, nothing shows what it wrote.
+
+    In the transaction of a snapshot, which only reads, nothing is done: a sync describes such
+    tables outside of one as well.
+    """
+    if relations and connection.info.transaction_status is TransactionStatus.IDLE:
+        connection.execute(_FILLED.encode(), (list(relations),))
 
 
 def changed(

@@ -190,6 +190,15 @@ class PostgresTriggerSource:
         columns, primaries = columns_of(connection, oids), primaries_of(connection, oids)
         rows = registry.registered(connection, self._origin, list(oids), "")
         found = {one.relation: one for one in rows}
+        # Of a log of before there is no place for it until it is made again.
+        registry.note_filled(
+            connection,
+            [
+                oid
+                for oid, one in found.items()
+                if one.attributes and validate.is_filled(faults[oid])
+            ],
+        )
         return {
             oid: _Records(faults[oid], columns[oid], primaries.get(oid, ""), found.get(oid))
             for oid in faults

@@ -58,6 +58,11 @@ def faults_of(connection: Connection, oids: Collection[int]) -> dict[int, Sequen
     return {oid: found for oid, *found in connection.execute(_UNFIT, (list(oids),))}
 
 
+def is_filled(faults: Sequence[bool]) -> bool:
+    """Return whether a subscription fills a table; `faults` is as `faults_of` has it."""
+    return faults[-1]
+
+
 def refuse_unfit(table: PostgresTable, faults: Sequence[bool]) -> None:
     """Refuse a table whose triggers would not see every change; `faults` is as `faults_of` has it.
 
