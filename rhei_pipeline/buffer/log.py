@@ -171,9 +171,7 @@ class ChangeLog(Closing):
     def low(self, stream: str = EVENTS) -> int:
         """Return the number of the last event that was pruned: all later ones are held."""
         found = next(iter(self.extents(stream, -1, limit=1)), None)
-        if found is None:
-            return 0
-        return found.base if found.parts else found.end
+        return 0 if found is None else found.base
 
     def holds(self, stream: str, position: Position) -> bool:
         """Return whether the position belongs to this log and all events after it are held."""
@@ -363,8 +361,6 @@ class ChangeLog(Closing):
         mark = replace(last, base=last.end, parts=0, bytes=0)
         batch.put(key_of(EXTENT, stream, mark.end), extent_value(mark))
         self._rocks.write(batch, sync=False)
-        if self._state.heads[stream].end == mark.end:
-            self._state.heads[stream] = mark
 
     def _compact(self, pruned_bytes: int) -> None:
         self._pruned_bytes += pruned_bytes

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.buffer import writer as log_writer
+from rhei_pipeline.buffer.layout import PART
 from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
 from rhei_pipeline.errors import (
     BufferBusyError,
@@ -22,6 +23,7 @@ from rhei_pipeline.errors import (
     PositionLostError,
     RheiError,
     SettingsError,
+    TransientError,
 )
 from rhei_pipeline.model.changes import SEQUENCE
 from rhei_pipeline.protocols import Step
@@ -533,6 +535,10 @@ def test_a_range_is_replayed_exactly(log: ChangeLog) -> None:
             wanted = [(n + 1, n) for n in range(after, until)]
             assert read(log, after, until) == wanted
     assert read(log) == read(log, 0, None) == [(n + 1, n) for n in range(12)]
+    assert len([*log.read(until=4)]) == 1  # nothing of what is behind
+    place = log.head()
+    assert log.append(events()) == 12
+    assert log.head() == place
 
 
 def test_what_was_pruned_is_not_replayed_as_nothing(log: ChangeLog) -> None:
@@ -543,7 +549,48 @@ def test_what_was_pruned_is_not_replayed_as_nothing(log: ChangeLog) -> None:
     with pytest.raises(PositionLostError, match="events 2 to 2 have been pruned"):
         read(log, 1)
     assert read(log, 2) == [(3, 3)]
+    assert len(log._rocks.scan(PART, PART)) == 1
     assert log.append(events(4)) == 4
+    under_way = log.read(2)
+    next(under_way)
+    log.prune(4)
+    with pytest.raises(PositionLostError, match="events 4 to 4 have been pruned"):
+        next(under_way)
+
+
+def test_a_write_that_failed_may_be_there_and_is_not_written_over(
+    log: ChangeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append(events(1))
+    write = log._rocks.write
+
+    def fail(batch: Any, *, sync: bool) -> None:
+        write(batch, sync=sync)
+        log._rocks.is_given_up = True
+        raise TransientError("the disk failed")
+
+    with monkeypatch.context() as patch, pytest.raises(TransientError):
+        patch.setattr(log._rocks, "write", fail)
+        log.append(events(2))
+    assert log.append(events(3)) == 3
+    assert read(log) == [(1, 1), (2, 2), (3, 3)]
+    held = log.held_bytes
+    log.close()
+    with ChangeLog(log.path) as again:
+        assert again.held_bytes == held
+
+
+def test_what_was_written_ahead_of_a_refusal_takes_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "PART_BYTES", 1_000)
+    with ChangeLog(tmp_path / "log", BufferLimits(max_bytes=5_000)) as log:
+        log.append(events(1))
+        with pytest.raises(BufferFullError), log.writing() as writer:
+            for _ in range(5):
+                writer.put("events", events(random.randbytes(1500)), 1)
+        assert len(log._rocks.scan(PART, PART)) == 1
+        assert read(log) == [(1, 1)]
 
 
 def test_a_range_of_a_buffer_that_keeps_all_is_replayed(buffered: World) -> None:
@@ -594,6 +641,11 @@ def test_a_log_refuses_what_is_beyond_its_limits(tmp_path: Path) -> None:
         assert log.head().order == 1
         log.prune(1)
         assert log.append(events(random.randbytes(3000))) == 2
+    with ChangeLog(tmp_path / "log", BufferLimits(max_age_seconds=0.0)) as log:
+        with pytest.raises(BufferFullError, match="max_age_seconds"):
+            log.append(events(3))
+        log.prune(2)
+        assert log.append(events(3)) == 3
 
 
 def test_a_polling_source_keeps_its_place(tmp_path: Path) -> None:
@@ -612,6 +664,13 @@ def test_a_closed_log_says_so(log: ChangeLog) -> None:
     log.close()
     with pytest.raises(RheiError, match="closed"):
         log.append(events(1))
+
+
+def test_what_fails_in_a_write_is_told_though_the_log_was_closed(log: ChangeLog) -> None:
+    with pytest.raises(ZeroDivisionError), log.writing() as writer:
+        writer.put("events", events(1), 1)
+        log.close()
+        raise ZeroDivisionError
 
 
 def started(code: str, *arguments: str) -> Forked:
