@@ -70,12 +70,16 @@ def test_every_kind_of_change(world: PostgresWorld) -> None:
 
 
 def test_truncate_and_what_comes_behind_it(world: PostgresWorld) -> None:
+    world.run("create table lines(id int primary key)", "insert into lines values (1), (2)")
+    world.htap.register_table("lines")
+    world.htap.sync_now()
     world.run(
         "insert into orders values (5, 'before', 1)",
-        "truncate orders",
+        "truncate orders, lines",
         "insert into orders values (6, 'after', 1), (1, 'back', 2)",
+        "insert into lines values (2)",
     )
-    synced(world)
+    synced(world, "orders", "lines")
 
 
 def test_savepoints_and_rollbacks(world: PostgresWorld) -> None:

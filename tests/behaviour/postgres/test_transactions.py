@@ -24,8 +24,10 @@ TRIGGER: dict[str, Any] = {"method": "trigger"}
 TOTAL = 300
 #: Of pgoutput: the beginning of PostgreSQL's time, a table of one column, and a row's key.
 _EPOCH = 946_684_800_000_000
-_RELATION = b"R" + struct.pack(">i", 7) + b"public\0a\0d" + struct.pack(">h", 1)
-_RELATION += b"\1id\0" + struct.pack(">ii", 23, -1)
+_ID, _V = (name + struct.pack(">ii", 23, -1) for name in (b"\1id\0", b"\0v\0"))
+_SHAPE = b"R" + struct.pack(">i", 7) + b"public\0a\0d"
+_RELATION = _SHAPE + struct.pack(">h", 1) + _ID
+_WIDER = _SHAPE + struct.pack(">h", 2) + _ID + _V
 _DELETED = b"D" + struct.pack(">i", 7) + b"K" + struct.pack(">h", 1) + b"t\0\0\0\1" + b"1"
 
 
@@ -153,6 +155,24 @@ def test_where_a_transaction_is_from_may_be_told_behind_the_end_of_a_portion(siz
     assert (told[0], told[3]) == (0, 3_000_000)
     assert min(told[1], told[2], told[4]) >= 2_999_998  # none as early as it tells
     assert size < len(messages) or told == sorted(told)
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_a_row_has_the_shape_that_was_told_last_wherever_a_portion_ends(size: int) -> None:
+    begin = b"B" + struct.pack(">qqi", 1, 1, 1)
+    truncated = b"T" + struct.pack(">iBi", 1, 0, 7)
+    shapes = [_RELATION, _DELETED, truncated, _WIDER, truncated, _DELETED]
+    messages = [begin, *shapes, *shapes, _RELATION, _DELETED]
+    context, told = pgoutput.DecodingContext(clock=_EPOCH), list[tuple[int, int, bool]]()
+    for first in range(0, len(messages), size):
+        part = messages[first : first + size]
+        lengths = np.fromiter(map(len, part), np.int64)
+        for run in pgoutput.index(b"".join(part), lengths, first, context):
+            shape = len(run.relation.columns), run.truncate
+            told += [(int(number), *shape) for number in run.order]
+    once = [(2, 1, False), (3, 1, True), (5, 2, True), (6, 2, False)]
+    again = [(number + len(shapes), *shape) for number, *shape in once]
+    assert told == [*once, *again, (14, 1, False)]
 
 
 def move_between_tables(world: PostgresWorld) -> None:

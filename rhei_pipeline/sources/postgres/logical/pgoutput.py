@@ -196,7 +196,7 @@ def index(buffer: bytes, lengths: np.ndarray, first: int, context: DecodingConte
         for oid in np.unique(oids)
         for run in _runs(stream, rows[oids == oid], int(oid), breaks, context)
     ]
-    runs += [run for oid, found in breaks.items() for run in _truncates(stream, oid, found)]
+    runs += [run for found in breaks.values() for run in _truncates(stream, found)]
     _carry(breaks, context)
     return sorted(runs, key=lambda run: int(run.order[0]))
 
@@ -315,9 +315,9 @@ def _runs(
             yield stream.run(relation, chosen)
 
 
-def _truncates(stream: _Stream, oid: int, breaks: Sequence[_Break]) -> Iterator[Run]:
+def _truncates(stream: _Stream, breaks: Sequence[_Break]) -> Iterator[Run]:
     for message, relation, truncate in breaks:
-        if truncate and relation.oid == oid:
+        if truncate:
             yield stream.run(relation, np.array([message]), truncate=True)
 
 
@@ -335,7 +335,7 @@ def decode(buffer: bytes, run: Run) -> Changes:
     old = _tuples(data, run, np.where(has_old, run.places + 6, -1), ends)
     # Behind an old tuple stands the new one's tag.
     starts = np.where(has_old, ends + 1, run.places + 6)
-    new = _tuples(data, run, np.where(has_new, starts, -1), starts.copy())
+    new = _tuples(data, run, np.where(has_new, starts, -1), starts)
     return Changes(run, buffer, new, old, has_new, has_old)
 
 
