@@ -15,10 +15,12 @@ from pydantic import SecretStr
 
 from examples.postgres_server import Server
 from rhei_pipeline.errors import QueryError, SourceError
+from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres.connection import Connection
 from rhei_pipeline.sources.postgres.copy import copy_out_values
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog
+from rhei_pipeline.sources.postgres.logical import snapshot
 from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.wiring.engine import bridge
 from rhei_pipeline.wiring.source import validate
@@ -381,6 +383,26 @@ def test_a_server_killed_and_restarted(make_postgres: MakeWorld, server: Server)
     world.htap.sync_now()  # on connections of its own making: those that were kept have ended
     synced(world)
     assert world.htap.query("select count(*) as n from orders")["n"].to_pylist() == [4]
+
+
+def test_a_transaction_commits_where_the_log_ended_when_it_was_read(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that it wrote is before that place, and its commit is just behind it."""
+    monkeypatch.setattr(snapshot, "RETAINED_BYTES", -1)  # each cycle records where it ended
+    flushed = "select pg_logical_emit_message(true, 'all before is on the disk', '')"
+    for key in (10, 11):
+        with psycopg.connect(world.dsn) as writer:
+            writer.execute("insert into orders values (%s, 'late', 1)", (key,))
+            world.run(flushed)
+            assert world.htap.sync_now().events == 0
+        if key == 11:
+            world.faults.arm(Step.COMMITTED)
+        assert world.surviving(world.htap.sync_now) is (key == 11)
+        world.assert_equal("orders")
+    # The slot stands where the last commit begins, and the mirror behind it.
+    report = world.htap.sync_now()
+    assert (report.events, report.tables["orders"].copied_rows) == (0, 0)
 
 
 def test_as_of_is_the_commits_instant(make_postgres: MakeWorld) -> None:
