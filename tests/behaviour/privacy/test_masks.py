@@ -15,6 +15,7 @@ import rhei_pipeline as rhei
 from rhei_pipeline import QuerySettings
 from rhei_pipeline.errors import QueryError, SchemaDriftError, SchemaError
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.query.service import QueryService
 from rhei_pipeline.server.flight.server import FlightSqlServer
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -348,6 +349,10 @@ def test_a_history_is_not_masked_later_and_is_begun_again_if_asked(make_world: M
     assert kept == [hashed(f"{SECRET}pending")]
 
 
+def _not_implemented(*_: object) -> None:
+    raise QueryError("not implemented")
+
+
 def test_auto_never_shows_what_is_masked(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +401,12 @@ def test_auto_never_shows_what_is_masked(
         " from v",
     ):
         assert ask(sql).to_pylist() == [{"v": "x"}]
+    with monkeypatch.context() as patch:
+        # Of what its engine does not run, the next plan is made without asking it.
+        patch.setattr(QueryService, "_from_mirror", _not_implemented)
+        for _ in range(2):
+            with pytest.raises(QueryError, match="mask"):
+                ask("select id, email from people")
     server = FlightSqlServer(world.htap)
     with flight_sql.connect(f"grpc://127.0.0.1:{server.port}", autocommit=True) as connection:
         for sql in ("select email from everyone", "select upper(email) from people"):
