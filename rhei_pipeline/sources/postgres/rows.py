@@ -43,6 +43,14 @@ _ROW, _BYTES, _ALL = "_rhei_row", "_rhei_bytes", "_rhei_all"
 _FEW_ROWS, _DRAWN_KEYS = 500_000, 10_000
 #: About how many bytes a value is as text that is neither text nor a blob.
 _NARROW = 16
+#: Columns beside which a text without a type is taken for an anonymous composite, or an oid.
+_UNTYPED = """
+select a.attname::text, format_type(a.atttypid, a.atttypmod)
+from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+join pg_catalog.pg_type b on b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+where a.attrelid = %s::regclass and a.attname = any(%s::text[])
+    and (b.typtype = 'c' or b.typname like 'reg%%' and b.typnamespace = 'pg_catalog'::regnamespace)
+"""
 #: How much smaller than its text a long value may lie beside its table, about.
 _MOST_COMPRESSED = 8
 
@@ -206,16 +214,28 @@ class PostgresRowReader:
 
     def _range(self, resume: str | None, until: str | None) -> str:
         key, found = listed(self.schema.primary_key), self.condition
+        casts = {} if resume is None and until is None else self._casts()
         begins = ">=" if resume is not None and resume.startswith(_FROM) else ">"
         for operator, place in ((begins, resume), ("<=", until)):
             if place is not None:
                 texts = json.loads(place.removeprefix(_FROM))
-                values = [
-                    as_in(self.schema, column, bare_literal(text))
-                    for column, text in zip(self.schema.key_columns, texts, strict=True)
-                ]
+                named = zip(self.schema.primary_key, texts, strict=True)
+                values = [f"{bare_literal(text)}{casts.get(name, '')}" for name, text in named]
                 found += f" and ({key}) {operator} ({', '.join(values)})"
         return found
+
+    def _casts(self) -> dict[str, str]:
+        """Return what gives a text the type of a key's column that it would not take beside it.
+
+        A literal, and nothing that is found as the statement runs: by it the server estimates how
+        many rows there are, and so whether it reads them in the order of the key.
+        """
+        if all(column.type != pa.string() for column in self.schema.key_columns):
+            return {}
+        asked = (qualified(self.schema), list(self.schema.primary_key))
+        return {
+            name: f"::{kind}" for name, kind in self.connection.execute(_UNTYPED.encode(), asked)
+        }
 
 
 def as_in(schema: TableSchema, column: Column, text: str) -> str:
