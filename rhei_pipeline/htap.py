@@ -194,22 +194,26 @@ class HTAP(Closing):
         params: Sequence[Any] = (),
         rows: int = 50_000,
         begun: Begun | None = None,
-        hint: Literal["auto", "cluster"] = "auto",
+        hint: Literal["auto", "olap", "cluster"] = "auto",
     ) -> Streamed:
         """Run one read-only statement, and return its answer in batches.
 
         Args:
-            sql: The statement, in the source's SQL; with `cluster` in Spark's.
+            sql: The statement, in the source's SQL; with `olap` in the mirror's, with `cluster` in
+                Spark's.
             params: Values for its placeholders.
             rows: The approximate number of rows in a batch.
             begun: Called before the first batch with a thread-safe cancel function.
-            hint: As in `query`. An answer of the cluster that breaks off ends in an error, whatever
-                has come of it.
+            hint: As in `query`. With `olap` the answer is read whole first. One of the cluster that
+                breaks off ends in an error, whatever has come of it.
         """
         if hint == "cluster":
             return self._asked_cluster().stream(
                 sql, params, rows, begun, lambda: self.query(sql, params, "olap")
             )
+        if hint == "olap":
+            found = self.query(sql, params, "olap", begun=begun)
+            return Streamed(found.schema, iter(found.to_batches(rows)))
         return self._access.stream_without(
             lambda it: it.stream(sql, params, rows, begun, self._writes.last),
             lambda source: source.stream(sql, params, rows, begun),

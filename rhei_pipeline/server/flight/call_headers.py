@@ -35,9 +35,8 @@ class HeaderChoice(flight.ServerMiddlewareFactory):  # type: ignore[misc]
         if not chosen:
             return None
         if chosen.lower() not in self.known:
-            raise flight.FlightServerError(
-                f"{self.what} {chosen!r} is not known: use {' or '.join(self.known)}"
-            )
+            known = f"{', '.join(self.known[:-1])} or {self.known[-1]}"
+            raise flight.FlightServerError(f"{self.what} {chosen!r} is not known: use {known}")
         return ChosenValue(chosen.lower())
 
     def of(self, context: flight.ServerCallContext) -> str | None:
@@ -55,7 +54,7 @@ class ChosenValue(flight.ServerMiddleware):  # type: ignore[misc]
 
 #: Not every client can read compressed answers, so they are asked for.
 COMPRESSION = HeaderChoice("rhei-compression", "compression", ("zstd", "lz4"))
-HINT = HeaderChoice("rhei-hint", "hint", ("auto", "cluster"))
+HINT = HeaderChoice("rhei-hint", "hint", ("auto", "olap", "cluster"))
 CHOICES = (COMPRESSION, HINT)
 
 
@@ -64,6 +63,7 @@ def write_options(context: flight.ServerCallContext) -> pa.ipc.IpcWriteOptions:
     return pa.ipc.IpcWriteOptions(compression=COMPRESSION.of(context))
 
 
-def hint_of(context: flight.ServerCallContext) -> Literal["auto", "cluster"]:
+def hint_of(context: flight.ServerCallContext) -> Literal["auto", "olap", "cluster"]:
     """Return who is to answer a call, as `HTAP.stream` takes it."""
-    return "cluster" if HINT.of(context) == "cluster" else "auto"
+    asked = HINT.of(context)
+    return "cluster" if asked == "cluster" else "olap" if asked == "olap" else "auto"

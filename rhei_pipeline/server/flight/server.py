@@ -18,6 +18,7 @@ from rhei_pipeline.holder.place import sever
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.forking import keep_from_forks
 from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.server.flight import catalog
 from rhei_pipeline.server.flight.access import (
     IDLE_SECONDS,
@@ -163,13 +164,12 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     def _get_schema(
         self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
     ) -> flight.SchemaResult:
-        del context
         message = _read(descriptor.command)
         if isinstance(message, wire.CommandStatementQuery):
-            return flight.SchemaResult(self._schema(message.query) or _NOTHING)
+            return flight.SchemaResult(self._described(context, message.query) or _NOTHING)
         if isinstance(message, wire.CommandPreparedStatementQuery):
-            known = self._htap.prepare(self._find(message).sql).schema
-            return flight.SchemaResult(known or _NOTHING)
+            known = self._known(context, self._find(message).sql)
+            return flight.SchemaResult(known.schema or _NOTHING)
         _refuse_unknown(message)
         return flight.SchemaResult(catalog.schema_of(message))
 
@@ -293,13 +293,12 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         self, context: flight.ServerCallContext, action: flight.Action
     ) -> Iterator[flight.Result]:
         """Create, close, or cancel a statement."""
-        del context
         body = action.body.to_pybytes()
         if action.type == "CancelFlightInfo":
             return iter([flight.Result(pa.py_buffer(self._cancel(body)))])
         message = _read(body)
         if isinstance(message, wire.ActionCreatePreparedStatementRequest):
-            return iter([flight.Result(pa.py_buffer(self._prepare(message.query)))])
+            return iter([flight.Result(pa.py_buffer(self._prepare(context, message.query)))])
         if isinstance(message, wire.ActionClosePreparedStatementRequest):
             with self._lock:
                 self._prepared.pop(message.prepared_statement_handle, None)
@@ -324,10 +323,10 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         del context, descriptor, reader, writer
         raise flight.FlightServerError("do_exchange is not supported")
 
-    def _prepare(self, sql: str) -> bytes:
+    def _prepare(self, context: flight.ServerCallContext, sql: str) -> bytes:
         handle = secrets.token_bytes(16)
         with translated():
-            known = self._htap.prepare(sql)
+            known = self._known(context, sql)
         with self._lock:
             self._prepared[handle] = _Prepared(sql)
             while len(self._prepared) > _MAX_PREPARED:
@@ -357,14 +356,22 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         self, context: flight.ServerCallContext, sql: str, params: tuple[Any, ...] = ()
     ) -> pa.Schema | None:
         """Return the schema of a query's answer, if it is known; refuse what may not be asked."""
-        if hint_of(context) == "cluster":
-            return None  # in Spark's SQL, which is judged, and has its schema, when it is asked
-        self._refuse_writing(sql)
-        return self._schema(sql, params)
+        if hint_of(context) == "auto":
+            self._refuse_writing(sql)
+        return self._described(context, sql, params)
 
-    def _schema(self, sql: str, params: tuple[Any, ...] = ()) -> pa.Schema | None:
+    def _described(
+        self, context: flight.ServerCallContext, sql: str, params: tuple[Any, ...] = ()
+    ) -> pa.Schema | None:
+        if hint_of(context) != "auto":
+            return None  # in another SQL, which is judged, and has its schema, when it is asked
         with translated():
             return self._htap.describe(sql, params)
+
+    def _known(self, context: flight.ServerCallContext, sql: str) -> Prepared:
+        if hint_of(context) != "auto":
+            return Prepared(None, _NOTHING, reads=True)
+        return self._htap.prepare(sql)
 
     def _cancel(self, body: bytes) -> bytes:
         request = parse(wire.CancelFlightInfoRequest, body)

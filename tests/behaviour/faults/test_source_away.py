@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import adbc_driver_flightsql.dbapi as flight_sql
+import adbc_driver_manager
 import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
@@ -15,6 +17,8 @@ from typer.testing import CliRunner
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import QueryError, SchemaError, SourceError, SourceUnreachableError
+from rhei_pipeline.server.flight.server import ServerOptions
+from rhei_pipeline.server.serve import Addresses, serving
 from rhei_pipeline.sources.postgres import database as postgres_database
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -134,6 +138,29 @@ def test_a_server_that_is_away_is_not_waited_for_by_each_who_asks_the_mirror(
         with pytest.raises(SourceUnreachableError):
             htap.query("select * from t")
         assert len(tries) > begun
+
+
+def test_a_server_begins_and_answers_of_the_mirror(make_postgres: MakePostgres) -> None:
+    world = make_postgres(mode="temporal")
+    _, told = _filled(world)
+    with (
+        HTAP(_away(world)) as htap,
+        serving(htap, Addresses("127.0.0.1", 0, None), ServerOptions()) as (port, _),
+    ):
+        place = f"grpc://127.0.0.1:{port}"
+        header = {"adbc.flight.sql.rpc.call_header.rhei-hint": "olap"}
+        with (
+            flight_sql.connect(place, db_kwargs=header, autocommit=True) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(ROWS)
+            assert cursor.fetch_arrow_table().to_pylist() == told["query"]
+        with (
+            flight_sql.connect(place, autocommit=True) as connection,
+            connection.cursor() as cursor,
+            pytest.raises(adbc_driver_manager.Error, match="the hint 'olap' asks the mirror"),
+        ):
+            cursor.execute(ROWS)
 
 
 class _Counted:

@@ -129,7 +129,11 @@ def test_a_hint_is_one_that_a_stream_takes(serve: Serve) -> None:
     sql = "select count(*) as n from orders"
     with connect(server, **{header: "auto"}) as connection:
         assert ask(connection, sql).to_pylist() == [{"n": 3}]
-    for hint, said in {"olap": "use auto or cluster", "cluster": "declare 'compute'"}.items():
+    with connect(server, **{header: "olap"}) as connection:
+        assert ask(connection, "select count(*) // 2 as n from orders").to_pylist() == [{"n": 1}]
+        with pytest.raises(adbc_driver_manager.Error, match="not a reading statement"):
+            ask(connection, "delete from orders")
+    for hint, said in {"oltp": "use auto, olap or cluster", "cluster": "declare 'compute'"}.items():
         with (
             connect(server, **{header: hint}) as connection,
             pytest.raises(adbc_driver_manager.Error, match=said),
