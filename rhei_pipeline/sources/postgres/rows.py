@@ -43,13 +43,15 @@ _ROW, _BYTES, _ALL = "_rhei_row", "_rhei_bytes", "_rhei_all"
 _FEW_ROWS, _DRAWN_KEYS = 500_000, 10_000
 #: About how many bytes a value is as text that is neither text nor a blob.
 _NARROW = 16
-#: Columns beside which a text without a type is taken for an anonymous composite, or an oid.
+#: Columns beside which a text without a type is taken for an anonymous composite, or an oid; or
+#: may be, as beside a domain of a domain.
 _UNTYPED = """
 select a.attname::text, format_type(a.atttypid, a.atttypmod)
 from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
 join pg_catalog.pg_type b on b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
 where a.attrelid = %s::regclass and a.attname = any(%s::text[])
-    and (b.typtype = 'c' or b.typname like 'reg%%' and b.typnamespace = 'pg_catalog'::regnamespace)
+    and (b.typtype in ('c', 'd')
+        or b.typname like 'reg%%' and b.typnamespace = 'pg_catalog'::regnamespace)
 """
 #: How much smaller than its text a long value may lie beside its table, about.
 _MOST_COMPRESSED = 8

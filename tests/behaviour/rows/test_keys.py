@@ -271,6 +271,8 @@ UNTYPED = {
     "regtype": ["integer", "text", "bigint"],
     "pair": ["(1,a)", "(2,)", "(,)"],
     "pair_domain": ["(1,a)", "(1,b)", "(2,)"],
+    "pair_of_domain": ["(1,a)", "(1,b)", "(2,)"],
+    "class_domain": ["pg_class", "pg_type", "pg_proc"],
     "nested": ['("(1,a)",x)', '("(,)",)', "(,)"],
 }
 
@@ -288,6 +290,9 @@ def test_keys_that_take_no_type_from_their_context_are_kept(
     world.run(
         "create type pair as (a int, b text)",
         "create domain pair_domain as pair",
+        "create domain pair_of_domain as pair_domain",
+        "create domain class_of as regclass",
+        "create domain class_domain as class_of",
         "create type nested as (one pair, b text)",
     )
     now = "updated_at = clock_timestamp()"
