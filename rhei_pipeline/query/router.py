@@ -224,7 +224,7 @@ class _Seen:
 def _seen(tree: exp.Expr) -> _Seen:
     kinds: set[type[exp.Expr]] = set()
     compared: set[str] = set()
-    history = aggregates = asks_in = False
+    history = aggregates = False
     for node in tree.walk():
         kind = type(node)
         kinds.add(kind)
@@ -233,11 +233,10 @@ def _seen(tree: exp.Expr) -> _Seen:
         elif kind is exp.EQ or kind is exp.In:
             engines = (node.this, node.args.get("expression"))
             compared |= {side.name.lower() for side in engines if isinstance(side, exp.Column)}
-            asks_in = asks_in or bool(node.args.get("query"))
         elif not aggregates:
             aggregates = _aggregates(node)
     found = frozenset(kinds | {base for kind in kinds for base in kind.__mro__})
-    return _Seen(found, history, frozenset(compared), _analytical(tree, found, aggregates, asks_in))
+    return _Seen(found, history, frozenset(compared), _analytical(tree, found, aggregates))
 
 
 def tables_read(sql: str, dialect: str) -> frozenset[str]:
@@ -297,7 +296,6 @@ def _analytical(
     tree: exp.Expr,
     kinds: frozenset[type],
     aggregates: bool,  # noqa: FBT001
-    asks_in: bool,  # noqa: FBT001
 ) -> str | None:
     """Return what makes a query one that reads many rows; None for a plain read."""
     checks: tuple[tuple[bool, str], ...] = (
@@ -307,14 +305,12 @@ def _analytical(
         (exp.Window in kinds, "has a window"),
         (not kinds.isdisjoint({exp.Group, exp.Having}), "groups rows"),
         (aggregates, "aggregates rows"),
-        (not kinds.isdisjoint({exp.Subquery, exp.Exists}) or asks_in, "has a subquery"),
+        (not kinds.isdisjoint({exp.Subquery, exp.Exists}), "has a subquery"),
     )
     return next((what for is_so, what in checks if is_so), None)
 
 
 def _aggregates(node: exp.Expr) -> bool:
-    if isinstance(node, exp.Max | exp.Min) and node.expressions:
-        return False
     named = isinstance(node, exp.Anonymous) and str(node.this).lower() in {
         "total",
         "json_group_array",

@@ -1,5 +1,9 @@
 """Every class of statement goes to its side, with the reason."""
 
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import pyarrow as pa
 import pytest
 
@@ -55,6 +59,7 @@ STAYS = [
     ("select * from orders where id = 1", "rows of one table"),
     ("select distinct status from orders order by 1 limit 3", "rows of one table"),
     ("select min(id, 2) from orders", "rows of one table"),
+    ("select count(*) as n from (select 1 as one) x", "no table"),
     ("select count(*) from invoices", "not mirrored"),
     ("select count(*) from sqlite_master", "system table"),
     ("select count(*) from orders o join temp.x on 1", "not mirrored"),
@@ -110,6 +115,7 @@ GOES = [
     "select id from orders intersect select customer_id from orders",
     "select id from orders except select customer_id from orders",
     "select id from orders where customer_id in (select id from orders)",
+    "select id from orders where id in (select 1)",
     "select id from orders where exists (select 1 from orders p where p.id = orders.customer_id)",
     "select s.n from (select count(*) as n from orders) s",
     "select id, (select max(id) from orders) as most from orders",
@@ -213,11 +219,53 @@ def test_plans_are_kept_by_text_and_by_the_types_of_parameters() -> None:
     assert len(router._plans) == 2
 
 
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [
+        (1, 2**40),
+        (1.5, math.nan),
+        ("a", "a\0b"),
+        (datetime(2026, 1, 1), datetime(2026, 1, 1, tzinfo=UTC)),  # noqa: DTZ001
+    ],
+)
+def test_a_plan_for_one_value_is_none_for_another_that_means_something_else(
+    plain: object, other: object
+) -> None:
+    router = Router(SQLITE)
+    sql = "select count(*) from orders where id = ?"
+    assert router.plan(sql, [plain]) is router.plan(sql, [plain])
+    assert router.plan(sql, [plain]) is not router.plan(sql, [other])
+
+
+def test_a_very_long_statement_is_planned_each_time() -> None:
+    router, sql = Router(SQLITE), f"select count(*) from orders -- {'x' * 20_000}"
+    assert router.plan(sql) is not router.plan(sql)
+
+
+@pytest.mark.parametrize(
+    ("sql", "scans"),
+    [
+        ("select status from orders where id = 1", False),
+        ("select status from orders where 1 = id", False),
+        ("select status from orders where id in (1, 2)", False),
+        ("select status from orders where status = 'new'", True),
+        ("select id from orders", True),
+        ("select 1", False),
+    ],
+)
+def test_what_reads_one_table_by_its_key_reads_few_rows(sql: str, *, scans: bool) -> None:
+    notes = replace(ORDERS, name="notes", primary_key=("status",))  # a key of another table
+    other = MirroredTable(notes, Mode.DESTRUCTIVE, KINDS, all_columns=notes.names)
+    assert of(sql, replace(SQLITE, tables={**SQLITE.tables, "notes": other})).scans is scans
+
+
 def test_parameters_may_be_numbered() -> None:
     found = plan("select count(*) from orders where id = ?2 or id = ?1", [1, 2], SQLITE)
     assert found.bound == (1, 2)
     assert found.query is not None
     assert found.query.sql.index("$p2") < found.query.sql.index("$p1")
+    unused = plan("select count(*) from orders where id = ?", [1, 2], SQLITE)
+    assert (unused.route.engine, unused.query) == ("oltp", None)
 
 
 def test_what_asks_for_history_goes_to_the_mirror_as_it_is() -> None:
