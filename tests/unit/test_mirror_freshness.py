@@ -106,6 +106,16 @@ def test_what_an_answer_must_show_is_the_later_of_its_age_and_a_write() -> None:
         freshness.needed(-0.1, 0)
 
 
+def test_the_last_write_is_the_one_that_was_committed_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two threads, the one that committed first may note it last."""
+    instants = iter([20, 10, 30])
+    monkeypatch.setattr(time, "monotonic_ns", lambda: next(instants))
+    writes = Writes()
+    late, _ = writes.note(1), writes.note(1)
+    assert writes.last is late
+    assert writes.note(1) is writes.last
+
+
 def test_a_write_is_a_moment_also_as_a_token() -> None:
     writes = Writes()
     first, second = writes.note(3), writes.note(0)

@@ -64,6 +64,7 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
             "'published' is for a DuckDB file",
         ),
         (MINIMAL + "shards: 1", r"^[^:]+: 'shards' are at least 2 and at most 64"),
+        (MINIMAL + "shards: 65", r"^[^:]+: 'shards' are at least 2 and at most 64"),
         (MINIMAL + "shards: [a]", r"field 'shards': .*; field 'shards\[0\]': .*valid list"),
         ("source: [", "not YAML in line 1"),
         ("[" * 5000, "not YAML"),
@@ -88,6 +89,17 @@ def test_a_mirror_in_an_object_store_keeps_its_url(tmp_path: Path) -> None:
     assert settings.mirror.uri == "s3://bucket/some/mirror"
     settings = load(tmp_path, "source: {path: a}\nmirror: {kind: datafusion, storage: memory}\n")
     assert settings.mirror.in_memory
+
+
+def test_there_are_as_many_pipelines_as_shards(tmp_path: Path) -> None:
+    assert len(load(tmp_path, MINIMAL + "shards: 64").pipelines()) == 64
+    two = load(tmp_path, MINIMAL + "shards: 2")
+    first, second = two.pipelines()
+    assert (first.shard, second.shard) == (1, 2)
+    assert second.pipelines() == [second]
+    for none in (0, 3):
+        with pytest.raises(SettingsError, match=f"no shard {none}.*from 1 to 2"):
+            two.of_shard(none)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
