@@ -52,16 +52,27 @@ class SlotWatch:
     def __init__(self, pool: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
         self._holders, self._called = SignsOfLife(clock), SignsOfLife(clock)
-        self._clock, self._looked_at = clock, clock()
+        self._clock, self._looked_at, self._somebody_waits = clock, clock(), False
 
     @property
     def is_due(self) -> bool:
-        """Whether nobody has looked for a while: others may wait though nothing is to be synced."""
-        return self._clock() - self._looked_at > _LOOK_SECONDS
+        """Whether somebody waits, or may wait though nothing is to be synced."""
+        return self._somebody_waits or self._clock() - self._looked_at > _LOOK_SECONDS
+
+    def holder(self, instance: dg.DagsterInstance) -> dg.DagsterRun | None:
+        """Return the run that has the slot, unless it is over; who asks waits for it."""
+        storage = instance.event_log_storage
+        if not storage.supports_global_concurrency_limits:
+            return None
+        held = storage.get_concurrency_info(self._pool).active_run_ids
+        runs = (instance.get_run_by_id(run_id) for run_id in held)
+        found = next((run for run in runs if run is not None and not run.is_finished), None)
+        self._somebody_waits = found is not None
+        return found
 
     def free(self, instance: dg.DagsterInstance) -> None:
         """Give the pool its one slot, and take it from who is dead, or does not come for it."""
-        self._looked_at = self._clock()
+        self._looked_at, self._somebody_waits = self._clock(), False
         storage = instance.event_log_storage
         if not storage.supports_global_concurrency_limits:
             return

@@ -72,9 +72,8 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         observer.look(context, cdc, is_open=bool(runs))
         if runs:
             return _beside(runs, declared)
-        if observer.can_follow_again:
-            return dg.RunRequest(tags={"rhei/reason": "a table can be followed again"})
-        return _of_source(context, cdc, job_name, observer.never_told(context.instance))
+        found = _to_open(context, cdc, job_name, observer)
+        return _unless_held(found, slots, context.instance)
 
     return [pending_changes, *bridge_sensors(declaration)]
 
@@ -84,6 +83,30 @@ def _marked(found: dg.RunRequest | dg.SkipReason, declared: str) -> dg.RunReques
     if isinstance(found, dg.SkipReason):
         return found
     return dg.RunRequest(tags={**found.tags, DECLARED: declared})
+
+
+def _unless_held(
+    found: dg.RunRequest | dg.SkipReason, slots: SlotWatch, instance: dg.DagsterInstance
+) -> dg.RunRequest | dg.SkipReason:
+    """Return what was decided, unless another run has the mirror: then a session would wait.
+
+    A step that waits in a pool asks without a pause whether it is its turn: an hour's copy would
+    have one core less. And it asks for the slot so rarely at last that a start is as soon.
+    """
+    if isinstance(found, dg.SkipReason) or (holder := slots.holder(instance)) is None:
+        return found
+    return dg.SkipReason(
+        f"run {holder.run_id[:8]} of {holder.job_name} has the mirror; a session is opened after it"
+    )
+
+
+def _to_open(
+    context: dg.SensorEvaluationContext, cdc: CdcResource, job_name: str, observer: Observer
+) -> dg.RunRequest | dg.SkipReason:
+    """Decide whether to open a session where none is open."""
+    if observer.can_follow_again:
+        return dg.RunRequest(tags={"rhei/reason": "a table can be followed again"})
+    return _of_source(context, cdc, job_name, observer.never_told(context.instance))
 
 
 def _of_source(
