@@ -37,6 +37,7 @@ FOLLOWED = {
     "start this process again: it opens what is there now, and copies the tables where nothing is": "tests/behaviour/faults/test_deleted_places.py::test_what_is_gone_is_named_by_the_next_cycle_and_opened_by_the_next_process",
     "if the file of 'mirror.path' is named so, give it another name; else rename the schema in the source, or leave the table out of 'tables'": "tests/behaviour/schema/test_mirror_names.py::test_a_schema_named_as_something_of_the_mirror_gives_way",
     "it is tried again; end other sessions, or allow more of them, by 'alter role ... connection limit' or the server's 'max_connections'": "tests/behaviour/postgres/test_full_servers.py::test_a_server_without_a_free_connection_is_named_until_it_has_one",
+    "give the primary server in 'source.dsn', or use 'capture: {method: polling}'": "tests/behaviour/postgres/test_standbys.py::test_a_standby_is_named_with_the_way_out_and_followed_once_it_is_promoted",
     "give the primary server in 'source.dsn'; the process with the mirror may read a standby alone": "tests/behaviour/copy/test_shared_copies.py::test_a_worker_does_not_read_a_standby",
     "give '--table', and a range such as '--range 3' or '--range any'": "tests/behaviour/cli/test_shared_copies.py::test_what_no_range_is_says_the_way_out",
     "run 'rhei copy' with the table: it copies all of it": "tests/behaviour/copy/test_copy_ranges.py::test_only_mirrors_of_files_take_ranges",

@@ -43,6 +43,9 @@ join pg_class c on c.oid = part.relid
 where a.relkind = 'p' and pg_relation_filenode(c.oid) is distinct from nullif(c.relfilenode, 0)
 """
 
+#: The way out of a standby.
+TO_PRIMARY = "give the primary server in 'source.dsn', or use 'capture: {method: polling}'"
+
 
 def origin(connection: Connection) -> str:
     """Return the server and its timeline, which changes by a promotion or a restored backup."""
@@ -58,6 +61,20 @@ def refuse_other_server(connection: Connection, known: str) -> None:
     if connection.is_pooled and origin(connection) != known:
         connection.close()
         raise another_server(" behind the pooler")
+
+
+def refuse_standby(connection: Connection) -> None:
+    """Refuse a server that applies the log of another one: nothing can be created there.
+
+    Raises:
+        SourceBusyError: It does, until it is promoted; the connection is closed.
+    """
+    if one(connection, "select pg_is_in_recovery()")[0]:
+        connection.close()
+        raise SourceBusyError(
+            "the server is a standby, and neither triggers nor a slot can be created there",
+            hint=TO_PRIMARY,
+        )
 
 
 def another_server(where_from: str = "") -> SourceBusyError:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rhei_pipeline.errors import SourceFullError
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
-from rhei_pipeline.sources.postgres.identity import another_server, origin
+from rhei_pipeline.sources.postgres.identity import another_server, origin, refuse_standby
 
 #: Each question is planned once. Its values are names and oids, and no value makes another plan
 #: better; but the server takes one for all for dearer than it is, and would plan again each time.
@@ -32,10 +32,15 @@ class LogSessions:
 
     @property
     def asked(self) -> Connection:
-        """The session for questions; a new one if the server closed the last."""
+        """The session for questions; a new one if the server closed the last.
+
+        Raises:
+            SourceBusyError: The server is a standby.
+        """
         if self._asked is None or self._asked.closed:
             self.close()  # the other one as well, which may be another server's by now
             self._asked = self._database.connect()
+            refuse_standby(self._asked)
             if not self._asked.is_pooled:
                 self._asked.also_set(_PLANNED_ONCE)
             self._opened(self._asked)

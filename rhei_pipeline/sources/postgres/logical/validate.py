@@ -10,7 +10,7 @@ from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.sources.postgres import grants
 from rhei_pipeline.sources.postgres.catalog import Connection, read_table, slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
-from rhei_pipeline.sources.postgres.identity import lost_slot, one
+from rhei_pipeline.sources.postgres.identity import TO_PRIMARY, lost_slot, one
 from rhei_pipeline.sources.postgres.logical.publication import addition, published
 from rhei_pipeline.sources.postgres.logical.slots import oldest_transaction
 
@@ -68,6 +68,11 @@ class _Known:
 
 
 def _examined(connection: Connection, tables: Sequence[str], known: _Known) -> Iterator[Finding]:
+    if one(connection, "select pg_is_in_recovery()")[0]:
+        yield Finding(
+            Severity.ERROR, "the server is a standby", "no slot can be created there", TO_PRIMARY
+        )
+        return
     yield from _server(connection)
     if known.foreign is None:
         yield from grants.creation(

@@ -24,7 +24,13 @@ from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.postgres.added_columns import added_values
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified, read_table
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
-from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
+from rhei_pipeline.sources.postgres.identity import (
+    SourceCatalog,
+    one,
+    origin,
+    refuse_other_server,
+    refuse_standby,
+)
 from rhei_pipeline.sources.postgres.rows import bare_literal
 from rhei_pipeline.sources.postgres.table_facts import TableFacts, read_ahead
 from rhei_pipeline.sources.postgres.triggers import registry, validate
@@ -144,6 +150,7 @@ class PostgresTriggerSource:
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
             validate.refuse_old(self._kept)
+            refuse_standby(self._kept)
             # Losing an acknowledgement in a power cut only means giving it again.
             self._kept.also_set({"synchronous_commit": "off"})
             self._catalogue.forget()
