@@ -19,18 +19,23 @@ class FaultAt:
         way: How it fails, one of `WAYS`.
         later: How those after it fail, one of `LATER`.
         work: What is done as it arrives.
-        count: How many requests there were.
+        seen: The requests that there were, each with its method and path.
     """
 
     number: int
     way: str = "cut"
     later: str = ""
     work: Callable[[], object] = bool
-    count: int = field(default=0, init=False)
+    seen: list[tuple[str, str]] = field(default_factory=list, init=False)
 
-    def __call__(self, _method: str, _path: str) -> str:
+    @property
+    def count(self) -> int:
+        """How many requests there were."""
+        return len(self.seen)
+
+    def __call__(self, method: str, path: str) -> str:
         """Return what happens to the next request."""
-        self.count += 1
+        self.seen.append((method, path))
         if self.count == self.number:
             self.work()
             return self.way

@@ -48,8 +48,10 @@ def declared(world: World, bucket: Store, number: int, mode: str) -> Settings:
     return Settings(**{**world.settings.model_dump(), **own})
 
 
-def fail_at(world: World, bucket: Store, fault: FaultAt, number: int, mode: str) -> int:
-    """Copy in turns while a fault befalls it, then go on; return how many requests there were."""
+def fail_at(
+    world: World, bucket: Store, fault: FaultAt, number: int, mode: str
+) -> list[tuple[str, str]]:
+    """Copy in turns while a fault befalls it, then go on; return the requests that there were."""
     big = f"big{number}"
     settings = declared(world, bucket, number, mode)
     with HTAP(settings) as htap:  # `small` is in place
@@ -85,14 +87,19 @@ def fail_at(world: World, bucket: Store, fault: FaultAt, number: int, mode: str)
             assert found == source_rows(world.app, table), fault
         assert htap.verify().equal, fault
     world.run(f"drop table {big}")
-    return fault.count
+    return fault.seen
 
 
 def fail_at_some(world: World, bucket: Store, mode: str, times: int) -> None:
-    """Fail at so many requests, each in a copy of its own."""
+    """Fail at so many requests, each in a copy of its own; at first one that puts rows."""
     drawn = random.Random(times)
     requests = fail_at(world, bucket, FaultAt(0), 0, mode)
-    for number in drawn.sample(range(1, requests + 1), times):
+    puts = [n for n, of in enumerate(requests, 1) if of[0] == "PUT" and "/data/" in of[1]]
+    assert puts, requests
+    first = drawn.choice(puts)
+    fail_at(world, bucket, FaultAt(first, "500"), first, mode)
+    others = [number for number in range(1, len(requests) + 1) if number != first]
+    for number in drawn.sample(others, times - 1):
         fail_at(world, bucket, drawn_fault(drawn, number), number, mode)
 
 
