@@ -253,6 +253,28 @@ def test_of_two_writers_the_second_to_commit_is_told(
     other.close()
 
 
+def test_of_two_commits_at_once_the_later_is_told(mirror: DataFusionMirror, bucket: Store) -> None:
+    other = DataFusionMirror("parquet", bucket.url, access=bucket.access)
+    begun = list[str]()
+
+    def overtaken(method: str, path: str) -> str:
+        if not begun and method == "PUT" and "manifests" in path:
+            begun.append(path)
+            merge(mirror, 2, k1=1)
+        return ""
+
+    bucket.fault = overtaken
+    with pytest.raises(MirrorBusyError, match="written by another process"):
+        merge(other, 2, k1=2)
+    bucket.fault = None
+    assert begun
+    merge(other, 3, k2=2)
+    assert held(other) == {1: 1, 2: 2}
+    other.close()
+    with MirrorReader(bucket.url, access=bucket.access) as reader:
+        assert held(reader) == {1: 1, 2: 2}
+
+
 def test_a_machine_whose_clock_is_ahead_deletes_no_file_of_a_running_commit(
     mirror: DataFusionMirror, bucket: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
