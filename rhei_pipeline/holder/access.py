@@ -29,7 +29,7 @@ from rhei_pipeline.errors import (
 from rhei_pipeline.holder.client import Holder, HolderGoneError
 from rhei_pipeline.holder.gate import Gate, StoodAsideError
 from rhei_pipeline.holder.held import Held, declared_source
-from rhei_pipeline.holder.mirror_alone import MirrorAlone
+from rhei_pipeline.holder.mirror_alone import MirrorAlone, MirrorLender
 from rhei_pipeline.holder.place import new_socket
 from rhei_pipeline.holder.server import HolderServer
 from rhei_pipeline.holder.source_alone import SourceAlone
@@ -42,7 +42,7 @@ from rhei_pipeline.protocols import Database, OnStep
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.background import KEPT_REPORTS, BackgroundSync
 from rhei_pipeline.wiring.adoption import refuse_owner
-from rhei_pipeline.wiring.engine import open_oltp, query_limits
+from rhei_pipeline.wiring.engine import open_oltp, query_clock, query_limits
 from rhei_pipeline.wiring.mirror import is_made, lock_file
 from rhei_pipeline.wiring.source import open_database
 
@@ -91,7 +91,8 @@ class Access:
         self._away_until = 0.0
         self._named = ""
         self._has_own = self._is_closed = False
-        self._limits = query_limits(settings)
+        self._limits, self._clock = query_limits(settings), query_clock(settings)
+        self._lender = MirrorLender(settings, self._clock)
         self._watchers: list[tuple[OnSync, OnQuery]] = []
         self._reports: deque[tuple[int, SyncReport]] = deque(maxlen=KEPT_REPORTS)
         self._number = 0
@@ -150,24 +151,48 @@ class Access:
     def answer_of_mirror(self, ask: Callable[[Held | MirrorAlone], _Found]) -> _Found:
         """Return the answer; where the source cannot be opened, what the mirror answers alone.
 
-        A source that could not be reached just now is not tried for it again.
+        A source that could not be opened just now is not tried for it again.
         """
-        away = self._away if time.monotonic() < self._away_until else None
-        if away is not None and self._held is None:
-            with suppress(MirrorBusyError):  # somebody else holds it by now
-                return self._asked_mirror(away, ask)
-        try:
-            return self.answer(ask)
-        except RheiError as error:
-            if error not in self._source_faults:
-                raise
-            with suppress(MirrorBusyError):
-                return self._asked_mirror(error, ask)
-            raise
+        fault = self._known_fault()
+        if fault is None:
+            try:
+                return self.answer(ask)
+            except MirrorBusyError:  # it may be this process that asks it alone, and for long
+                fault = self._lender.fault
+                if fault is None:
+                    raise
+            except RheiError as error:
+                if error not in self._source_faults:
+                    raise
+                fault = error
+        return self._asked_mirror(fault, ask)
 
-    def _asked_mirror(self, fault: RheiError, ask: Callable[[MirrorAlone], _Found]) -> _Found:
-        # Others wait: they would open the mirror beside this, or the source as it comes back.
-        with self._moving, self._as_closed(), MirrorAlone(self._settings, fault) as mirror:
+    def _known_fault(self) -> RheiError | None:
+        if self._held is not None:
+            return None
+        if self._lender.is_new:
+            return self._lender.fault
+        return self._away if time.monotonic() < self._away_until else None
+
+    def _asked_mirror(
+        self, fault: RheiError, ask: Callable[[Held | MirrorAlone], _Found]
+    ) -> _Found:
+        waiting = self._waiting()
+        with ExitStack() as lent:
+            while True:
+                with suppress(MirrorBusyError), self._moving:
+                    self._refuse_closed()
+                    mirror = lent.enter_context(self._lender.lent(fault))
+                    break
+                if self._held is not None:
+                    return self.answer_of_mirror(ask)
+                holder = self._found(waiting)
+                if holder is not None:
+                    with suppress(HolderGoneError):
+                        return ask(cast("Held", holder))
+                    self._forget(holder)
+                waiting.pause()
+            lent.enter_context(self._as_closed())
             found, of = ask(mirror), f"{mirror.synced_at:%Y-%m-%d %H:%M:%S} UTC"
         self._name_fault(fault, f"the source cannot be opened; the mirror answers, of {of}")
         return found
@@ -202,7 +227,7 @@ class Access:
         if self._source is None:
             raise error
         with self._as_closed():
-            found = alone(SourceAlone(self._settings, self._source, oltp, error))
+            found = alone(SourceAlone(self._settings, self._source, oltp, error, self._clock))
         self._name_fault(error, "the mirror cannot be opened, and the source answers")
         return found
 
@@ -301,6 +326,7 @@ class Access:
         """Close everything; safe to repeat."""
         with self._moving:
             self._is_closed = True
+            self._lender.close()
             if self._server is not None:
                 self._server.close()
             if self._held is not None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rhei_pipeline.capabilities import views_of
 from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.protocols import Database
@@ -20,7 +21,7 @@ from rhei_pipeline.query.streams import until_closed
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.declarations import all_tables
-from rhei_pipeline.wiring.engine import query_clock, query_limits
+from rhei_pipeline.wiring.engine import query_limits
 from rhei_pipeline.wiring.source import restrict_functions
 from rhei_pipeline.wiring.table_options import table_options
 
@@ -68,10 +69,16 @@ class SourceAlone:
         settings: The declaration.
         source, oltp: The database that is mirrored, and where `oltp` is answered.
         fault: Why the mirror cannot be opened.
+        clock: Ends queries that take too long.
     """
 
     def __init__(
-        self, settings: Settings, source: Database, oltp: Database | None, fault: MirrorError
+        self,
+        settings: Settings,
+        source: Database,
+        oltp: Database | None,
+        fault: MirrorError,
+        clock: QueryClock,
     ) -> None:
         path = settings.registry.path
         mirror_id = mirror_id_of(path)
@@ -87,7 +94,7 @@ class SourceAlone:
         )
         self._fault = fault
         self._planner = Planner(self._engines, table_options(settings, registry))
-        self._clock, self._limits = query_clock(settings), query_limits(settings)
+        self._clock, self._limits = clock, query_limits(settings)
 
     def query(self, sql: str, params: Sequence[Any], hint: str, begun: Begun | None) -> pa.Table:
         """Answer a query that the source may answer.

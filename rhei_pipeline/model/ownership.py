@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 
 from rhei_pipeline.errors import CaptureError, MirrorOwnerError
 
@@ -67,6 +68,12 @@ def is_same(recorded: SourceIdentity, found: SourceIdentity, *, is_gone: bool) -
         return False
     moved = is_gone and recorded.mark == found.mark != ""
     return recorded.place == found.place or moved
+
+
+def is_at(recorded: SourceIdentity, path: PurePath) -> bool:
+    """Return whether a recorded file, or a log, is the one at this path."""
+    place = recorded.place.rpartition(" (")[0] if recorded.kind == "log" else recorded.place
+    return place == str(path)
 
 
 def refuse_other(

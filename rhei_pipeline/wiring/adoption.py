@@ -11,13 +11,16 @@ from rhei_pipeline.errors import CaptureError, MirrorBusyError, MirrorError, Sch
 from rhei_pipeline.model.ownership import (
     Owner,
     SourceIdentity,
+    is_at,
+    is_renamed,
     is_same,
     refuse_other,
     refuse_other_buffer,
 )
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.sync.schema_registry import Registry
+from rhei_pipeline.settings.source import PostgresSettings
+from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.mirror import OwnedMirror, is_made, open_mirror
 from rhei_pipeline.wiring.source import SourceDatabase, forget_elsewhere, open_database
 
@@ -117,6 +120,21 @@ def refuse_owner(settings: Settings, recorded: str) -> None:
         stack.callback(database.close)
         found = Owner(database.identity(), settings.name)
     refuse_other(Owner.read(recorded), found, str(settings.mirror.path), _is_gone)
+
+
+def is_ours(settings: Settings, mirror: OwnedMirror) -> bool:
+    """Return whether a mirror is the declaration's, as is known without its source.
+
+    A file or a log tells it by its path. Of a server, the registry tells which mirror is synced.
+    """
+    recorded, source = _recorded(mirror), settings.source
+    if recorded is not None:
+        renamed = is_renamed(recorded, Owner(recorded.source, settings.name))
+        if renamed or recorded.source.kind != source.kind:
+            return False
+        if not isinstance(source, PostgresSettings):
+            return is_at(recorded.source, source.path.resolve())
+    return mirror_id_of(settings.registry.path) == mirror.mirror_id
 
 
 def validate_owner(settings: Settings) -> list[Finding]:

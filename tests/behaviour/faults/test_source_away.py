@@ -1,9 +1,11 @@
 """A source that is gone for a while: the mirror answers what it can, and says of when it is."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,19 @@ from typer.testing import CliRunner
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.cli.main import app
-from rhei_pipeline.errors import QueryError, SchemaError, SourceError, SourceUnreachableError
+from rhei_pipeline.errors import (
+    MirrorError,
+    QueryError,
+    SchemaError,
+    SourceError,
+    SourceUnreachableError,
+)
+from rhei_pipeline.holder import access
+from rhei_pipeline.holder.mirror_alone import MirrorAlone
+from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, serving
+from rhei_pipeline.settings.source import SqliteSettings
 from rhei_pipeline.sources.postgres import database as postgres_database
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -211,6 +223,73 @@ def test_without_a_mirror_that_holds_something_nothing_is_answered_and_none_is_m
         Path(f"{settings.mirror.path}.lock"),
         Path(f"{settings.mirror.path}.lock.turn"),
     }
+
+
+def test_the_mirror_of_another_pipeline_is_not_answered_of(make_world: MakeWorld) -> None:
+    """As long as the source can be opened, its mirror is refused by name."""
+    world = make_world(mode="temporal")
+    _filled(world)
+    settings, source = world.settings, world.settings.source
+    elsewhere = source.model_copy(update={"path": world.directory / "others.db"})
+    with HTAP(settings.model_copy(update={"source": elsewhere}), hold=False) as htap:
+        with pytest.raises(SourceError, match=r"others\.db"):
+            htap.query(ROWS, hint="olap")
+        with pytest.raises(SourceError, match=r"others\.db"):
+            htap.as_of("t", datetime.now(UTC))
+
+
+def test_the_mirror_of_another_server_is_not_answered_of(make_postgres: MakePostgres) -> None:
+    """Only the registry tells, as the server cannot be asked."""
+    world = make_postgres(mode="temporal")
+    _filled(world)
+    settings = _away(world)
+    registry = settings.registry.model_copy(update={"path": world.directory / "others.json"})
+    for others in ({"registry": registry}, {"source": SqliteSettings(path=Path("/nowhere/t.db"))}):
+        with (
+            HTAP(settings.model_copy(update=others), hold=False) as htap,
+            pytest.raises((SourceError, SourceUnreachableError)),
+        ):
+            htap.query(ROWS, hint="olap")
+
+
+def test_who_finds_that_another_process_asks_the_mirror_alone_waits(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, other = make_world(mode="temporal"), ExitStack()
+    _filled(world)
+
+    def away(*_: object) -> None:
+        fault = SourceError("it is away")
+        other.enter_context(MirrorAlone(world.settings, fault, QueryClock(60)))
+        threading.Timer(0.5, other.close).start()
+        raise fault
+
+    monkeypatch.setattr(access, "Held", away)
+    with HTAP(world.settings, hold=False) as htap:
+        assert htap.query(ROWS, hint="olap").num_rows == 3
+
+
+LONG = "select count(*) from range(30000) a, range(100000) b where (a.range * b.range) % 7 = 3"
+
+
+def test_a_long_query_of_the_mirror_alone_holds_nobody_up(make_world: MakeWorld) -> None:
+    world = make_world(mode="temporal")
+    _filled(world)
+    file, begun = world.directory / "app.db", threading.Event()
+    file.rename(file.with_name("moved.db"))
+    htap = HTAP(world.settings, hold=False)
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(htap.query, LONG, hint="olap", begun=lambda _: begun.set())
+        assert begun.wait(60)
+        for _ in range(3):
+            assert htap.query(ROWS, hint="olap").num_rows == 3
+        assert not long.done()
+        assert sum(thread.name == "rhei-clock" for thread in threading.enumerate()) == 1
+        htap.close()
+        with pytest.raises(MirrorError, match="closed"):
+            long.result(60)
+    with pytest.raises(MirrorError, match="closed"):
+        htap.query(ROWS, hint="olap")
 
 
 def test_commands_that_read_the_mirror_answer_and_say_of_when(
