@@ -58,7 +58,7 @@ class MirrorLender:
 
     @contextmanager
     def lent(self, fault: RheiError) -> Iterator["MirrorAlone"]:
-        """Have the mirror open for the length of the block; raises as `MirrorAlone` does."""
+        """Open the mirror for the length of the block, unless it is open; see `MirrorAlone`."""
         with self._lock:
             mirror = self._mirror
             if mirror is None:
