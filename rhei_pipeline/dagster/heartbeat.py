@@ -81,10 +81,16 @@ class SignsOfLife:
 
     A sign is only ever compared with the one before it. What it says of the time is that of another
     machine, whose clock may be hours off; and a machine that slept has missed no sign.
+
+    Args:
+        clock: Returns seconds.
+        begins_late: A run is started long before its process gives the first sign.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, begins_late: bool = False
+    ) -> None:
+        self._clock, self._begins_late = clock, begins_late
         self._seen: dict[str, tuple[object, float]] = {}
 
     def end_the_dead(self, instance: dg.DagsterInstance, runs: Iterable[dg.DagsterRun]) -> bool:
@@ -100,10 +106,14 @@ class SignsOfLife:
         watched = [run for run in runs if run.status in _WATCHED]
         signs = {run.run_id: (run.status, last_sign(run)) for run in watched}
         silent = self.silent_seconds(signs)
-        dead = [run for run in watched if silent[run.run_id] > _patience(run)]
+        dead = [run for run in watched if silent[run.run_id] > self._patience(run)]
         for run in dead:
             _end(instance, run)
         return bool(dead)
+
+    def _patience(self, run: dg.DagsterRun) -> float:
+        is_to_begin = self._begins_late and not last_sign(run)
+        return _UNBORN_SECONDS if run.status in _UNBORN or is_to_begin else _DEAD_SECONDS
 
     def silent_seconds(self, signs: Mapping[str, object]) -> dict[str, float]:
         """Return how long each sign has been the same, as far as this process has seen."""
@@ -113,10 +123,6 @@ class SignsOfLife:
             for name, sign in signs.items()
         }
         return {name: now - since for name, (_, since) in self._seen.items()}
-
-
-def _patience(run: dg.DagsterRun) -> float:
-    return _UNBORN_SECONDS if run.status in _UNBORN else _DEAD_SECONDS
 
 
 def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:

@@ -51,7 +51,9 @@ class SlotWatch:
 
     def __init__(self, pool: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
-        self._holders, self._called = SignsOfLife(clock), SignsOfLife(clock)
+        # A step has its slot before a process, or a machine, is made for it.
+        self._holders = SignsOfLife(clock, begins_late=True)
+        self._called = SignsOfLife(clock)
         self._clock, self._looked_at, self._somebody_waits = clock, clock(), False
 
     @property

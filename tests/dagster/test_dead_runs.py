@@ -104,10 +104,13 @@ def test_a_step_of_others_in_the_pool_is_let_be_once_it_has_begun() -> None:
 
 
 def test_a_step_that_was_killed_before_it_began_keeps_no_slot() -> None:
+    """It may wait for a machine; after a quarter of an hour none will come any more."""
     with dg.instance_for_test() as instance:
         line = Line(instance)
         killed, waits = line.joined_by(), line.joined_by()
-        line.looked_at(after=1000)
+        line.looked_at(after=400)
+        assert line.status(killed) is STARTED
+        line.looked_at(after=100)
         assert line.status(killed) is FAILURE
         assert line.asks(waits)
 
