@@ -11,18 +11,26 @@ from rhei_pipeline.model.log_context import current_cycle
 
 
 def log_to_stderr(*, as_json: bool) -> None:
-    """Send the log of this package to standard error."""
+    """Send the log of this package to standard error, and other libraries' in the same form."""
     handler = _StandardError()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(json_lines() if as_json else plain)
-    logger = logging.getLogger("rhei_pipeline")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    root = logging.getLogger()
+    root.handlers[:] = [each for each in root.handlers if not isinstance(each, _StandardError)]
+    root.addHandler(handler)
+    logging.getLogger("rhei_pipeline").setLevel(logging.INFO)
+    _leave_out_told_errors()
 
 
 def log_as_text() -> None:
     """Send warnings that nobody else logs to standard error, as errors are told."""
     logging.lastResort = _Told(logging.WARNING)
+    _leave_out_told_errors()
+
+
+def _leave_out_told_errors() -> None:
+    """Leave out each attempt of the PostgreSQL driver: what it ends in is raised, and told here."""
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def json_lines() -> logging.Formatter:
