@@ -11,7 +11,7 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-SQLITE, TRIGGERS, LOGICAL = re.findall(
+SQLITE, TRIGGERS, LOGICAL, USER = re.findall(
     r"```sql\n(.*?)```", PAGE.split("## Taking Rhei out")[1], flags=re.DOTALL
 )
 
@@ -63,3 +63,26 @@ def test_what_the_page_says_takes_rhei_out_of_postgres(
                         admin.execute(str(text).encode())
             assert [admin.execute(query.encode()).fetchone() for query in left] == [(0,)] * 4
             admin.execute("insert into t values (2, 2)")
+
+
+def test_what_the_page_says_takes_the_user_out_of_postgres(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres()
+    database = psycopg.conninfo.conninfo_to_dict(world.dsn)["dbname"]
+    with psycopg.connect(world.dsn, autocommit=True) as admin:
+        for statement in (
+            "create role leaving_app",
+            "create role leaving login replication",
+            f'grant create on database "{database}" to leaving',
+            "grant leaving_app to leaving",
+        ):
+            admin.execute(statement.encode())
+        try:
+            for statement in re.sub(r"\brhei\b", "leaving", USER).split(";\n"):
+                admin.execute(re.sub(r"\bshop\b", f'"{database}"', statement).encode())
+            asked = b"select count(*) from pg_roles where rolname = 'leaving'"
+            assert admin.execute(asked).fetchone() == (0,)
+        finally:
+            admin.execute(b"drop role if exists leaving")
+            admin.execute(b"drop role leaving_app")
