@@ -1,7 +1,7 @@
 """A table that another session keeps from being read is left out; the other tables go on."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from rhei_pipeline.sources.postgres import database as postgres_database
 from rhei_pipeline.sources.postgres.connection import Connection
 from rhei_pipeline.sources.postgres.logical import copy_start, slots
 from rhei_pipeline.sources.postgres.logical import source as logical_source
+from rhei_pipeline.sources.postgres.polling import source as polling_source
 from rhei_pipeline.sources.postgres.triggers import source as trigger_source
 from rhei_pipeline.sources.waiting import wait_until
 from tests.support.fix_postgres import (
@@ -220,6 +221,37 @@ def test_of_many_tables_that_one_transaction_holds_one_is_waited_for(
         pauses.clear()
         assert set(world.htap.sync_now().errors) == {*many}
     world.assert_equal("free", "locked")
+    holder.commit()
+    assert not world.htap.sync_now().errors
+    world.assert_equal("free", "locked", *many)
+
+
+def test_of_many_tables_that_a_migration_has_locked_one_is_waited_for_at_length(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The changes of the others would wait a second for each of them, in every cycle."""
+    begun, begin = list[str](), Connection.begin
+    world = _made(make_postgres, "polling")
+    many = [f"held_{number}" for number in range(4)]
+    columns = "id int primary key, updated_at timestamptz not null default clock_timestamp()"
+    world.run(*[f"create table {table} ({columns})" for table in many])
+    world.htap.sync_now()
+
+    def noted(
+        connection: Connection, words: str = "", settings: Mapping[str, str] | None = None
+    ) -> None:
+        begun.append((settings or {}).get("lock_timeout", ""))
+        begin(connection, words, settings)
+
+    monkeypatch.setattr(polling_source, "_HASTY_SECONDS", 600.0)
+    monkeypatch.setattr(Connection, "begin", noted)
+    for table in many:
+        holder.execute(f"alter table {table} add column n int".encode())
+    _change(world, 2)
+    assert set(world.htap.sync_now().errors) == {*many}
+    assert begun.count("100ms") <= 2  # the first snapshot, and a look at all tables at once
+    assert begun.count("50ms") >= len(many) - 1
+    world.assert_equal("free")
     holder.commit()
     assert not world.htap.sync_now().errors
     world.assert_equal("free", "locked", *many)

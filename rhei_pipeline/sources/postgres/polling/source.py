@@ -10,6 +10,8 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
+
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.kept_columns import KeptColumns
@@ -42,6 +44,10 @@ from rhei_pipeline.sql.text import listed, quote
 _SLEW = 0.001
 #: Oids of types whose value, not only its presence, tells whether a row is deleted.
 _BOOLEAN, _NUMBERS = 16, {20, 21, 23, 700, 701, 1700}
+
+#: One transaction may have locked many tables, and each is read in a snapshot of its own: so soon
+#: after one that was waited for in vain there is little patience with the next.
+_HASTE, _HASTY_SECONDS = {"lock_timeout": "50ms"}, 1.0
 
 #: The role whose members see when others' transactions began.
 _SEES_ALL = "pg_read_all_stats"
@@ -93,6 +99,7 @@ class PostgresPollingSource(PollingSource):
         self._known_at = -1
         self._ahead: dict[str, TableFacts] = {}
         self._kept: Connection | None = None
+        self._hasty_until = float("-inf")
         self._origin = ""
         self._zone: Zone | None = None
 
@@ -185,7 +192,9 @@ class PostgresPollingSource(PollingSource):
             began = self._monotonic()
             reading = self._horizon.read(connection)
             self._follow_clock(began, reading.clock)
-            connection.begin("isolation level repeatable read read only")
+            is_hasty = self._monotonic() < self._hasty_until
+            chosen = {**connection.settings, **(_HASTE if is_hasty else {})}
+            connection.begin("isolation level repeatable read read only", chosen)
             try:
                 refuse_other_server(connection, self._origin)
                 snapshot = PostgresPollingSnapshot(
@@ -193,6 +202,9 @@ class PostgresPollingSource(PollingSource):
                 )
                 with closing(snapshot):
                     yield snapshot
+            except psycopg.errors.LockNotAvailable:
+                self._hasty_until = self._monotonic() + _HASTY_SECONDS
+                raise
             finally:
                 connection.end_reading()
 
