@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 40
 #: A report's words, such as 'destructive', are no longer than this.
 _WORD = 12
+#: What a column takes beside its texts, and what one gets at least whose words are cut.
+_FRAME, _NARROW = 3, 8
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -63,14 +65,50 @@ def _report(
     """Return a report's table; where it is too wide, long texts and headings take more lines."""
     shown = _table([name.replace("_", " ") for name in names], rows, numeric)
     if _width(names, rows) > width:
+        words, texts = [], []
         for column, cells in zip(shown.columns, zip(*rows, strict=True), strict=True):
             column.header = str(column.header).replace(" ", "\n")
-            # A word or number is not cut; a name takes as many lines as it needs.
-            words = [word for text in (column.header, *cells) for word in text.split()]
-            longest = max(map(len, words), default=0)
-            column.min_width = longest if longest <= _WORD else None
             column.overflow = "fold"
+            told = (column.header, *cells)
+            texts.append(max(map(len, told)))
+            words.append(max((len(word) for text in told for word in text.split()), default=0))
+        widths = _widths(words, texts, numeric, width - _FRAME * len(names) - 1)
+        for column, each in zip(shown.columns, widths, strict=True):
+            column.width = each
     return shown
+
+
+def _widths(
+    words: Sequence[int], texts: Sequence[int], numeric: Sequence[bool], room: int
+) -> list[int]:
+    """Return the width of each column, by its longest word and its longest text."""
+    whole = _kept_whole(words, numeric, room)
+    widths = [max(word, 1) if place in whole else 0 for place, word in enumerate(words)]
+    others = sorted({*range(len(words))} - whole, key=texts.__getitem__)
+    left = room - sum(widths)
+    for waiting, place in zip(range(len(others), 0, -1), others, strict=True):
+        widths[place] = max(min(texts[place], left // waiting), 1)
+        left -= widths[place]
+    for place in sorted(whole):
+        more = min(max(texts[place] - widths[place], 0), max(left, 0))
+        widths[place] += more
+        left -= more
+    return widths
+
+
+def _kept_whole(words: Sequence[int], numeric: Sequence[bool], room: int) -> set[int]:
+    """Return the columns in which no word is cut, by their longest ones.
+
+    No number is, and a name takes as many lines as it needs. Where even that is too wide, the
+    longest words of others are cut as well.
+    """
+    whole = {place for place, word in enumerate(words) if word <= _WORD}
+    while sum(words[place] for place in whole) + _NARROW * (len(words) - len(whole)) > room:
+        texts = [place for place in whole if not numeric[place]]
+        if not texts:
+            break
+        whole.remove(max(texts, key=words.__getitem__))
+    return whole
 
 
 def say(lines: Iterable[str]) -> None:
