@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import pyarrow as pa
 
@@ -35,6 +36,8 @@ Connection = postgres_connection.Connection
 OWN_NAMESPACE = "_rhei"
 #: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
 _ID_DIGITS = 16
+#: Of so many columns it is remembered that they were said to be left out.
+_TOLD = 1000
 BYTEA, NUMERIC = 17, 1700
 _MAX_DECIMAL_DIGITS = 38
 #: Built-in types by oid; every other type is kept as the text that PostgreSQL writes for it.
@@ -277,17 +280,21 @@ def _columns(
         if options.columns is not None and name not in options.columns:
             continue
         if not reread and not is_logged(connection, stored.generated):
-            _log.warning(
-                "table %r: generated column %r is left out: it is not in the server's log",
-                shown,
-                name,
-            )
+            _tell_left_out(connection.info.dsn, shown, name)
             continue
         declared = options.types.get(name)
         if declared is None and options.as_text and logical_of(stored.oid):
             declared = "string"
         columns.append(_column(facts, stored, declared))
     return columns
+
+
+@lru_cache(maxsize=_TOLD)
+def _tell_left_out(_database: str, table: str, column: str) -> None:
+    """Say, once a process, that a column is not mirrored; a table is read again and again."""
+    _log.warning(
+        "table %r: generated column %r is left out: it is not in the server's log", table, column
+    )
 
 
 def _column(facts: TableFacts, stored: ColumnFacts, declared: str | None) -> Column:
