@@ -146,7 +146,9 @@ class Access:
         except MirrorError as error:
             return self._asked_alone(error, alone)
         except RheiError as error:
-            raise self._naming_mirror(error) from error
+            if error not in self._source_faults or not is_made(self._settings.mirror):
+                raise
+            raise _naming_mirror(error) from error
 
     def answer_of_mirror(self, ask: Callable[[Held | MirrorAlone], _Found]) -> _Found:
         """Return the answer; where the source cannot be opened, what the mirror answers alone.
@@ -197,14 +199,6 @@ class Access:
         self._name_fault(fault, f"the source cannot be opened; the mirror answers, of {of}")
         return found
 
-    def _naming_mirror(self, error: RheiError) -> RheiError:
-        """Return an error of a source that cannot be opened with who can be asked meanwhile."""
-        if error not in self._source_faults or not is_made(self._settings.mirror):
-            return error
-        named = copy.copy(error)
-        named.hint = f"{error.hint}; {_MEANWHILE}" if error.hint else _MEANWHILE
-        return named
-
     def stream_without(
         self, ask: Callable[[Held], Streamed], alone: Callable[[SourceAlone], Streamed]
     ) -> Streamed:
@@ -218,7 +212,9 @@ class Access:
         except MirrorError as error:
             return self._asked_alone(error, alone)
         except RheiError as error:
-            raise self._naming_mirror(error) from error
+            if error not in self._source_faults or not is_made(self._settings.mirror):
+                raise
+            raise _naming_mirror(error) from error
 
     def _asked_alone(self, error: MirrorError, alone: Callable[[SourceAlone], _Found]) -> _Found:
         if error not in self._faults:
@@ -626,6 +622,13 @@ class Access:
     def _refuse_closed(self) -> None:
         if self._is_closed:
             raise mirror_closed()
+
+
+def _naming_mirror(error: RheiError) -> RheiError:
+    """Return an error of a source that cannot be opened with who can be asked meanwhile."""
+    named = copy.copy(error)
+    named.hint = f"{error.hint}; {_MEANWHILE}" if error.hint else _MEANWHILE
+    return named
 
 
 def _turn_in_folder(lock: Path, mirror: str) -> Turn:
