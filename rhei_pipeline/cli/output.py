@@ -83,16 +83,15 @@ def _widths(
 ) -> list[int]:
     """Return the width of each column, by its longest word and its longest text."""
     whole = _kept_whole(words, numeric, room)
-    widths = [max(word, 1) if place in whole else 0 for place, word in enumerate(words)]
-    others = sorted({*range(len(words))} - whole, key=texts.__getitem__)
+    widths = [max(word, 1) if place in whole else 1 for place, word in enumerate(words)]
     left = room - sum(widths)
-    for waiting, place in zip(range(len(others), 0, -1), others, strict=True):
-        widths[place] = max(min(texts[place], left // waiting), 1)
-        left -= widths[place]
-    for place in sorted(whole):
-        more = min(max(texts[place] - widths[place], 0), max(left, 0))
-        widths[place] += more
-        left -= more
+    # What is left goes to columns whose words are cut first, and to short texts before long ones.
+    for some in ({*range(len(words))} - whole, whole):
+        asking = sorted(some, key=lambda place: texts[place] - widths[place])
+        for waiting, place in zip(range(len(asking), 0, -1), asking, strict=True):
+            more = max(min(texts[place] - widths[place], left // waiting), 0)
+            widths[place] += more
+            left -= more
     return widths
 
 
