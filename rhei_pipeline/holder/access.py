@@ -196,7 +196,9 @@ class Access:
                 waiting.pause()
             lent.enter_context(self._as_closed())
             found, of = ask(mirror), f"{mirror.synced_at:%Y-%m-%d %H:%M:%S} UTC"
-        self._name_fault(fault, f"the source cannot be opened; the mirror answers, of {of}")
+        self._name_fault(
+            fault, f"the source cannot be opened; the mirror answers, its last change is of {of}"
+        )
         return found
 
     def stream_without(

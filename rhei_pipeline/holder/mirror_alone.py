@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -19,8 +18,9 @@ from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.model.schema import Table, nearest
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.query import results, time_travel
+from rhei_pipeline.query.completeness import letters_by_table, letters_read
 from rhei_pipeline.query.freshness import Demand
-from rhei_pipeline.query.router import Route, tables_read
+from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.kept_history import find_mirrored
 from rhei_pipeline.wiring.adoption import is_ours
@@ -130,12 +130,8 @@ class MirrorAlone(Closing):
             found = self._mirror.query(sql, params, timed.begun, self._limits.answer)
         reason = f"asked for, and the source cannot be opened: {self.fault}"
         labelled = results.labelled(found, Route("olap", reason), ledger)
-        return results.lacking(labelled, self._letters(sql))
-
-    def _letters(self, sql: str) -> dict[str, int]:
-        known = Counter(self._mirror.dead_letters()["table_name"].to_pylist())
-        read = tables_read(sql, self._dialect) if known else frozenset()
-        return {name: count for name, count in known.items() if name.lower() in read}
+        letters = letters_read(letters_by_table(self._mirror), sql, self._dialect)
+        return results.lacking(labelled, letters)
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
         """Return a temporal table's rows as they were at an instant."""

@@ -7,9 +7,21 @@ from datetime import datetime
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.planner import Engines
 from rhei_pipeline.query.router import Plan, tables_read
+
+
+def letters_by_table(mirror: Mirror) -> Mapping[str, int]:
+    """Return how many dead letters each table has that has some."""
+    return Counter(mirror.dead_letters()["table_name"].to_pylist())
+
+
+def letters_read(known: Mapping[str, int], sql: str, dialect: str) -> dict[str, int]:
+    """Return how many of these the tables have that a statement for the mirror reads."""
+    read = tables_read(sql, dialect) if known else frozenset()
+    return {name: count for name, count in known.items() if name.lower() in read}
 
 
 class Completeness:
@@ -38,15 +50,12 @@ class Completeness:
 
     def dead_letters(self, sql: str, ledger: Ledger) -> dict[str, int]:
         """Return how many dead letters the tables have that a statement for the mirror reads."""
-        known = self._with_dead_letters(ledger)
-        read = tables_read(sql, self._dialect) if known else frozenset()
-        return {name: count for name, count in known.items() if name.lower() in read}
+        return letters_read(self._with_dead_letters(ledger), sql, self._dialect)
 
     def _with_dead_letters(self, ledger: Ledger) -> Mapping[str, int]:
         known = self._rejected
         if known is None or known[0] is not ledger:
-            names = Counter(self._mirror.dead_letters()["table_name"].to_pylist())
-            known = self._rejected = (ledger, names)
+            known = self._rejected = (ledger, letters_by_table(self._mirror))
         return known[1]
 
     def not_followed(self, sql: str) -> dict[str, datetime]:

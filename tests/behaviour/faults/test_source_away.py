@@ -272,6 +272,26 @@ def test_who_finds_that_another_process_asks_the_mirror_alone_waits(
 LONG = "select count(*) from range(30000) a, range(100000) b where (a.range * b.range) % 7 = 3"
 
 
+def test_what_the_mirror_lacks_is_named_without_the_source_too(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.run(
+        "create table t (id integer primary key, n integer)",
+        "create table u (id integer primary key)",
+        "insert into t values (1, 1), (2, 'no number')",
+        "insert into u values (1)",
+    )
+    world.htap.sync_now()
+    world.crash()
+    (world.directory / "app.db").rename(world.directory / "moved.db")
+    with HTAP(world.settings, hold=False) as htap:
+        found = htap.query("select * from t", hint="olap")
+        assert json.loads(found.schema.metadata[b"rhei.dead_letters"]) == {"t": 1}
+        assert (
+            b"rhei.dead_letters" not in htap.query("select * from u", hint="olap").schema.metadata
+        )
+        assert htap.dead_letters("t").num_rows == 1
+
+
 def test_a_long_query_of_the_mirror_alone_holds_nobody_up(make_world: MakeWorld) -> None:
     world = make_world(mode="temporal")
     _filled(world)
@@ -315,7 +335,7 @@ def test_commands_that_read_the_mirror_answer_and_say_of_when(
         caplog.clear()
         done = rhei(*words)
         assert done.exit_code == 0, (words, done.output)
-        assert "the mirror answers, of 2" in caplog.text
+        assert "the mirror answers, its last change is of 2" in caplog.text
     refused = rhei("query", "select * from t")
     assert refused.exit_code == 1
     assert "the hint 'olap' asks the mirror" in str(refused.exception)
