@@ -265,7 +265,8 @@ def test_who_finds_that_another_process_asks_the_mirror_alone_waits(
         raise fault
 
     monkeypatch.setattr(access, "Held", away)
-    with HTAP(world.settings, hold=False) as htap:
+    patient = world.settings.with_fields({"mirror": {"lock_timeout_seconds": 60}})
+    with HTAP(patient, hold=False) as htap:
         assert htap.query(ROWS, hint="olap").num_rows == 3
 
 
