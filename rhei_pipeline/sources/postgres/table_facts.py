@@ -1,6 +1,6 @@
 """What PostgreSQL's catalogue says of tables: many cost as many statements as one."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import psycopg
@@ -205,6 +205,36 @@ def read_ahead(connection: Connection, names: Collection[str]) -> dict[str, Tabl
         if connection.closed:
             raise
         return {}
+
+
+class FactsOfState:
+    """Reads what the catalogue says of many tables, again only once something was committed."""
+
+    def __init__(self) -> None:
+        self._state: object = None
+        self._names: frozenset[str] = frozenset()
+        self._facts: Mapping[str, TableFacts] = {}
+
+    def read(
+        self, connection: Connection, names: Collection[str], state: object
+    ) -> Mapping[str, TableFacts]:
+        """Return what it says of these tables, and maybe of others; see `read_ahead`.
+
+        Args:
+            connection: Where to read it.
+            names: The tables.
+            state: What changes with every commit, as it is now; see `SourceCatalog.state`.
+        """
+        if self._state != state or not self._names.issuperset(names):
+            self._facts = read_ahead(connection, names)
+            # It may have failed for now, with none found.
+            self._state = state if self._facts else None
+            self._names = frozenset(names)
+        return self._facts
+
+    def forget(self) -> None:
+        """Read all again, on another connection."""
+        self._state = None
 
 
 def _relations(connection: Connection, names: Iterable[str]) -> dict[str, TableFacts]:

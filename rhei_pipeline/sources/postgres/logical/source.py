@@ -63,7 +63,7 @@ from rhei_pipeline.sources.postgres.logical.recent_slot import RecentSlot
 from rhei_pipeline.sources.postgres.logical.sessions import LogSessions
 from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
 from rhei_pipeline.sources.postgres.marks import STATE
-from rhei_pipeline.sources.postgres.table_facts import TableFacts, read_ahead
+from rhei_pipeline.sources.postgres.table_facts import FactsOfState, TableFacts
 from rhei_pipeline.sources.postgres.versions import Since, has
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.sql.text import quote
@@ -113,7 +113,7 @@ from pg_replication_slots where slot_name = %s and restart_lsn is not null
 class _ReadAhead:
     """What was read of many tables at once, and of our slot and publication when first needed."""
 
-    facts: dict[str, TableFacts]
+    facts: Mapping[str, TableFacts]
     slot: Slot | None = None
     members: set[int] = field(default_factory=set)
     #: Why the slot could not be created: once is enough, for all of these tables.
@@ -164,6 +164,7 @@ class LogicalSource:
         self._catalogue = SourceCatalog(lambda *_: sorted(self._look().items()))
         self._members: dict[int, str] = {}
         self._known: dict[str, tuple[object, PostgresTable]] = {}
+        self._facts = FactsOfState()
         self._ahead: _ReadAhead | None = None
         self._installed: dict[str, PostgresTable] = {}
         self._renamed: dict[str, tuple[int, tuple[str, ...]]] = {}
@@ -200,6 +201,7 @@ class LogicalSource:
         """Forget what was known of the server on an earlier connection."""
         self._catalogue.forget()
         self._known.clear()
+        self._facts.forget()
         self._ahead = None
         # It may have been put back to an earlier state meanwhile, in which its log ends before.
         self._log.close()
@@ -297,7 +299,8 @@ class LogicalSource:
             connection = self._connection
             for name in names:
                 self._catalogue.follow(name)
-            self._ahead = _ReadAhead(read_ahead(connection, names))
+            facts = self._facts.read(connection, names, self._catalogue.state(connection))
+            self._ahead = _ReadAhead(facts)
         try:
             yield
         finally:

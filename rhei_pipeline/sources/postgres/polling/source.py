@@ -34,8 +34,8 @@ from rhei_pipeline.sources.postgres.polling.table import PostgresPoll
 from rhei_pipeline.sources.postgres.polling.timestamps import FAMILIES, StampColumn, Zone
 from rhei_pipeline.sources.postgres.table_facts import (
     ColumnFacts,
+    FactsOfState,
     TableFacts,
-    read_ahead,
     read_facts,
 )
 from rhei_pipeline.sql.text import listed, quote
@@ -97,7 +97,8 @@ class PostgresPollingSource(PollingSource):
         self._catalogue = SourceCatalog(lambda *_: None)
         self._known: dict[str, PostgresPoll] = {}
         self._known_at = -1
-        self._ahead: dict[str, TableFacts] = {}
+        self._facts = FactsOfState()
+        self._ahead: Mapping[str, TableFacts] = {}
         self._kept: Connection | None = None
         self._hasty_until = float("-inf")
         self._origin = ""
@@ -112,6 +113,7 @@ class PostgresPollingSource(PollingSource):
             self._horizon = HorizonReader()
             self._catalogue.forget()
             self._known_at = -1
+            self._facts.forget()
             self._ahead = {}
             self._origin = origin(self._kept)
         return self._kept
@@ -132,7 +134,7 @@ class PostgresPollingSource(PollingSource):
             for name in names:
                 self._catalogue.follow(name)
                 self._known.pop(name, None)
-            self._ahead = read_ahead(connection, names)
+            self._ahead = self._facts.read(connection, names, self._catalogue.state(connection))
         try:
             yield
         finally:

@@ -32,7 +32,7 @@ from rhei_pipeline.sources.postgres.identity import (
     refuse_standby,
 )
 from rhei_pipeline.sources.postgres.rows import bare_literal
-from rhei_pipeline.sources.postgres.table_facts import TableFacts, read_ahead
+from rhei_pipeline.sources.postgres.table_facts import FactsOfState, TableFacts, read_ahead
 from rhei_pipeline.sources.postgres.triggers import registry, validate
 from rhei_pipeline.sources.postgres.triggers.ddl import (
     BEGUN,
@@ -135,7 +135,10 @@ class PostgresTriggerSource:
         self._ahead: dict[str, TableFacts] = {}
         self._is_hasty = False
         self._ahead_at: object = None
+        self._order_ahead: int | None = None
         self._records: dict[int, _Records] = {}
+        self._facts = FactsOfState()
+        self._recorded: tuple[Mapping[str, TableFacts], Mapping[int, _Records]] = {}, {}
         self._registered = KnownLogs()
         self._installed: dict[str, int] = {}
         self._read: dict[str, _Read] = {}
@@ -156,7 +159,8 @@ class PostgresTriggerSource:
             self._catalogue.forget()
             self._entry_states.clear()
             self._entries_at = -1
-            self._ahead, self._records = {}, {}
+            self._ahead, self._records, self._order_ahead = {}, {}, None
+            self._facts.forget()
             self._acknowledged.clear()
             self._pruned_since.clear()
             self._origin = origin(self._kept)
@@ -168,26 +172,38 @@ class PostgresTriggerSource:
 
     @contextmanager
     def reading_together(self, names: Collection[str]) -> Iterator[None]:
-        """Read tables once for what is described in a block; one whose log is made, again."""
+        """Read tables once for what is described in a block; one whose log is made, again.
+
+        What the last block read is as good, where nothing was committed since.
+        """
         with self._database.translated():
             connection = self._connection
             for name in names:
                 self._catalogue.follow(name)
-                self._entries.pop(name, None)
             self._ahead_at = self._catalogue.state(connection)
-            ahead = read_ahead(connection, names)
-            try:
-                self._records = self._read_records(connection, [f.oid for f in ahead.values()])
-                self._ahead = ahead
-            except (psycopg.Error, RheiError):
-                if connection.closed:
-                    raise
-                # Each is then read alone, and an error is its own.
+            facts = self._facts.read(connection, names, self._ahead_at)
+            if facts is not self._recorded[0]:
+                for name in names:
+                    self._entries.pop(name, None)
+                self._recorded = facts, self._read_all_records(connection, facts)
+            self._ahead, self._records = dict(facts), dict(self._recorded[1])
+            self._order_ahead = None
         try:
             yield
         finally:
             self._ahead, self._records = {}, {}
             self._is_hasty = False
+
+    def _read_all_records(
+        self, connection: Connection, facts: Mapping[str, TableFacts]
+    ) -> dict[int, _Records]:
+        """Read the records of tables; nothing where that fails: each one's error is its own."""
+        try:
+            return self._read_records(connection, [found.oid for found in facts.values()])
+        except (psycopg.Error, RheiError):
+            if connection.closed:
+                raise
+            return {}
 
     def _read_records(self, connection: Connection, oids: Collection[int]) -> dict[int, _Records]:
         """Read what capture needs to know of tables beside the catalogue's facts."""
@@ -460,10 +476,16 @@ class PostgresTriggerSource:
             return None
 
     def _order(self, entry: Entry) -> int:
-        with self._database.translated():
-            text = one(self._connection, "select pg_current_snapshot()::text")[0]
         found = self._registered.get(entry.source.oid)
-        return (found.base if found else 0) + VisibleText.parse(text).order
+        return (found.base if found else 0) + self._visible_order()
+
+    def _visible_order(self) -> int:
+        """Return how far the server's transactions have got; in a block, as it was first asked."""
+        if self._order_ahead is None or not self._ahead:
+            with self._database.translated():
+                text = one(self._connection, "select pg_current_snapshot()::text")[0]
+            self._order_ahead = VisibleText.parse(text).order
+        return self._order_ahead
 
     def _install(self, connection: Connection, table: Table, least: int) -> None:
         registry.prepare(connection)
