@@ -39,6 +39,23 @@ class MirrorQueryContract:
             mirror.query(sql)
         assert held(mirror) == {"a": 1.0}
 
+    @pytest.mark.parametrize(
+        ("sql", "params"),
+        [
+            ("select v from t where v > ?", [0.0, 1.0]),
+            ("select v from t", [0.0]),
+            ("select v from t where v > $least", {"least": 0.0, "most": 1.0}),
+        ],
+    )
+    def test_a_value_that_the_query_has_no_place_for_is_refused(
+        self, mirror: Mirror, sql: str, params: list[float] | dict[str, float]
+    ) -> None:
+        merge(mirror, rows(a=1.0), keys())
+        with pytest.raises(QueryError):
+            mirror.query(sql, params)
+        with pytest.raises(QueryError):
+            next(mirror.stream(sql, params, 100).batches)
+
     def test_streamed_rows_are_of_the_state_they_began_with(self, mirror: Mirror) -> None:
         merge(mirror, rows(**{f"k{number}": float(number) for number in range(1000)}), keys())
         streamed = mirror.stream("select k, v from t where v >= $least", {"least": 10.0}, 100)

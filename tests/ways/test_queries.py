@@ -135,6 +135,15 @@ def test_a_query_refused_for_datafusion_is_asked_as_its_refusal_says(mirrored: W
         _walked(mirrored, walk)
 
 
+@pytest.mark.parametrize("mirrored", ["parquet"], indirect=True)
+def test_a_value_is_given_for_each_placeholder(mirrored: World) -> None:
+    sql = "select v from t where id > ?"
+    with refused("give one value for each placeholder", QueryError) as met:
+        mirrored.htap.query(sql, [1, 2], hint="olap")
+    assert "no placeholder for parameter '2'" in str(met.error)
+    assert mirrored.htap.query(sql, [1], hint="olap").num_rows == 2
+
+
 @pytest.mark.parametrize("mirrored", [None, "memory"], indirect=True, ids=["duckdb", "datafusion"])
 def test_a_write_goes_through_execute_and_reaches_the_mirror(mirrored: World) -> None:
     hints: tuple[Hint, ...] = ("auto", "oltp", "olap")

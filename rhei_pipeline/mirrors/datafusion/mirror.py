@@ -32,13 +32,13 @@ from rhei_pipeline.mirrors.datafusion.files import aside, committed_meanwhile, d
 from rhei_pipeline.mirrors.datafusion.forgetting import Forgetting
 from rhei_pipeline.mirrors.datafusion.manifest import SNAPSHOTS, Manifest, StoredTable
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
+from rhei_pipeline.mirrors.datafusion.parameters import Params
 from rhei_pipeline.mirrors.datafusion.past import past_of
 from rhei_pipeline.mirrors.datafusion.repair import TableRepair, looks_at
 from rhei_pipeline.mirrors.datafusion.retention import Removal
 from rhei_pipeline.mirrors.datafusion.segment_merge import maintained
 from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import (
-    Params,
     ReadingSession,
     interruptible,
     plain_schema,

@@ -22,9 +22,10 @@ from rhei_pipeline.mirrors.datafusion.files import Files, deleted_meanwhile
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.mirror import RETAINED_MANIFESTS
+from rhei_pipeline.mirrors.datafusion.parameters import Params
 from rhei_pipeline.mirrors.datafusion.past import past_of
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
-from rhei_pipeline.mirrors.datafusion.session import Params, ReadingSession
+from rhei_pipeline.mirrors.datafusion.session import ReadingSession
 from rhei_pipeline.mirrors.datafusion.storages import FORMATS, open_files
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.change_feed import TableChanges

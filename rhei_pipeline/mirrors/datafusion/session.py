@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any, TypeVar
 
@@ -36,7 +36,12 @@ from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS
 from rhei_pipeline.mirrors.datafusion.decimal_sums import DecimalSums
 from rhei_pipeline.mirrors.datafusion.files import refuse_silent_store
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
-from rhei_pipeline.mirrors.datafusion.parameters import numbered_placeholders
+from rhei_pipeline.mirrors.datafusion.parameters import (
+    Params,
+    named_values,
+    numbered_placeholders,
+    refuse_surplus,
+)
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.views import (
     MAIN,
@@ -88,8 +93,6 @@ _RAISED = re.compile(r"PyErr \{ type: .*?, value: \w+(?:\.\w+)*\(['\"](.*?)['\"]
 _PANIC = "PanicException"
 
 _Result = TypeVar("_Result")
-#: Values of a statement, by place or by name.
-Params = Sequence[Any] | Mapping[str, Any]
 #: A table's quoted name, the table, and its rows.
 Frame = tuple[str, StoredTable, DataFrame]
 
@@ -165,7 +168,9 @@ class ReadingSession:
         refuse_writing(sql, "datafusion")
         refuse_files(sql, lambda: self._relations(manifest))
         refuse_hidden(sql)
-        frame = self._planned(numbered_placeholders(sql), _words(sql), params, manifest)
+        bound = numbered_placeholders(sql)
+        refuse_surplus(bound, params)
+        frame = self._planned(bound, _words(sql), params, manifest)
         if "sum" in sql.lower():
             _translated(
                 lambda: self._sums.refuse_wrapping(
@@ -177,11 +182,7 @@ class ReadingSession:
     def _planned(
         self, bound: str, words: set[str], params: Params, manifest: Manifest
     ) -> DataFrame:
-        values = (
-            dict(params)
-            if isinstance(params, Mapping)
-            else {str(place): value for place, value in enumerate(params, start=1)}
-        )
+        values = named_values(params)
         with self._lock:
             self._show(manifest, words)
             try:
