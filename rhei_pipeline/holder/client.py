@@ -260,7 +260,7 @@ class Holder:
             with suppress(TimeoutError):
                 answer.exception(_TOLD_SECONDS)
             if not answer.done():
-                _log.warning("waiting for the answer of %s", self.note.shown)
+                _log.warning("waiting for an answer: %s", self.note.holding)
             return awaited(answer)
         except KeyboardInterrupt:
             self._worker.leave()
@@ -310,7 +310,7 @@ def _translated(note: LockNote, asked: _Request | None = None) -> Iterator[None]
         yield
     except flight.FlightTimedOutError:
         raise MirrorBusyError(
-            f"{note.shown} holds the mirror, and does not answer",
+            f"{note.holding}, and does not answer",
             hint="only one process can write a mirror: stop the other one first",
         ) from None
     except flight.FlightCancelledError:

@@ -84,10 +84,19 @@ class LockNote:
 
     @property
     def shown(self) -> str:
-        """The process as a person is told of it."""
-        command = f" ({self.command})" if self.command else ""
+        """The process, and since when it holds the lock, behind words such as 'is held by'."""
         since = f" since {self.since}" if self.since else ""
-        return f"process {self.pid}{command}{since}"
+        return f"{self._named}{since}"
+
+    @property
+    def holding(self) -> str:
+        """The same as a sentence of its own."""
+        holds = f"has held the mirror since {self.since}" if self.since else "holds the mirror"
+        return f"{self._named} {holds}"
+
+    @property
+    def _named(self) -> str:
+        return f"process {self.pid} ({self.command})" if self.command else f"process {self.pid}"
 
     def text(self) -> bytes:
         """Return what is written into the lock's file."""

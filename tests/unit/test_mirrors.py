@@ -60,3 +60,12 @@ def test_who_is_waited_for_is_told_of_even_where_the_wait_ends_with_the_first_tr
     with pytest.raises(MirrorBusyError, match="process 7"):
         waiting.pause()
     assert "waiting: mirror 'm' is held by another process: process 7" in caplog.text
+
+
+def test_since_when_is_said_of_the_mirror_and_not_of_the_answer() -> None:
+    note = locking.LockNote(7, "rhei sync", "2026-11-30T05:00:00+00:00")
+    assert note.shown == "process 7 (rhei sync) since 2026-11-30T05:00:00+00:00"
+    assert (
+        note.holding == "process 7 (rhei sync) has held the mirror since 2026-11-30T05:00:00+00:00"
+    )
+    assert locking.LockNote(7).holding == "process 7 holds the mirror"
