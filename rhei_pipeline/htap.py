@@ -163,7 +163,8 @@ class HTAP(Closing):
                 cluster read what the mirror has published, or the mirror where that is not there.
                 With a polled source, `oltp` queries the local database, and `auto` that one, or
                 the mirror in its SQL.
-            max_staleness: How many seconds the mirror's answer may be behind the source.
+            max_staleness: How many seconds the mirror's answer may be behind the source; 0 for its
+                present state.
             after: What `execute` returned, or its `token`, here or in another process of this
                 machine: the answer shows that write.
             begun: Called with a thread-safe cancel function once the query may be cancelled.
@@ -174,11 +175,12 @@ class HTAP(Closing):
         Raises:
             QueryError: The statement does not only read, or its side refuses it.
         """
+        demand = Demand(max_staleness, after, self._writes.last)
         if hint == "cluster":
+            demand.refuse_for_cluster()
             return self._asked_cluster().query(
                 sql, params, begun, lambda: self.query(sql, params, "olap")
             )
-        demand = Demand(max_staleness, after, self._writes.last)
         if hint == "olap" and (max_staleness, after) == (None, None):
             return self._access.answer_of_mirror(
                 lambda it: it.query(sql, params, hint, demand, begun)

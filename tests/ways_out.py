@@ -142,6 +142,8 @@ FOLLOWED = {
     "{}: this is {}, too: give each a path of its own": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "{} is the source: give '--output' another file": "tests/behaviour/cli/test_daily_use.py::test_no_file_of_the_pipeline_is_overwritten",
     "give a file in a folder that exists, that you may write into, and that has room": "tests/behaviour/cli/test_daily_use.py::test_a_file_is_written_whole_or_not_at_all",
+    "give '--explain' or '--max-staleness', not both": "tests/behaviour/cli/test_daily_use.py::test_a_query_says_how_old_its_answer_may_be",
+    "leave them out, or use the hint 'olap'": "tests/behaviour/query/test_freshness.py::test_a_bound_that_no_cluster_keeps_is_refused",
     "give one value for each placeholder": "tests/ways/test_queries.py::test_a_value_is_given_for_each_placeholder",
     "give '--json' or '--format', not both": "tests/behaviour/cli/test_daily_use.py::test_rows_are_written_in_each_format",
     "give a statement or '--file', not both": "tests/behaviour/cli/test_daily_use.py::test_statements_come_from_a_file_or_standard_input",

@@ -55,6 +55,7 @@ class Shell:
         writer: How rows are written; left out: as tables for people.
         hint: The side that answers first.
         is_script: Say nothing beside the answers, and end at the first error.
+        max_staleness: How many seconds an answer of the mirror may be behind the source.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Shell:
         hint: "Hint" = "auto",
         *,
         is_script: bool = False,
+        max_staleness: float | None = None,
     ) -> None:
         self._htap = htap
         self._read = read
         self._writer = writer or RowWriter(OutputFormat.TABLE)
         self._hint: Hint = hint
+        self._max_staleness = max_staleness
         self._is_script = is_script
         self._shows_time = not is_script
         self._last = ""
@@ -153,7 +156,7 @@ class Shell:
         self._last = sql
         started = monotonic()
         self._answer = found = interruptible(
-            lambda begun: self._htap.query(sql, hint=self._hint, begun=begun)
+            lambda begun: self._htap.query(sql, (), self._hint, self._max_staleness, begun=begun)
         )
         seconds = monotonic() - started
         self._writer.write(found)

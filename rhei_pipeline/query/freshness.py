@@ -1,5 +1,6 @@
 """How new an answer has to be, and how the mirror is made as new."""
 
+import math
 import re
 import threading
 import time
@@ -92,6 +93,15 @@ class Demand:
     after: Written | str | None = None
     own: Written | None = None
 
+    def refuse_for_cluster(self) -> None:
+        """Refuse a bound that nobody keeps: a cluster reads what was published, of any age."""
+        if (self.max_staleness, self.after) != (None, None):
+            raise QueryError(
+                "a cluster answers from what was published last, and 'max_staleness' and 'after' do"
+                " not bound that",
+                hint="leave them out, or use the hint 'olap'",
+            )
+
 
 #: An answer may be of any age.
 NO_DEMAND = Demand()
@@ -147,9 +157,9 @@ class MirrorFreshness:
         """Return the time, by the monotonic clock, whose state the answer must show."""
         if max_staleness is None:
             return written
-        if max_staleness < 0:
+        if not 0 <= max_staleness < math.inf:
             raise QueryError(
-                "max_staleness is negative",
+                "max_staleness is negative, or not a number",
                 hint="give a number of seconds; 0 asks for the present state",
             )
         now = time.monotonic_ns()

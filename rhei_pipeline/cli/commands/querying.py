@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+#: Who answers, and how many seconds behind the source.
+_How = tuple[Side, float | None]
 SqlFile = Annotated[Path | None, typer.Option("--file", help="Read the statements from this file.")]
 
 
@@ -34,6 +36,14 @@ def query(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which side would answer, and why.")
     ] = False,
+    max_staleness: Annotated[
+        float | None,
+        typer.Option(
+            "--max-staleness",
+            min=0,
+            help="How many seconds the mirror may be behind the source; 0: the present state.",
+        ),
+    ] = None,
     file: SqlFile = None,
     format_: RowFormat = None,
     output: RowFile = None,
@@ -42,27 +52,32 @@ def query(
 ) -> None:
     """Query the source or the mirror; without a statement, open a shell."""
     writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
+    if explain and max_staleness is not None:
+        raise typer.BadParameter("give '--explain' or '--max-staleness', not both")
     is_given = sql not in (None, "-") and file is None
     script = sql if is_given else _script(sql, file)
     if script is not None and not script.strip():
         raise typer.BadParameter("give a statement, or run this in a terminal")
     if is_given:
-        _answer(str(script), config, hint, writer, explain=explain)
+        _answer(str(script), config, (hint, max_staleness), writer, explain=explain)
         return
     with opened(config, hold=script is not None) as htap:
-        _run_shell(htap, script, writer, hint)
+        _run_shell(htap, script, writer, (hint, max_staleness))
 
 
-def _answer(sql: str, config: Path, hint: Side, writer: RowWriter, *, explain: bool) -> None:
+def _answer(sql: str, config: Path, how: _How, writer: RowWriter, *, explain: bool) -> None:
     from rhei_pipeline.cli.interrupting import interruptible
     from rhei_pipeline.cli.repl import route_of
 
     with opened(config, hold=False) as htap:  # so that the source answers without its mirror
+        hint, max_staleness = how
         if explain:
             route = values(route_of(htap, sql, hint.value))
             show(route, [route], tuple(route), as_json=writer.is_json, rare=("freshness",))
             return
-        found = interruptible(lambda begun: htap.query(sql, hint=hint.value, begun=begun))
+        found = interruptible(
+            lambda begun: htap.query(sql, (), hint.value, max_staleness, begun=begun)
+        )
     writer.write(found)
     name_missing(found)
 
@@ -82,15 +97,17 @@ def _script(sql: str | None, file: Path | None) -> str | None:
     return None if sql is None and sys.stdin.isatty() else sys.stdin.read()
 
 
-def _run_shell(htap: "HTAP", script: str | None, writer: RowWriter, hint: Side) -> None:
+def _run_shell(htap: "HTAP", script: str | None, writer: RowWriter, how: _How) -> None:
     from rhei_pipeline.cli.repl import Shell, reading
 
+    hint, max_staleness = how
     if script is not None:
-        Shell(htap, reading(script), writer, hint.value, is_script=True).run()
+        read = reading(script)
+        Shell(htap, read, writer, hint.value, is_script=True, max_staleness=max_staleness).run()
         return
     from rhei_pipeline.cli.prompt import line_reader
 
-    shell = Shell(htap, writer=writer, hint=hint.value)
+    shell = Shell(htap, writer=writer, hint=hint.value, max_staleness=max_staleness)
     is_postgres = htap.settings.source.kind == "postgres"
     shell.read_by(line_reader(shell, Path.home() / ".rhei_history", is_postgres=is_postgres))
     shell.run()

@@ -286,6 +286,23 @@ def test_statements_come_from_a_file_or_standard_input(project: Path) -> None:
         assert rhei("query", *nothing, typed=" \n").exit_code == 2
 
 
+def test_a_query_says_how_old_its_answer_may_be(project: Path, world: World) -> None:
+    done("sync")
+    world.run("insert into orders(id) values (4)")
+    count = ("query", "select count(*) as n from orders", "--hint", "olap", "--json")
+    assert json.loads(done(*count)) == [{"n": 3}]
+    assert json.loads(done(*count, "--max-staleness", "0")) == [{"n": 4}]
+    world.run("insert into orders(id) values (5)")
+    script = ("query", "-", "--hint", "olap", "--json", "--max-staleness", "0")
+    assert json.loads(done(*script, typed="select count(*) as n from orders")) == [{"n": 5}]
+    assert rhei(*count, "--max-staleness", "-1").exit_code == 2
+    assert rhei(*count, "--max-staleness", "nan").exit_code != 0
+    assert rhei(*count, "--explain", "--max-staleness", "1").exit_code == 2
+    assert json.loads(done(*count, "--explain"))["engine"] == "olap"
+    of_cluster = rhei("query", "select 1", "--hint", "cluster", "--max-staleness", "1")
+    assert "a cluster answers from what was published last" in str(of_cluster.exception)
+
+
 def test_a_write_is_done_from_the_command_line(project: Path) -> None:
     assert done("execute", "update orders set status = 'paid' where id < 3") == "2 rows changed\n"
     assert json.loads(done("execute", "delete from orders where id = 3", "--json")) == {"rows": 1}

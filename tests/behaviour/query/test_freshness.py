@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 import threading
 import time
@@ -243,8 +244,18 @@ def test_an_answer_may_lag_behind_other_writers_within_max_staleness(world: Worl
     world.run("insert into orders values (5, 'new', 1)")
     fresh = world.htap.query("select count(*) from orders", hint="olap", max_staleness=0)
     assert values(fresh) == [(5,)]
-    with pytest.raises(QueryError, match="negative"):
-        world.htap.query("select count(*) from orders", max_staleness=-1)
+    for none in (-1, math.nan, math.inf):
+        with pytest.raises(QueryError, match="negative, or not a number"):
+            world.htap.query("select count(*) from orders", max_staleness=none)
+
+
+def test_a_bound_that_no_cluster_keeps_is_refused(world: World) -> None:
+    written = world.htap.execute("insert into orders values (4, 'new', 1)")
+    for bound in ({"max_staleness": 0}, {"after": written}):
+        with pytest.raises(QueryError, match="a cluster answers from what was published last"):
+            world.htap.query("select count(*) from orders", hint="cluster", **bound)
+        fresh = world.htap.query("select count(*) from orders", hint="olap", **bound)
+        assert values(fresh) == [(4,)]
 
 
 def opened(world: World, **queries: Any) -> HTAP:
