@@ -381,18 +381,24 @@ class HTAP(Closing):
         Args:
             patience_seconds: How long to wait for a running sync before the last known status is
                 returned. That is also returned if source or mirror cannot be read, with the
-                reason in `unreadable`; of a mirror that cannot be opened while the background
-                sync tries to, without tables. Left out: wait until the sync ends, and raise an
-                error if something cannot be read.
+                reason in `unreadable`; of a source that cannot be opened, what the mirror alone
+                knows; of a mirror that cannot be opened while the background sync tries to,
+                without tables. Left out: wait until the sync ends, and raise an error if something
+                cannot be read.
         """
         syncs = self._background is not None and self._background.running
         try:
-            found = self._access.answer(lambda it: it.sync_status(patience_seconds))
+            found = self._status(patience_seconds)
         except RheiError as error:
             if patience_seconds is None or not syncs:
                 raise
             found = SyncStatus(running=syncs, tables={}, unreadable=str(error))
         return running_as(found, self._background)
+
+    def _status(self, patience_seconds: float | None) -> SyncStatus:
+        if patience_seconds is None:
+            return self._access.answer(lambda it: it.sync_status(None))
+        return self._access.answer_of_mirror(lambda it: it.sync_status(patience_seconds))
 
     def watch(
         self,
@@ -532,7 +538,7 @@ class HTAP(Closing):
 
         Each with the position and the time, the columns before and after, and what it cost.
         """
-        return self._access.answer(lambda it: it.schema_log(table))
+        return self._access.answer_of_mirror(lambda it: it.schema_log(table))
 
     def row_parity(self, table: str) -> RowParity:
         """Sync, then count the rows of source and mirror at one source state."""

@@ -145,6 +145,7 @@ FOLLOWED = {
     "give '--explain' or '--max-staleness', not both": "tests/behaviour/cli/test_daily_use.py::test_a_query_says_how_old_its_answer_may_be",
     "leave them out, or use the hint 'olap'": "tests/behaviour/query/test_freshness.py::test_a_bound_that_no_cluster_keeps_is_refused",
     "give one value for each placeholder": "tests/ways/test_queries.py::test_a_value_is_given_for_each_placeholder",
+    "'rhei sync' says why, once the source can be opened": "tests/behaviour/faults/test_source_away.py::test_what_is_no_longer_followed_is_named_without_the_source_too",
     "give '--json' or '--format', not both": "tests/behaviour/cli/test_daily_use.py::test_rows_are_written_in_each_format",
     "give a statement or '--file', not both": "tests/behaviour/cli/test_daily_use.py::test_statements_come_from_a_file_or_standard_input",
     "such as '\\export orders.csv'": "tests/behaviour/cli/test_serving.py::test_the_shell_exports_watches_and_times",

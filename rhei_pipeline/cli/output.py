@@ -171,9 +171,11 @@ def name_dead_letters(met: Mapping[str, int]) -> None:
 
 
 def name_missing(answer: "pa.Table") -> None:
-    """Print how many rows the mirror lacks of the tables that an answer is from."""
-    lacking = (answer.schema.metadata or {}).get(b"rhei.dead_letters", b"{}")
-    for name, count in json.loads(lacking).items():
+    """Print how many rows the mirror lacks of the tables that an answer is from, or how old."""
+    labels = answer.schema.metadata or {}
+    for name, since in json.loads(labels.get(b"rhei.not_followed", b"{}")).items():
+        print_note(f"table {name!r}: its rows are of {since}: no sync has brought it up since")
+    for name, count in json.loads(labels.get(b"rhei.dead_letters", b"{}")).items():
         may = f"{rows_counted(count)} may be missing or old"
         print_note(f"table {name!r}: {may}: 'rhei dead-letters' says why")
 

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,14 +16,18 @@ from rhei_pipeline.model.change_feed import TableChanges
 from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forking import refuse_in_fork
 from rhei_pipeline.model.query_limits import QueryClock
-from rhei_pipeline.model.schema import Table, nearest
+from rhei_pipeline.model.reports import SyncStatus
+from rhei_pipeline.model.schema import Mode, Table, nearest
+from rhei_pipeline.model.schema_log import SchemaChange
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.query import results, time_travel
-from rhei_pipeline.query.completeness import letters_by_table, letters_read
+from rhei_pipeline.query.completeness import letters_by_table, of_those_read
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.kept_history import find_mirrored
+from rhei_pipeline.sync.schema_registry import Registry
+from rhei_pipeline.sync.status import status_of_mirror
 from rhei_pipeline.wiring.adoption import is_ours
 from rhei_pipeline.wiring.engine import query_limits
 from rhei_pipeline.wiring.mirror import OwnedMirror, is_made, open_mirror
@@ -100,7 +105,7 @@ class MirrorAlone(Closing):
         refuse_in_fork()
         self.fault = fault
         self._clock, self._limits = clock, query_limits(settings)
-        self._dialect = settings.mirror.kind
+        self._dialect, self._default_mode = settings.mirror.kind, settings.mode
         if not is_made(settings.mirror):
             raise fault
         update = {"lock_timeout_seconds": 0.0, "published": None}
@@ -113,6 +118,7 @@ class MirrorAlone(Closing):
             marks = self._mirror.ledger().watermarks.values()
             if not marks or not is_ours(settings, self._mirror):
                 raise fault
+            self._registry = Registry(settings.registry.path, self._mirror.mirror_id)
             opened.pop_all()
         #: When the mirror last took something from its source.
         self.synced_at = max(mark.recorded_at for mark in marks)
@@ -130,12 +136,15 @@ class MirrorAlone(Closing):
             found = self._mirror.query(sql, params, timed.begun, self._limits.answer)
         reason = f"asked for, and the source cannot be opened: {self.fault}"
         labelled = results.labelled(found, Route("olap", reason), ledger)
-        letters = letters_read(letters_by_table(self._mirror), sql, self._dialect)
-        return results.lacking(labelled, letters)
+        letters = of_those_read(letters_by_table(self._mirror), sql, self._dialect)
+        lacking = results.lacking(labelled, letters)
+        return results.dated(lacking, of_those_read(self._not_followed, sql, self._dialect))
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
         """Return a temporal table's rows as they were at an instant."""
-        return time_travel.as_of(self._table(table), instant, self._mirror)
+        found, left = self._table(table), self._not_followed
+        rows = time_travel.as_of(found, instant, self._mirror)
+        return results.dated(rows, {name: left[name] for name in [found.name] if name in left})
 
     def known_since(self, table: str) -> datetime:
         """Return when a temporal table's history begins."""
@@ -153,9 +162,44 @@ class MirrorAlone(Closing):
         """Return the rows that could not be mirrored."""
         return self._mirror.dead_letters(None if table is None else self._table(table).name)
 
+    def schema_log(self, table: str | None) -> list[SchemaChange]:
+        """Return the schema changes that the mirror has followed, of one table or of all."""
+        known = None if table is None else self._table(table).name
+        return [each for each in self._registry.schema_log if known in (None, each.table)]
+
+    def sync_status(self, _patience_seconds: float | None) -> SyncStatus:
+        """Return what the mirror alone knows of the tables that were followed last."""
+        ledger, behind = self._mirror.ledger(), self._not_followed
+        left = {name: since for name, since in behind.items() if name in self._registry.left_at}
+        followed = sorted({*ledger.watermarks, *ledger.copies} - left.keys())
+        tables = status_of_mirror({name: self._mode(name) for name in followed}, self._mirror)
+        left_out = behind.keys() & tables.keys()
+        return SyncStatus(
+            running=False,
+            tables=tables | {name: replace(tables[name], error=_told(name)) for name in left_out},
+            not_followed=left,
+            unreadable=f"how far the source is ahead is not known: {self.fault}",
+        )
+
+    @property
+    def _not_followed(self) -> Mapping[str, datetime]:
+        """The tables that the last sync did not bring up to date any more, and since when."""
+        return self._registry.not_followed
+
+    def _mode(self, name: str) -> Mode:
+        """Return a table's mode; of one that is copied for the first time, the declared one."""
+        found = find_mirrored(name, self._mirror)
+        return self._default_mode if found is None else found.mode
+
     def _table(self, name: str) -> Table:
         found = find_mirrored(name, self._mirror)
         if found is None:
             known = sorted(table.name for table in self._mirror.tables().values())
             raise SchemaError("it is not in the mirror", table=name, hint=nearest(name, known))
         return found
+
+
+def _told(table: str) -> str:
+    """Return what is known of a table that the last sync left out, in place of its error."""
+    hint = "'rhei sync' says why, once the source can be opened"
+    return str(SchemaError("the last sync left it out", table=table, hint=hint))

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from typing import TypeVar
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.progress import Ledger
@@ -12,16 +13,18 @@ from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.planner import Engines
 from rhei_pipeline.query.router import Plan, tables_read
 
+_Fact = TypeVar("_Fact", int, datetime)
+
 
 def letters_by_table(mirror: Mirror) -> Mapping[str, int]:
     """Return how many dead letters each table has that has some."""
     return Counter(mirror.dead_letters()["table_name"].to_pylist())
 
 
-def letters_read(known: Mapping[str, int], sql: str, dialect: str) -> dict[str, int]:
-    """Return how many of these the tables have that a statement for the mirror reads."""
+def of_those_read(known: Mapping[str, _Fact], sql: str, dialect: str) -> dict[str, _Fact]:
+    """Return what is known of the tables that a statement for the mirror reads."""
     read = tables_read(sql, dialect) if known else frozenset()
-    return {name: count for name, count in known.items() if name.lower() in read}
+    return {name: fact for name, fact in known.items() if name.lower() in read}
 
 
 class Completeness:
@@ -50,7 +53,7 @@ class Completeness:
 
     def dead_letters(self, sql: str, ledger: Ledger) -> dict[str, int]:
         """Return how many dead letters the tables have that a statement for the mirror reads."""
-        return letters_read(self._with_dead_letters(ledger), sql, self._dialect)
+        return of_those_read(self._with_dead_letters(ledger), sql, self._dialect)
 
     def _with_dead_letters(self, ledger: Ledger) -> Mapping[str, int]:
         known = self._rejected
@@ -60,9 +63,7 @@ class Completeness:
 
     def not_followed(self, sql: str) -> dict[str, datetime]:
         """Return the tables of a statement for the mirror that are no longer synced."""
-        known = self._pipeline.not_followed
-        read = tables_read(sql, self._dialect) if known else frozenset()
-        return {name: since for name, since in known.items() if name.lower() in read}
+        return of_those_read(self._pipeline.not_followed, sql, self._dialect)
 
     def refuse_not_followed(self, sql: str) -> None:
         """Refuse `auto` queries of tables that left the declaration or the source."""

@@ -120,6 +120,27 @@ def read_status(
     )
 
 
+def status_of_mirror(modes: Mapping[str, Mode], mirror: MirrorRecords) -> dict[str, TableStatus]:
+    """Return the state of tables as their mirror alone has it: nobody measures their lag."""
+    ledger, open_letters, kept = mirror.ledger(), mirror.dead_letters(), kept_since(mirror)
+    letters = Counter(open_letters["table_name"].to_pylist())
+    found = {}
+    for name, mode in modes.items():
+        mark, waiting = ledger.watermarks.get(name), letters[name]
+        found[name] = TableStatus(
+            name,
+            mode.value,
+            ledger.state(name),
+            None if mark is None else mark.position.order,
+            None,
+            None,
+            waiting,
+            kept_since=kept.get(name),
+            dead_letter_reasons=_reasons(open_letters, name) if waiting else MappingProxyType({}),
+        )
+    return found
+
+
 def _left_out(status: TableStatus, error: RheiError) -> TableStatus:
     """Return the state of a table that no sync brings up to date: nobody measures its lag."""
     return replace(status, error=str(error), lag_events=None, lag_seconds=None)

@@ -1,6 +1,6 @@
 """Commands that bring the mirror up to date, and show how far it is."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -167,9 +167,9 @@ def status(
     from rhei_pipeline.cli.watching import watch as watch_it
     from rhei_pipeline.wiring.source import unread_logs
 
-    # Between two looks nothing is held, and nobody kept waiting.
-    opening = opened(config, hold=watch is None)
-    with errors_at_the_end(), opening as htap:
+    with errors_at_the_end(), ExitStack() as stack:
+        # Between two looks nothing is held, and nobody kept waiting.
+        htap = _opened_to_look(stack, config, hold=watch is None)
 
         def look() -> "SyncStatus":
             found = htap.sync_status(_patience(htap))
@@ -181,11 +181,22 @@ def status(
                 watch_it(look, watch)
             return
         found = look()
+    exit_if(bool(found.unreadable))
     name_findings(unread_logs(settings_of(config)))
     left_out = any(table.error for table in found.tables.values())
     exit_if(left_out or bool(found.not_published), LEFT_OUT)
     is_empty = not (found.tables or found.copying)
-    exit_if(bool(found.unreadable) or (is_empty and found.last_error is not None))
+    exit_if(is_empty and found.last_error is not None)
+
+
+def _opened_to_look(stack: ExitStack, config: Path, *, hold: bool) -> "HTAP":
+    """Open the pipeline until the stack ends, also where its source is not there."""
+    from rhei_pipeline.errors import SourceError
+
+    try:
+        return stack.enter_context(opened(config, hold=hold))
+    except SourceError:
+        return stack.enter_context(opened(config, hold=False))
 
 
 def _patience(htap: "HTAP") -> float | None:

@@ -63,6 +63,7 @@ def _told(htap: HTAP, before: datetime) -> dict[str, Any]:
         "changes": htap.changes("t").rows.to_pylist(),
         "diff": htap.diff("t", before, datetime.now(UTC)).num_rows,
         "dead_letters": htap.dead_letters().num_rows,
+        "schema_log": htap.schema_log("t"),
     }
 
 
@@ -81,6 +82,11 @@ def _answers_alone(
         labels = htap.query(ROWS, hint="olap").schema.metadata
         assert b"the source cannot be opened" in labels[b"rhei.reason"]
         assert len(json.loads(labels[b"rhei.watermark"])) == 1
+        status = htap.sync_status(1.0)
+        (state,) = status.tables.values()
+        assert (state.mode, state.state, state.lag_events) == ("temporal", "ready", None)
+        assert (state.watermark or 0) > 0
+        assert str(status.unreadable).startswith("how far the source is ahead is not known: ")
         # Whoever asks at once is answered, one after the other.
         with ThreadPoolExecutor(4) as pool:
             at_once = [pool.submit(htap.query, ROWS, hint="olap") for _ in range(8)]
@@ -293,6 +299,40 @@ def test_what_the_mirror_lacks_is_named_without_the_source_too(make_world: MakeW
         assert htap.dead_letters("t").num_rows == 1
 
 
+def test_what_is_no_longer_followed_is_named_without_the_source_too(make_world: MakeWorld) -> None:
+    world = make_world(mode="temporal")
+    world.run(
+        *(f"create table {name} (id integer primary key)" for name in ("t", "gone", "bad")),
+        *(f"insert into {name} values (1)" for name in ("t", "gone", "bad")),
+    )
+    world.htap.sync_now()
+    world.crash()
+    world.run("drop table bad", "create table bad (id integer)", "alter table t add column w int")
+    world.tables = [{"name": name} for name in ("t", "bad")]
+    known = world.htap.sync_now().not_followed
+    read = "select * from gone, bad, t"
+    told = world.htap.query(read, hint="olap").schema.metadata[b"rhei.not_followed"]
+    log = world.htap.schema_log()
+    assert [change.what for change in log] == ["added 'w'"]
+    world.crash()
+    (world.directory / "app.db").rename(world.directory / "moved.db")
+    with HTAP(world.settings, hold=False) as htap:
+        found = htap.query(read, hint="olap").schema.metadata
+        assert json.loads(found[b"rhei.not_followed"]) == json.loads(told)
+        whole = htap.query("select * from t", hint="olap").schema.metadata
+        assert b"rhei.not_followed" not in whole
+        assert (htap.schema_log(), htap.schema_log("gone")) == (log, [])
+        label = htap.as_of("gone", datetime.now(UTC)).schema.metadata[b"rhei.not_followed"]
+        assert json.loads(label) == {"gone": known["gone"].isoformat()}
+        status = htap.sync_status(1.0)
+    assert status.not_followed == {"gone": known["gone"]}
+    assert status.tables.keys() == {"t", "bad"}
+    assert status.tables["t"].error is None
+    assert "'rhei sync' says why, once the source can be opened" in str(status.tables["bad"].error)
+    (world.directory / "moved.db").rename(world.directory / "app.db")
+    assert "no primary key" in world.htap.sync_now().errors["bad"]
+
+
 def test_a_long_query_of_the_mirror_alone_holds_nobody_up(make_world: MakeWorld) -> None:
     world = make_world(mode="temporal")
     _filled(world)
@@ -332,11 +372,17 @@ def test_commands_that_read_the_mirror_answer_and_say_of_when(
         ("changes", "--table", "t"),
         ("diff", "--table", "t", "--from", before.isoformat()),
         ("dead-letters",),
+        ("schema", "log"),
     ):
         caplog.clear()
         done = rhei(*words)
         assert done.exit_code == 0, (words, done.output)
         assert "the mirror answers, its last change is of 2" in caplog.text
+    status = rhei("status", "--json")
+    assert status.exit_code == 1
+    told = json.loads(status.stdout)
+    assert told["tables"]["t"]["watermark"] > 0
+    assert "is not known" in told["unreadable"]
     refused = rhei("query", "select * from t")
     assert refused.exit_code == 1
     assert "the hint 'olap' asks the mirror" in str(refused.exception)

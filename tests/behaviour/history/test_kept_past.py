@@ -463,6 +463,8 @@ def test_the_command_explains_asks_and_drops(make_world: MakeWorld, tmp_path: Pa
         assert found.exit_code == 0, found.output
         assert "table 'p' is no longer followed since 20" in found.stderr
         assert "rhei drop-table p" in found.stderr
+    asked = run("query", "select * from p", "--hint", "olap")
+    assert "table 'p': its rows are of 20" in asked.stderr
     assert json.loads(run("sync", "--json").stdout)["not_followed"]["p"].startswith("20")
     assert "followed since 20" in json.dumps(json.loads(run("check", "--json").stdout))
     refused = run("drop-table", "p")
