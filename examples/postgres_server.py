@@ -12,6 +12,7 @@ SETTINGS = {
     "wal_level": "logical",
     "max_replication_slots": "100",
     "max_wal_senders": "10",
+    "max_slot_wal_keep_size": "16GB",  # a slot that nobody reads fills no disk
     "max_prepared_transactions": "10",
     "max_connections": "60",
     "fsync": "off",  # nothing here outlives a power cut

@@ -180,6 +180,7 @@ FOLLOWED = {
     "alter publication {} drop table {}; {}": "tests/ways/test_postgres_tables.py::test_a_publication_is_made_and_made_whole_by_the_statement_that_is_shown",
     "alter publication {} set ({})": "tests/ways/test_postgres_tables.py::test_a_publication_is_made_and_made_whole_by_the_statement_that_is_shown",
     "alter role {} replication": "tests/behaviour/postgres/test_grants.py::test_the_documented_grants_are_enough_and_each_one_is_named_where_it_lacks",
+    "alter system set max_slot_wal_keep_size = ...; then select pg_reload_conf()": "tests/ways/test_postgres_tables.py::test_a_server_without_a_log_of_rows_is_configured",
     "alter system set max_replication_slots = ...; then restart the server": "tests/ways/test_postgres_tables.py::test_a_server_without_a_log_of_rows_is_configured",
     "alter system set wal_level = 'logical'; then restart the server": "tests/ways/test_postgres_tables.py::test_a_server_without_a_log_of_rows_is_configured",
     "an object store holds a 'datafusion' mirror with storage 'parquet' or 'delta'": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",

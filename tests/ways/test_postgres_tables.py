@@ -471,6 +471,7 @@ def remedies(world: PostgresWorld) -> list[Finding]:
 
 def test_a_server_without_a_log_of_rows_is_configured(make_worlds: Any) -> None:
     settings = {"wal_level": "replica", "max_replication_slots": "0", "max_wal_senders": "0"}
+    settings["max_slot_wal_keep_size"] = "-1"
     with started(CHOSEN, settings) as server:
         world = make_worlds(server.dsn())(tables=[{"name": "t"}])
         world.run(*MADE, ROW)
@@ -488,7 +489,10 @@ def test_a_server_without_a_log_of_rows_is_configured(make_worlds: Any) -> None:
         named = {found.remedy for found in remedies(world)}
         level = "alter system set wal_level = 'logical'; then restart the server"
         slots = "alter system set max_replication_slots = ...; then restart the server"
-        assert named == {level, slots}
+        bound = "alter system set max_slot_wal_keep_size = ...; then select pg_reload_conf()"
+        assert named == {level, slots, bound}
+        world.run(bound.partition(";")[0].replace("...", "'2GB'"), "select pg_reload_conf()")
+        assert {found.remedy for found in remedies(world)} == {level, slots}
         world.run(level.partition(";")[0], slots.partition(";")[0].replace("...", "4"))
         world.run("alter system set max_wal_senders = 4")
         world.app.close()

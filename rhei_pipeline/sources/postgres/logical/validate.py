@@ -122,7 +122,19 @@ def _server(connection: Connection) -> Iterator[Finding]:
             "each mirror needs one",
             "alter system set max_replication_slots = ...; then restart the server",
         )
+    yield from _unbounded_log(connection)
     yield from _long_transaction(connection)
+
+
+def _unbounded_log(connection: Connection) -> Iterator[Finding]:
+    if one(connection, "select current_setting('max_slot_wal_keep_size', true)")[0] == "-1":
+        yield Finding(
+            Severity.WARNING,
+            "max_slot_wal_keep_size is not set",
+            "while no sync runs, the server keeps its log for the mirror without bound, until its"
+            " disk is full",
+            "alter system set max_slot_wal_keep_size = ...; then select pg_reload_conf()",
+        )
 
 
 def _long_transaction(connection: Connection) -> Iterator[Finding]:
