@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pydantic import SecretStr
 
-from examples.postgres_server import Server
+from examples.postgres_server import SETTINGS, Server
 from rhei_pipeline.errors import QueryError, SourceError
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres.connection import Connection
@@ -566,7 +566,8 @@ def test_a_slot_the_server_gave_up_is_named_and_survived(
         assert len([v for v in world.versions("orders") if v["id"] == 1]) == 1
         assert not any("is lost" in finding.what for finding in validate(world.settings))
     finally:
-        world.run("alter system reset max_slot_wal_keep_size", "select pg_reload_conf()")
+        kept = SETTINGS["max_slot_wal_keep_size"]  # other tests are given this server, too
+        world.run(f"alter system set max_slot_wal_keep_size = '{kept}'", "select pg_reload_conf()")
 
 
 def test_a_quiet_server_whose_log_ends_with_a_page_is_read(
