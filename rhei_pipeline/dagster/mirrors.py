@@ -28,6 +28,7 @@ from rhei_pipeline.dagster.relay import (
 from rhei_pipeline.dagster.resources import CdcResource, OlapResource
 from rhei_pipeline.dagster.session import (
     LOOK_SECONDS,
+    PATIENCE_SECONDS,
     TABLES_AT_ONCE,
     ReportWindow,
     Session,
@@ -37,6 +38,7 @@ from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.dagster.state_checks import checks_of, history, state_findings
 from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.reports import SyncStatus
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.settings.sections import ScheduleSettings
@@ -160,6 +162,7 @@ class _SessionRun:
         """Keep the mirror until there is a reason to end; then report every table once more."""
         interrupted: BaseException | None = None
         ending = None
+        self._report_earlier_copies()
         try:
             ending = self._last()
             self.context.log.info("the session ends: %s", ending.value)
@@ -358,6 +361,28 @@ class _SessionRun:
                     metadata=result.metadata,
                 )
             )
+
+    def _report_earlier_copies(self) -> None:
+        """Report copies that no run on record made: a command did, or a run that was deleted.
+
+        Without that, Dagster calls their mirrors unsynced. No run has the event, so it stays.
+        """
+        keys = {self._key(Stage.INITIAL_SYNC, each): each for each in self.session.tables.values()}
+        instance, htap = self.context.instance, self.session.htap
+        for record in instance.get_asset_records(list(keys)):
+            if record.asset_entry.last_materialization_record is not None:
+                del keys[record.asset_entry.asset_key]
+        tables = htap.sync_status(PATIENCE_SECONDS).tables if keys else {}
+        for key, table in keys.items():
+            found = tables.get(table.name)
+            if found is not None and found.error is None and found.state is TableState.READY:
+                instance.report_runless_asset_event(
+                    dg.AssetMaterialization(
+                        key,
+                        description="The copy is in place; no run that is on record made it.",
+                        metadata={"dagster/row_count": htap.row_count(table.name)},
+                    )
+                )
 
     def _key(self, stage: Stage, table: Table) -> dg.AssetKey:
         return self.declaration.key(stage, table)

@@ -12,6 +12,8 @@ from uuid import uuid4
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
@@ -246,6 +248,34 @@ def test_a_quiet_mirror_is_reported_as_up_to_date_and_keeps_its_version(
     assert new is not None
     assert (new.tags or {})["dagster/data_version"] == (old.tags or {})["dagster/data_version"]
     assert new.metadata["dagster/row_count"] == old.metadata["dagster/row_count"]
+
+
+def test_a_copy_that_no_run_made_is_reported_once_and_its_mirror_is_not_called_unsynced(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhei_pipeline.dagster.session.FIRST_REPORT_SECONDS", 0.0)
+    with rhei.open(shop.settings) as htap:
+        htap.sync_now()
+        rows = htap.row_count("orders")
+    shop.write("insert into orders values (7, 'new')")
+    assert shop.sync().success
+    copied, mirror = dg.AssetKey(["initial_sync", "orders"]), dg.AssetKey(["mirror", "orders"])
+    first = shop.instance.get_latest_materialization_event(copied)
+    assert first is not None
+    made = first.asset_materialization
+    assert made is not None
+    assert "no run that is on record made it" in str(made.description)
+    assert made.metadata["dagster/row_count"].value == rows
+    shop.instance.report_runless_asset_event(dg.AssetMaterialization(mirror))  # as within a session
+    graph = shop.definitions.resolve_asset_graph()
+    causes = CachingStaleStatusResolver(
+        shop.instance, graph, LoadingContextForTest(shop.instance)
+    ).get_stale_causes(mirror)
+    assert causes == []
+    for run in shop.instance.get_runs():
+        shop.instance.delete_run(run.run_id)
+    assert shop.sync().success
+    assert shop.instance.get_latest_materialization_event(copied) == first
 
 
 @pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
