@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 
+from rhei_pipeline.model.blame import Blame
+from rhei_pipeline.protocols import Step
+from rhei_pipeline.testing.faults import FaultIn
+from rhei_pipeline.wiring.engine import bridge
 from tests.support.fix_world import World
 
 pytestmark = pytest.mark.turns
@@ -200,3 +204,30 @@ def test_changes_of_the_schema_that_leave_no_difference_compare_once(
     world.htap.sync_now()
     assert "audited" not in world.faults.seen
     world.assert_equal("t", "other")
+
+
+@BOTH_MODES
+def test_a_comparison_that_came_while_the_mirror_was_away_is_made_until_it_succeeds(
+    make: MakeWorld, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, fault = make("buffer", mode), FaultIn("t")
+    monkeypatch.setattr(Blame, "of", fault.patched(Blame.of))
+    world.crash()
+    text = world.app.execute("select sql from sqlite_schema where name = '_rhei_update_t'")
+    again = text.fetchone()[0]
+    world.run("drop trigger _rhei_update_t", "update t set c = 'unseen' where id = 1", again)
+    world.htap.sync_status()  # opening notes what happened to the schema
+    world.crash()
+    bridge(world.settings)
+    world.run("update t set v = 'pending' where id = 2")
+    bridge(world.settings)
+    monkeypatch.setattr(world, "faults", fault)
+    fault.arm(Step.AUDITED, RuntimeError)
+    world.htap.sync_now()
+    assert list(world.htap.left_out) == ["t"]
+    fault.disarm()
+    world.htap.sync_now()
+    world.assert_equal("t", "other")
+    fault.arm(Step.AUDITED, RuntimeError)
+    world.htap.sync_now()
+    assert not world.htap.left_out
