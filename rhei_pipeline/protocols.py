@@ -472,6 +472,12 @@ class MirrorRecords(Protocol):
     def past(self, table: Table) -> Past | None:
         """Return what is recorded of a temporal table's history; None if it is not mirrored yet."""
 
+    def quarantined(self, table: Table) -> set[LetterName]:
+        """Return the names of a table's open dead letters: what a sync goes by.
+
+        It answers for a mirror that is older than it was, which a sync brings up to date.
+        """
+
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the stored dead letters, of one table or of all."""
 

@@ -55,7 +55,7 @@ def is_followed(
     What a row that did not fit has in a column, or for which column it did not, is not known.
     """
     rescan = rescan_due(snapshot, table, ledger.watermarks[table.name].position)
-    return rescan is Rescan.NONE and not mirror.dead_letters(table.name).num_rows
+    return rescan is Rescan.NONE and not mirror.quarantined(table)
 
 
 def _fits_mirrors(values: AddedValues, table: Table) -> bool:

@@ -121,8 +121,7 @@ def refuse_overflow(
     now = transaction.quarantined(table)
     if not bounds.exceeded_by(now, ()):
         return
-    kept = mirror.dead_letters(table.name)
-    before = set(zip(kept["key"].to_pylist(), kept["column_name"].to_pylist(), strict=True))
+    before = mirror.quarantined(table)
     if bounds.exceeded_by(now, before):
         reasons = told_reasons(transaction.letter_reasons(table))
         told = "; ".join(f"{reason} ({count:,})" for reason, count in reasons.items())

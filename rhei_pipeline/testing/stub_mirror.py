@@ -12,6 +12,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import QueryError, RheiError
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.changes import LetterName
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, whole
 from rhei_pipeline.model.schema import Table
@@ -114,6 +115,10 @@ class StubMirror:
         mark = self._content.watermarks.get(table.name)
         left = MappingProxyType(dict(standing.left))
         return Past(standing.begins_at, left, mark.recorded_at if mark else None)
+
+    def quarantined(self, table: Table) -> set[LetterName]:
+        """Name the open dead letters of a table."""
+        return StubTransaction(self._content).quarantined(table)
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the dead letters kept, of one table or of all."""

@@ -47,6 +47,7 @@ from rhei_pipeline.mirrors.datafusion.session import (
 from rhei_pipeline.mirrors.datafusion.storages import FORMATS, MEMORY, open_files
 from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
 from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.changes import LetterName
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.published_state import PublishedTable
@@ -588,6 +589,11 @@ class DataFusionMirror:
     def instant_text(self, microseconds: int) -> str:
         """Write an instant in the mirror's SQL."""
         return instant_text(microseconds)
+
+    def quarantined(self, table: Table) -> set[LetterName]:
+        """Return the names of a table's open dead letters."""
+        found = self.dead_letters(table.name)
+        return set(zip(found["key"].to_pylist(), found["column_name"].to_pylist(), strict=True))
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb.progress import forget_copies
-from rhei_pipeline.model.changes import DeadLetter, LetterReason
+from rhei_pipeline.model.changes import DeadLetter, LetterName, LetterReason
 from rhei_pipeline.model.stored_format import too_new
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import quote
@@ -206,6 +206,16 @@ def count_reasons(connection: duckdb.DuckDBPyConnection, table: str) -> dict[Let
         [table],
     ).fetchall()
     return {(column, reason): count for column, reason, count in found}
+
+
+def open_names(connection: duckdb.DuckDBPyConnection, table: str) -> set[LetterName]:
+    """Return the names of a table's open dead letters."""
+    found = connection.execute(
+        "select key, column_name from _rhei_dead_letter"
+        " where table_name = ? and resolved_at is null",
+        [table],
+    ).fetchall()
+    return set(found)
 
 
 def _letter_row(letter: DeadLetter) -> dict[str, object]:

@@ -45,7 +45,12 @@ from rhei_pipeline.mirrors.duckdb.driver_errors import (
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
 from rhei_pipeline.mirrors.duckdb.foreign_tables import ForeignTables
 from rhei_pipeline.mirrors.duckdb.forgetting import Door, rewrite_file
-from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner
+from rhei_pipeline.mirrors.duckdb.housekeeping import (
+    open_names,
+    prepare,
+    read_mirror_id,
+    read_owner,
+)
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
 from rhei_pipeline.mirrors.duckdb.lent_rows import LentRows
 from rhei_pipeline.mirrors.duckdb.past import read_past
@@ -65,6 +70,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.locking import WriterLock, left, lock_of_file
 from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.changes import LetterName
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.held_place import HeldPlace
 from rhei_pipeline.model.progress import Ledger, Past
@@ -419,6 +425,11 @@ class DuckDBMirror:
     def instant_text(self, microseconds: int) -> str:
         """Write an instant in the mirror's SQL."""
         return instant_text(microseconds)
+
+    def quarantined(self, table: Table) -> set[LetterName]:
+        """Return the names of a table's open dead letters, also where the file seems older."""
+        with translated(self.path), self._cursor() as cursor:
+            return open_names(cursor, table.name)
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""

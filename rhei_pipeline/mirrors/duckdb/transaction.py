@@ -19,6 +19,7 @@ from rhei_pipeline.mirrors.duckdb.forgetting import forget_rows
 from rhei_pipeline.mirrors.duckdb.housekeeping import (
     count_reasons,
     drop_copies,
+    open_names,
     write_letters,
     write_owner,
 )
@@ -196,12 +197,7 @@ class DuckDBTransaction:
             self.may_have_letters = bool(self._connection.execute(any_).fetchall()[0][0])
         if not self.may_have_letters:  # one question for all tables, in most mirrors
             return set()
-        found = self._connection.execute(
-            "select key, column_name from _rhei_dead_letter"
-            " where table_name = ? and resolved_at is null",
-            [table.name],
-        ).fetchall()
-        return set(found)
+        return open_names(self._connection, table.name)
 
     def letter_reasons(self, table: Table) -> Mapping[LetterReason, int]:
         """Return how many of a table's open dead letters have each column and reason."""

@@ -183,3 +183,14 @@ def test_postgres_keeps_what_a_full_table_needs(
     assert sum(status.dead_letter_reasons.values()) == status.dead_letters == 1
     assert world.htap.drop_dead_letters() == 1
     assert not world.htap.verify().equal
+
+
+def test_letters_are_counted_in_a_mirror_that_seems_older_than_it_was(
+    make_world: MakeWorld,
+) -> None:
+    world = filled(make_world(tables=declared(max_rows=2)))
+    world.crash()
+    note = world.directory / "mirror.duckdb.last"
+    note.write_text(note.read_text().rstrip() + "9")
+    world.run("update p set n = 'three' where id = 3")
+    assert "have: column 'n'" in world.htap.sync_now().errors["p"]

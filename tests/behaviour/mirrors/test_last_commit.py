@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from tests.support.fix_world import World
+from tests.support.other_process import copy
 
 MakeWorld = Callable[..., World]
 
@@ -65,3 +67,27 @@ def test_a_note_that_cannot_be_opened_is_named_with_the_way_out(world: World) ->
     note(world).rmdir()
     world.htap.sync_now()
     assert held(world) == ["a"]
+
+
+@pytest.mark.parametrize("options", [{"mode": "destructive"}])
+def test_an_older_mirror_put_back_follows_what_its_table_has_become(
+    make_world: MakeWorld, options: dict[str, Any]
+) -> None:
+    world = make_world(prune=False, **options)
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    world.crash()
+    older = world.directory / "older"
+    older.mkdir()
+    for name in ("mirror.duckdb", "registry.json"):
+        copy(world.directory / name, older / name)
+    world.run("update t set v = 'b'")
+    world.htap.sync_now()
+    world.run("alter table t rename column v to w", "update t set w = 'c'")
+    world.htap.sync_now()
+    world.crash()
+    for file in older.iterdir():
+        file.replace(world.directory / file.name)
+    world.htap.sync_now()
+    world.assert_equal("t")
+    assert world.htap.verify().equal
