@@ -32,16 +32,22 @@ class FollowedTable:
     """A table whose changes go through the buffer.
 
     Attributes:
-        table: Its shape when capture was installed; what the log holds is of this shape.
+        table: Its shape when capture was installed; what the log holds behind `begins` is of this.
         inner: Up to where the source has been drained; None once the source lost changes.
         read_to: The highest order ever drained; the source's positions have to lie behind it.
         rescan: Whether the source asked for a whole comparison that the mirror has not made yet.
+        begins: The last order whose event is of another shape; no mirror can go on before it.
     """
 
     table: Table
     inner: Position | None
     read_to: int
     rescan: bool = False
+    begins: int = 0
+
+    def fits(self, table: Table, position: Position) -> bool:
+        """Return whether all events behind a position are of a table's shape."""
+        return self.table.schema == table.schema and position.order >= self.begins
 
     def leads_on(self, snapshot: SourceSnapshot) -> bool:
         """Return whether the source still holds all changes after those that were drained."""
@@ -100,7 +106,7 @@ class BufferedSnapshot:
         if isinstance(failure := self._unreadable.get(table.name), PermanentError):
             raise failure
         bridged = self._bridged.get(table.name)
-        if bridged is not None and bridged.table.schema != table.schema:
+        if bridged is not None and not bridged.fits(table, position):
             return False
         return self._log.holds(table.name, position)
 

@@ -143,7 +143,7 @@ class BufferedSource:
         self._inner.install(table, known.read_to if known else 0)
         with self._inner.snapshot() as snapshot:
             if known is not None and self._may_go_on(known, table, least, snapshot):
-                self._go_on(replace(known, table=table))
+                self._go_on(replace(known, table=table, begins=least))
             elif (
                 known is None
                 or self._log.head(table.name).order < least
@@ -158,31 +158,15 @@ class BufferedSource:
     ) -> None:
         """Continue in another schema, once the mirror has all changes of the former one."""
         name, after = table.name, known.inner
-        is_history = table.mode is known.table.mode is Mode.TEMPORAL
-        if after is None or not is_history:
-            self._start_anew(table, snapshot.origin(table), least)
-            return
-        reached = self._log.head(name).order
-        waits = reached != self._confirmed_order(name)
-        if not waits and snapshot.proves(table, after):
-            self._follow(replace(known, table=table), reached)
-            return
-        waits = waits or snapshot.pending(known.table, after) > 0
-        if waits and self._waited_at.get(name) != reached:
-            # The next drain takes in what is of the former shape, and the mirror applies it.
-            self._waited_at[name] = reached
-            return
+        if after is not None and table.mode is known.table.mode is Mode.TEMPORAL:
+            reached = self._log.head(name).order
+            waits = reached != self._confirmed_order(name)
+            waits = waits or snapshot.pending(known.table, after) > 0
+            if waits and self._waited_at.get(name) != reached:
+                # The next drain takes in what is of the former shape, and the mirror applies it.
+                self._waited_at[name] = reached
+                return
         self._start_anew(table, snapshot.origin(table), least)
-
-    def _follow(self, bridged: FollowedTable, reached: int) -> None:
-        """Follow a table in its new schema from the position that the mirror has reached."""
-        name = bridged.table.name
-        # No place of the former shape is to be read as one of this.
-        self._log.prune(reached, stream=name)
-        with self._log.writing() as writer:
-            writer.set_fact(_TABLES + name, _form(bridged))
-        self._bridged[name] = bridged
-        self._waited_at.pop(name, None)
 
     def _may_go_on(
         self, known: FollowedTable, table: Table, least: int, snapshot: SourceSnapshot
@@ -201,9 +185,11 @@ class BufferedSource:
         )
 
     def _go_on(self, bridged: FollowedTable) -> None:
+        name = bridged.table.name
         with self._log.writing() as writer:
-            writer.set_fact(_TABLES + bridged.table.name, _form(bridged))
-        self._bridged[bridged.table.name] = bridged
+            writer.set_fact(_TABLES + name, _form(bridged))
+        self._bridged[name] = bridged
+        self._waited_at.pop(name, None)
 
     @property
     def logs_rows(self) -> bool:
@@ -471,7 +457,7 @@ class BufferedSource:
                 oldest_us=oldest_us,
                 source_order=head.order,
             )
-        return FollowedTable(table, head, head.order, rescan)
+        return replace(bridged, inner=head, read_to=head.order, rescan=rescan)
 
     def _has_drifted(self, table: Table) -> bool:
         """Return whether rows no longer fit the table's schema; logged row images always do."""
@@ -533,6 +519,7 @@ def _form(bridged: FollowedTable) -> bytes:
             "inner": None if inner is None else [inner.order, inner.proof],
             "read_to": bridged.read_to,
             "audit": bridged.rescan,
+            "begins": bridged.begins,
         }
     ).encode()
 
@@ -541,4 +528,6 @@ def _bridged(value: bytes) -> FollowedTable:
     form = json.loads(value)
     table = Table(TableSchema.from_json(form["schema"]), Mode(form["mode"]))
     inner = None if form["inner"] is None else Position(*form["inner"])
-    return FollowedTable(table, inner, form["read_to"], form.get("audit", False))
+    # Buffers of before say nothing of the last two.
+    own = form.get("audit", False), form.get("begins", 0)
+    return FollowedTable(table, inner, form["read_to"], *own)

@@ -69,7 +69,9 @@ def test_a_note_that_cannot_be_opened_is_named_with_the_way_out(world: World) ->
     assert held(world) == ["a"]
 
 
-@pytest.mark.parametrize("options", [{"mode": "destructive"}])
+@pytest.mark.parametrize(
+    "options", [{"mode": "destructive"}, {"mode": "temporal", "buffered": True}]
+)
 def test_an_older_mirror_put_back_follows_what_its_table_has_become(
     make_world: MakeWorld, options: dict[str, Any]
 ) -> None:
