@@ -53,8 +53,12 @@ def settings(world: World, interval: float = 0, *, vectors: bool = False) -> Set
     return Settings(**{**world.settings.model_dump(), "mirror": mirror})
 
 
+def delta_folder(world: World, table: str) -> str:
+    return str(world.directory / "delta" / "delta" / "main" / table)
+
+
 def delta(world: World, table: str) -> DeltaTable:
-    return DeltaTable(world.directory / "delta" / "delta" / "main" / table)
+    return DeltaTable(delta_folder(world, table))
 
 
 def present(world: World, table: str) -> frozenset[Row]:
@@ -115,6 +119,12 @@ def test_within_the_interval_a_table_stays_and_closing_brings_it_up(world: World
         assert present(world, "t") == before
         htap.maintain()
         assert present(world, "t") == source_rows(world.app, "t")
+        world.run("create table w(id integer primary key)", "insert into w values (1)")
+        htap.register_table("w")
+        htap.sync_now()
+        assert present(world, "w") == source_rows(world.app, "w"), "a new table waits for nothing"
+        htap.drop_table("w")
+        assert not DeltaTable.is_deltatable(delta_folder(world, "w")), "nor does one that is gone"
         world.run("insert into t values (3, 10)")
         htap.sync_now()
     assert present(world, "t") == source_rows(world.app, "t")
@@ -122,12 +132,20 @@ def test_within_the_interval_a_table_stays_and_closing_brings_it_up(world: World
 
 def test_what_has_not_changed_is_not_published_again(world: World) -> None:
     filled(world)
+    folder = world.directory / "delta" / "delta" / "main" / "u"
+    theirs = folder / "theirs.parquet"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("a file of somebody else")
     for _ in range(3):
         with HTAP(settings(world)) as htap:
             world.run("update u set v = v || 'x'")
             htap.sync_now()
     assert delta(world, "t").version() == 0
     assert len(versions(world, "u")) == 3
+    # Whoever reads an earlier version goes on: its files stay for a while.
+    earlier = [read_by_delta_rs(DeltaTable(folder, version=version)) for version in range(3)]
+    assert [found["v"].to_pylist() for found in earlier] == [["ax"], ["axx"], ["axxx"]]
+    assert theirs.exists()
 
 
 def test_a_reader_reads_few_commits_however_many_there_were(world: World) -> None:
@@ -149,6 +167,21 @@ def test_tables_that_were_deleted_are_published_anew(world: World) -> None:
     with HTAP(settings(world)):
         pass
     assert present(world, "t") == source_rows(world.app, "t")
+
+
+def test_a_log_that_lacks_an_entry_is_named_until_its_table_is_written_again(world: World) -> None:
+    with HTAP(settings(filled(world))) as htap:
+        for value in range(3):
+            world.run(f"update t set v = {value} where id = 1")
+            htap.sync_now()
+    log = world.directory / "delta" / "delta" / "main" / "t" / "_delta_log"
+    (log / f"{1:020}.json").unlink()
+    world.run("update t set v = 10 where id = 1")
+    with HTAP(settings(world)) as htap:
+        assert "'rhei repair t'" in str(htap.sync_now().not_published)
+        htap.repair("t")
+        assert htap.sync_now().not_published is None
+        assert present(world, "t") == source_rows(world.app, "t")
 
 
 def test_what_a_writer_was_creating_when_it_died_is_deleted(world: World) -> None:
@@ -279,7 +312,7 @@ def test_every_type_is_published_bit_for_bit(tmp_path: Path, mode: Mode) -> None
 
 
 def test_a_type_that_readers_must_know_is_added_to_a_table_that_stands(tmp_path: Path) -> None:
-    mirror = DataFusionMirror("delta", tmp_path / "m", delta=DeltaTables(0))
+    mirror, names = DataFusionMirror("delta", tmp_path / "m", delta=DeltaTables(0)), set()
     for kinds in (
         {},
         {"local": pa.timestamp("us")},
@@ -291,7 +324,9 @@ def test_a_type_that_readers_must_know_is_added_to_a_table_that_stands(tmp_path:
         found = read_by_delta_rs(reader(mirror, "main/t"))
         assert set(found.column_names) == {*table.mirror_schema.names}
         assert found.select(shown.column_names).equals(shown)
+        names.add(reader(mirror, "main/t").metadata().id)
     mirror.close()
+    assert len(names) == 1, "whoever follows the table takes it for another one"
 
 
 def test_a_table_goes_on_to_ask_readers_for_what_earlier_versions_need(tmp_path: Path) -> None:
