@@ -288,7 +288,9 @@ def test_an_asset_that_follows_a_mirrors_version_runs_when_rows_have_changed_and
 
     @dg.asset(
         deps=[["mirror", "orders"]],
-        automation_condition=dg.AutomationCondition.eager().replace("any_deps_updated", changed),
+        automation_condition=dg.AutomationCondition.eager()
+        .replace("any_deps_updated", changed)
+        .without(~dg.AutomationCondition.any_deps_in_progress()),
     )
     def revenue() -> None: ...
 
