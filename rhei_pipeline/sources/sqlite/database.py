@@ -50,8 +50,10 @@ from rhei_pipeline.sql.text import quote
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-#: What it says of a path in JSON, or a search, that a row holds.
-_OF_ROWS = re.compile("bad JSON path|JSON path error|malformed JSON|fts[0-9]:")
+#: What it says of a path in JSON, a search, or a text that is not UTF-8, which a row holds.
+_OF_ROWS = re.compile(
+    "bad JSON path|JSON path error|malformed JSON|fts[0-9]:|Could not decode to UTF-8"
+)
 _SHUT = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
 _PRIMARY_CODE = 0xFF  # the low byte of an extended result code names its family
 

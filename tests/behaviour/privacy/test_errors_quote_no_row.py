@@ -85,6 +85,17 @@ def test_an_error_of_what_is_written_quotes_no_row(expression: str) -> None:
     assert "Hunter" not in "".join(traceback.format_exception(met.value))
 
 
+def test_an_error_of_a_write_that_returns_a_text_quotes_no_row(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key, v text)")
+    with pytest.raises(RheiError, match="Could not decode") as met:
+        world.htap.execute("insert into t values (1, cast('Hunter' || x'ff' as text)) returning v")
+    shown = "".join(traceback.format_exception(met.value))
+    assert "Hunter" not in shown.replace("'Hunter' || x'ff'", "")
+
+
 def test_an_error_of_postgres_quotes_no_row(make_postgres: Callable[..., PostgresWorld]) -> None:
     world = make_postgres()
     world.run(

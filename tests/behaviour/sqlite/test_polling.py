@@ -702,3 +702,28 @@ def test_the_source_equals_the_mirror_row_by_row(make: Make) -> None:
     put(world, 1, "a")
     world.htap.sync_now()
     assert world.mirror_rows("t") == source_rows(world.app, "t")
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_newest_key_and_a_stamp_that_are_not_utf_8_are_polled(
+    make_world: Make, mode: str
+) -> None:
+    polled = {"updated_at": "at", "clock": "database", "deletes": "reconcile"}
+    table = {"name": "t", "polling": {**polled, "reconcile_seconds": 0}}
+    world = make_world(method="polling", mode=mode, tables=[table])
+    world.run(
+        "create table t(k text primary key, n integer, at text)",
+        f"insert into t values ('a', 1, {NOW}), (cast(x'ff' as text), 1, {NOW})",
+    )
+    for odd, left in (("x'fe'", 2), ("x'fd'", 3)):
+        assert not world.htap.sync_now().errors
+        assert world.htap.dead_letters().num_rows == left - 1
+        world.run(f"insert into t values (cast({odd} as text), 1, {NOW})")
+    world.run("insert into t values ('b', 1, cast(x'ff' as text))")
+    assert world.htap.sync_status().lag_events == 2
+    assert not world.htap.sync_now().errors
+    assert set(world.htap.dead_letters()["column_name"].to_pylist()) == {"k", "at"}
+    world.run("delete from t where k > 'b' or at > 'z'")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    assert world.htap.dead_letters().num_rows == 0

@@ -132,12 +132,10 @@ class SqlitePolledTable:
         form, stamp = Stamp.of(self._extreme("max")), self.poll.stamp
         bound: list[Any] = [form.newest(self._now, _CLOCK_PRECISION)] if form else []
         reached = f"{stamp} <= ?" if form else f"{stamp} is not null"
-        row = self._connection.execute(
-            f"select {stamp}, {listed(self.poll.source.schema.primary_key)}"
-            f" from {self.poll.table} where {reached} order by {stamp} desc limit 1",
-            bound,
-        ).fetchone()
-        return None if row is None else tuple(row)
+        key = listed(self.poll.source.schema.primary_key)
+        sql = f"select {stamp}, {key} from {self.poll.table} where {reached}"
+        rows = fetch(self._connection, f"{sql} order by {stamp} desc limit 1", bound, 1)
+        return next(rows, [None])[0]
 
     def question(self, known: Keyset | None) -> Condition:
         """Write what asks for a `Glance` behind what is known, and the values it binds."""
@@ -189,7 +187,7 @@ class SqlitePolledTable:
     def oldest(self, condition: Condition) -> datetime:
         """Return the oldest stamp there as an instant; now where there is none."""
         sql = f"select min({self.poll.stamp}) from {self.poll.table} where {condition[0]}"
-        (oldest,) = self._connection.execute(sql, condition[1]).fetchone()
+        ((oldest,),) = next(fetch(self._connection, sql, condition[1], 1))
         found: datetime = self._instants([oldest])[0].as_py()
         return found
 
