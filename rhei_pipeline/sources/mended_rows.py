@@ -24,7 +24,7 @@ def mended(
     """
     if not rejections:
         return ()
-    _, codes = np.unique(key_codes(keys), return_inverse=True)
+    _, codes = np.unique(_codes(keys, rejections, letters), return_inverse=True)
     last = np.zeros(len(codes), dtype=np.int64)
     np.maximum.at(last, codes, np.arange(len(codes)))
     unfit: dict[int, set[str]] = {}
@@ -38,3 +38,15 @@ def mended(
         elif letter.column not in columns:
             found[letter.key, letter.column] = None
     return tuple(found)
+
+
+def _codes(
+    keys: pa.Table, rejections: Sequence[Rejection], letters: Sequence[DeadLetter]
+) -> np.ndarray:
+    """Return a number for each key; one that does not fit, and is null here, has its letter's."""
+    numbers: dict[str, int] = {}
+    codes = key_codes(keys)
+    for rejection, letter in zip(rejections, letters, strict=True):
+        if rejection.column in keys.column_names:
+            codes[rejection.row] = -1 - numbers.setdefault(letter.key, len(numbers))
+    return codes

@@ -143,3 +143,20 @@ def test_each_column_of_a_row_of_postgres_is_mended_by_itself(
         world.htap.sync_now()
         assert letters(world) == expected
     world.assert_equal("t")
+
+
+@pytest.mark.each
+@BOTH_MODES
+def test_a_key_that_does_not_fit_stays_named_beside_a_row_without_a_key(
+    make_world: MakeWorld, mode: str
+) -> None:
+    world = make_world(mode=mode)
+    world.run("create table t(k text primary key, n integer)", "insert into t values ('a', 1)")
+    world.htap.sync_now()
+    world.run("insert into t values (x'00', 1), (null, 'x'), (x'01', 'x'), (null, 1)")
+    world.htap.sync_now()
+    assert set(world.htap.dead_letters()["key"].to_pylist()) == {
+        '{"k": {"hex": "00"}}',
+        '{"k": {"hex": "01"}}',
+        '{"k": null}',
+    }
