@@ -6,6 +6,9 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "have SQLITE_TMPDIR or TMPDIR name one, then try again": "tests/behaviour/faults/test_temporary_places.py::test_sqlite_that_can_sort_nowhere_is_not_said_to_have_a_bad_file",
+    "make room in the system's temporary directory, or have TMPDIR name another, then sync": "tests/behaviour/faults/test_temporary_places.py::test_a_log_that_finds_no_temporary_place_is_named_and_read_later",
+    "give this user write access to the mirror's folder, or to the working directory where mirror.path is ':memory:', or raise mirror.memory_limit": "tests/behaviour/faults/test_temporary_places.py::test_a_mirror_in_memory_names_the_place_that_it_cannot_write",
     "{} has no time zone: end it with Z for UTC, or with an offset such as +02:00": "tests/behaviour/cli/test_cli.py::test_an_instant_without_a_zone_is_given_one",
     "give this user access to it and to its folder, or correct source.path": "tests/dagster/test_shut_places.py::test_the_definitions_load_where_a_place_is_shut",
     "give this user access to all that is in it, or correct mirror.path": "tests/behaviour/cli/test_shut_places.py::test_a_place_that_is_shut_is_named_and_opened",

@@ -27,6 +27,8 @@ _FULL = (
     "Out of disk",
     "not write all",
 )
+#: What it says where it cannot put aside what exceeds its memory.
+_NOT_ASIDE = "Failed to create directory"
 #: What it says of a file of others: a directory; SQLite's, for which it would load an extension;
 #: one of data, which it would show in a database in memory.
 _NO_DATABASE = (
@@ -62,6 +64,14 @@ def _full(path: str) -> MirrorError:
     return MirrorError(f"the disk that holds {path!r} is full", hint="free space, then try again")
 
 
+def _not_aside() -> MirrorError:
+    return MirrorError(
+        "DuckDB can put nothing aside of what exceeds its memory: it cannot create the directory",
+        hint="give this user write access to the mirror's folder, or to the working directory where"
+        " mirror.path is ':memory:', or raise mirror.memory_limit",
+    )
+
+
 def unusable(error: OSError, path: str) -> MirrorError:
     """Return the error for a file beside which the system lets us create none."""
     if any(reason in str(error) for reason in _FULL):
@@ -85,6 +95,8 @@ def query_error(error: Exception, path: str, *, is_empty: bool) -> RheiError:
     # Behind the first rows it reaches us through Arrow, which keeps the text alone.
     if isinstance(error, duckdb.OutOfMemoryException) or str(error).startswith("Out of Memory"):
         return _too_large()
+    if _NOT_ASIDE in str(error):
+        return _not_aside()
     if is_damage(error):
         return damage_of(error, path)
     hint = "the mirror answers reading queries on mirrored tables"
@@ -144,21 +156,27 @@ def keys_of_the_user() -> Iterator[None]:
 
 
 def _translate(error: duckdb.Error, path: str) -> RheiError:
-    text = str(error)
     if isinstance(error, duckdb.OutOfMemoryException):
         return _too_large()
     if (passing := _passing(error, path)) is not None:
         return passing
     if is_damage(error):
         return damage_of(error, path)
-    if any(reason in text for reason in _NO_DATABASE):
-        return no_database(path)
-    if any(reason in text for reason in _FULL):
-        return _full(path)
+    if (told := _told_by(str(error), path)) is not None:
+        return told
     what = type(error).__name__ if isinstance(error, _OF_ROWS) else first_line(error)
     of_disk = isinstance(error, duckdb.IOException | duckdb.FatalException)
     hint = "check the disk and its mounts" if of_disk else None
     return MirrorError(f"DuckDB failed on {path!r}: {what}", hint=hint)
+
+
+def _told_by(text: str, path: str) -> MirrorError | None:
+    """Return the error for what only the text of DuckDB's tells apart; None for others."""
+    if any(reason in text for reason in _NO_DATABASE):
+        return no_database(path)
+    if any(reason in text for reason in _FULL):
+        return _full(path)
+    return _not_aside() if _NOT_ASIDE in text else None
 
 
 def _passing(error: duckdb.Error, path: str) -> TransientError | None:

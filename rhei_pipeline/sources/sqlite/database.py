@@ -414,7 +414,7 @@ def translate(error: sqlite3.Error, path: Path, *, read_only: bool = False) -> R
     message = str(error)
     if _OF_ROWS.match(message):
         message = without_values(message)
-    return _environment_error(family, path) or QueryError(f"SQLite refused: {message}")
+    return _environment_error(code, path) or QueryError(f"SQLite refused: {message}")
 
 
 def is_there(path: Path) -> bool:
@@ -459,10 +459,19 @@ def _not_created(path: Path) -> SourceError:
     )
 
 
-def _environment_error(family: int | None, path: Path) -> PermanentError | None:
-    if family == sqlite3.SQLITE_FULL:
+def _environment_error(code: int | None, path: Path) -> PermanentError | None:
+    if code == sqlite3.SQLITE_IOERR_GETTEMPPATH:
         return SourceError(
-            f"the disk that holds {str(path)!r} is full", hint="free space, then try again"
+            "SQLite finds no temporary directory that it can write, to sort in",
+            hint="have SQLITE_TMPDIR or TMPDIR name one, then try again",
+        )
+    family = None if code is None else code & _PRIMARY_CODE
+    if family == sqlite3.SQLITE_FULL:
+        # Its error is the same whichever of its files has no room.
+        return SourceError(
+            f"the disk that holds {str(path)!r} is full, or the temporary directory in which SQLite"
+            " sorts (SQLITE_TMPDIR or TMPDIR names it)",
+            hint="free space, then try again",
         )
     if family in _SHUT:
         return SourceError(

@@ -1,11 +1,13 @@
 """The messages of one read of the log, kept in memory or in a temporary file."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from rhei_pipeline.errors import SourceError
 from rhei_pipeline.model.large_rows import give_back_freed
 from rhei_pipeline.sources.postgres.logical import pgoutput
 from rhei_pipeline.sources.postgres.logical.moment import LogPortion, Visible
@@ -79,20 +81,37 @@ class Spool:
         return len(lengths)
 
     def _append(self, buffer: bytes) -> None:
-        self._file.seek(self._end)
-        if self._end + len(buffer) > SPOOL_BYTES:
-            self._file.rollover()  # by itself it would only do so once they are in memory
-        self._file.write(buffer)
+        with _translated():
+            self._file.seek(self._end)
+            if self._end + len(buffer) > SPOOL_BYTES:
+                self._file.rollover()  # by itself it would only do so once they are in memory
+            self._file.write(buffer)
+            self._file.flush()  # what is not on the disk yet fails here, and not when it is read
         self._end += len(buffer)
 
     def read(self, chunk: Chunk) -> bytes:
         """Return the messages of a chunk."""
-        self._file.seek(chunk.start)
-        return self._file.read(chunk.length)
+        with _translated():
+            self._file.seek(chunk.start)
+            return self._file.read(chunk.length)
 
     def close(self) -> None:
         """Delete them."""
-        self._file.close()
+        with suppress(OSError):  # what could not be written is not wanted any more
+            self._file.close()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Name the temporary file in the errors of the system."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(
+            f"the log's messages cannot be kept in a temporary file: {error.strerror}",
+            hint="make room in the system's temporary directory, or have TMPDIR name another, then"
+            " sync",
+        ) from error
 
 
 def _whole(lengths: np.ndarray, piece_bytes: int) -> np.ndarray:
