@@ -50,6 +50,12 @@ def in_other_types(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
     )
 
 
+def keys_in_types(keys: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """Return keys cast to other types, but for those that do not fit exactly; none has a null."""
+    same = all(keys[field.name].type.equals(field.type) for field in wanted)
+    return keys if same else in_other_types(keys, wanted).drop_null()
+
+
 def _each(values: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
     # No value goes by Python's own, which do not reach as far.
     cells = [values.slice(row, 1).combine_chunks() for row in range(len(values))]

@@ -109,6 +109,16 @@ class CopyContract:
         found = mirror.query("select v, w from t order by k").to_pylist()
         assert found == [{"v": 1.0, "w": None}, {"v": 5.0, "w": 7}]
 
+    def test_keys_that_a_copy_could_not_read_may_be_of_another_type(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=1.0, **{"7": 2.0}), keys())
+        other = Table(Schema("t", (Column("k", pa.int64()), *SCHEMA.value_columns), ("k",)))
+        progress = CopyProgress("t", Position(3, "p"), "shape", complete=True)
+        with mirror.transaction() as transaction:
+            transaction.begin_copy(other, progress)
+            transaction.keep_unknown(other, pa.table({"k": pa.array([1, 7])}))
+            assert transaction.adopt_copy(other, NOW) == 1
+        assert mirror.query("select k, v from t").to_pylist() == [{"k": 7, "v": 2.0}]
+
     def test_of_rows_that_a_copy_could_not_read_none_comes_back_from_the_past(
         self, history: Mirror
     ) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.errors import MirrorError, SchemaError
-from rhei_pipeline.mirrors.exact_casts import in_other_types
+from rhei_pipeline.mirrors.exact_casts import in_other_types, keys_in_types
 from rhei_pipeline.model.changes import (
     Comparison,
     Counts,
@@ -205,7 +205,8 @@ class StubTransaction:
         schema, standing = table.schema, self._content.tables.get(mirror_table(table.schema))
         if standing is None or not set(schema.primary_key) <= standing.fields.keys():
             return
-        asked = {key_of(row, schema) for row in keys.to_pylist()}
+        former = pa.schema([(name, standing.fields[name]) for name in schema.primary_key])
+        asked = {key_of(row, schema) for row in keys_in_types(keys, former).to_pylist()}
         kept = [row for row in standing.present if key_of(row, schema) in asked]
         held = [name for name in schema.names if name in standing.fields]
         before = pa.schema([(name, standing.fields[name]) for name in held])

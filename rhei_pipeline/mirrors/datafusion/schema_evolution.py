@@ -20,6 +20,7 @@ from rhei_pipeline.mirrors.exact_casts import (
     InexactError,
     cast_exactly,
     in_other_types,
+    keys_in_types,
     past_does_not_fit,
 )
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
@@ -193,7 +194,8 @@ def last_good_rows(standing: WriteBuffer, table: Table, keys: pa.Table) -> pa.Ta
     if not set(key) <= set(standing.schema.names):
         return wanted.empty_table()
     former = pa.schema([standing.schema.field(name) for name in key])
-    found = standing.find(key_hashes(keys.select(key).cast(former)))
+    # No row has a key that is none of the former type.
+    found = standing.find(key_hashes(keys_in_types(keys.select(key), former)))
     there = set(standing.schema.names)
     held = [name for name in wanted.names if name in there]
     rows = standing.take(each_once(found.places), held)

@@ -35,6 +35,7 @@ from rhei_pipeline.mirrors.exact_casts import (
     goes_by_text,
     in_other_types,
     is_castable,
+    keys_in_types,
     past_does_not_fit,
     same_bits,
 )
@@ -91,29 +92,32 @@ def adopt_copy(
     return int(connection.execute(f"select count(*) from {target}").fetchall()[0][0])
 
 
-def keep_unknown(connection: duckdb.DuckDBPyConnection, table: Table, names: TableNames) -> None:
-    """Add present rows to the copy for the keys in `_rhei_keys` that it could not read."""
-    schema = table.schema
+def keep_unknown(
+    connection: duckdb.DuckDBPyConnection, table: Table, keys: pa.Table, names: TableNames
+) -> None:
+    """Add present rows to the copy for keys that it could not read."""
+    schema, key = table.schema, table.schema.primary_key
     if names.find(schema) is None:
         return
     standing = _types(connection, table)
-    if not set(schema.primary_key) <= set(standing):
+    if not set(key) <= set(standing):
         return
     held = [name for name in schema.names if name in standing]
     present = f"t.{VALID_TO} is null" if VALID_TO in standing else "true"
-    found = connection.sql(
-        f"select {listed(held, 't')} from {mirror_table(schema)} t"
-        f" semi join _rhei_keys k on {matching('t', 'k', schema.primary_key)}"
-        f" anti join {copy_name(schema)} c on {matching('t', 'c', schema.primary_key)}"
-        f" where {present}"
-    )
-    texts = as_texts(in_utc(found.to_arrow_table()))
+    # No row has a key that is none of the former type.
+    former = pa.schema([(name, standing[name]) for name in key])
+    with registered(connection, "_rhei_keys", keys_in_types(keys.select(list(key)), former)):
+        found = connection.sql(
+            f"select {listed(held, 't')} from {mirror_table(schema)} t"
+            f" semi join _rhei_keys k on {matching('t', 'k', key)} where {present}"
+        )
+        texts = as_texts(in_utc(found.to_arrow_table()))
     kept = as_copied(connection, in_other_types(texts, schema.arrow), schema)
-    connection.register("_rhei_kept", kept)
-    connection.execute(
-        f"insert into {copy_name(schema)}({listed(held)}) select {listed(held)} from _rhei_kept"
-    )
-    connection.unregister("_rhei_kept")
+    with registered(connection, "_rhei_kept", kept):
+        connection.execute(
+            f"insert into {copy_name(schema)}({listed(held)}) select {listed(held)} from _rhei_kept"
+            f" k anti join {copy_name(schema)} c on {matching('k', 'c', key)}"
+        )
 
 
 def _adopt_as_versions(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:

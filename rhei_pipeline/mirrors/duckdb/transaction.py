@@ -285,8 +285,7 @@ class DuckDBTransaction:
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
         """Add present rows to the copy for keys that it could not read."""
         if keys.num_rows:
-            with registered(self._connection, "_rhei_keys", keys):
-                keep_unknown(self._connection, table, self._names)
+            keep_unknown(self._connection, table, keys, self._names)
 
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
         """Make the copy the table unless one with its schema exists; return its rows, or None.

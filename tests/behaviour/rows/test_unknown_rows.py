@@ -220,3 +220,62 @@ def test_a_key_that_reads_like_another_one_keeps_no_row_of_it(
     found = world.htap.query("select v from k where _rhei_valid_to is null", hint="olap")
     assert found["v"].to_pylist() == ["three"]
     assert {part.extra for part in world.htap.verify().tables.values()} == {0}
+
+
+@pytest.mark.each
+@MIRRORS
+@pytest.mark.parametrize(
+    ("mode", "before", "behind", "keys"),
+    [
+        ("destructive", "integer", "text", "'1', 'a'"),
+        ("temporal", "integer", "text", "'1', 'a'"),
+        ("destructive", "text", "integer", "1, 5"),
+        ("destructive", "integer", "date", "'2026-01-01', '2026-01-02'"),
+    ],
+)
+def test_a_key_gets_another_type_beside_a_row_of_sqlite_that_does_not_fit(
+    make_world: Callable[..., World],
+    mode: str,
+    before: str,
+    behind: str,
+    keys: str,
+    storage: str | None,
+) -> None:
+    world = make_world(mode=mode, storage=storage, tables=[{"name": "t"}])
+    world.run(
+        f"create table t(id {before} primary key, n integer)",
+        "insert into t values (1, 1), (2, 1)",
+    )
+    world.htap.sync_now()
+    world.run(
+        f"create table u(id {behind} primary key, n integer)",
+        *(f"insert into u values ({key}, 'x')" for key in keys.split(", ")),
+        "drop table t",
+        "alter table u rename to t",
+    )
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 2
+    world.run("update t set n = 7")
+    world.htap.sync_now()
+    assert [row["n"] for row in world.present("t")] == [7, 7]
+    assert world.htap.dead_letters().num_rows == 0
+
+
+@pytest.mark.each
+@MIRRORS
+@BOTH_MODES
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_a_key_gets_another_type_beside_a_row_of_postgres_that_does_not_fit(
+    make_postgres: Callable[..., PostgresWorld], mode: str, storage: str | None, method: str
+) -> None:
+    world = make_postgres(mode=mode, storage=storage, capture={"method": method})
+    world.run(
+        "create table t(id int primary key, n numeric(6, 2))", "insert into t values (1, 1), (2, 2)"
+    )
+    world.htap.sync_now()
+    world.run("update t set n = 'NaN'", "alter table t alter id type text using 'a' || id::text")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 2
+    world.run("update t set n = 7")
+    world.htap.sync_now()
+    world.assert_equal("t")
