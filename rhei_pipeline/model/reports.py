@@ -225,7 +225,7 @@ class TableStatus:
 
     Attributes:
         lag_events: Events of the source that are not applied yet, exactly; None where that is not
-            known: the table is left out, or was never copied.
+            known: the table is left out, was never copied, or the source lost what it had captured.
         lag_seconds: How long the oldest of them has waited; 0 when there is none, None where that
             is not known.
         dead_letters: Open ones.
@@ -340,7 +340,7 @@ class SyncStatus(Report):
 
     @property
     def unmeasured(self) -> list[TableStatus]:
-        """The tables whose lag is not known: they are left out, or were never copied."""
+        """The tables whose lag is not known: see `TableStatus.lag_events`."""
         return [status for status in self.tables.values() if status.lag_events is None]
 
 

@@ -28,6 +28,11 @@ from rhei_pipeline.sync.quarantine import told_reasons
 
 _log = logging.getLogger(__name__)
 
+#: Of a table whose changes since the last sync the source has no more, or not all of them.
+_UNKNOWN_PLACE = (
+    "the source no longer tells what changed since the last sync: the next one compares all rows"
+)
+
 
 class StatusCache:
     """What was last known of the tables, for those who do not wait, or cannot look now."""
@@ -163,9 +168,13 @@ def _status(
 ) -> TableStatus:
     mark = ledger.watermarks.get(name)
     lag_events = lag_seconds = None
+    doubt = None if table is None else doubt_about(snapshot, table)
     if table is not None and mark is not None:
-        lag_events = snapshot.pending(table, mark.position)
-        lag_seconds = age_of_oldest(table, snapshot, mark.position) if lag_events else 0.0
+        if snapshot.proves(table, mark.position):
+            lag_events = snapshot.pending(table, mark.position)
+            lag_seconds = age_of_oldest(table, snapshot, mark.position) if lag_events else 0.0
+        else:
+            doubt = _UNKNOWN_PLACE
     return TableStatus(
         name,
         mode.value,
@@ -174,5 +183,5 @@ def _status(
         lag_events,
         lag_seconds,
         letters,
-        doubt=None if table is None else doubt_about(snapshot, table),
+        doubt=doubt,
     )

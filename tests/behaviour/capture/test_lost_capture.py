@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import SchemaError
+from tests.support.fix_postgres import PostgresWorld, drop_slots
 from tests.support.fix_world import World
 from tests.support.other_process import copy
 from tests.support.refusals import refused
@@ -162,6 +163,44 @@ def test_a_cleared_log(orders: World) -> None:
     orders.run("update orders set status = 'unseen'", "delete from _rhei_log_orders")
     orders.htap.sync_now()
     orders.assert_equal("orders")
+
+
+def _assert_lag_is_unknown_until_synced(world: World | PostgresWorld, table: str) -> None:
+    status = world.htap.sync_status()
+    found = status.tables[table]
+    assert (found.lag_events, found.lag_seconds) == (None, None)
+    assert "no longer tells" in (found.doubt or "")
+    assert table in {each.table for each in status.unmeasured}
+    world.htap.sync_now()
+    found = world.htap.sync_status().tables[table]
+    assert (found.lag_events, found.lag_seconds, found.doubt) == (0, 0, None)
+    world.assert_equal(table)
+
+
+def test_no_lag_is_told_of_a_log_that_was_cleared(orders: World) -> None:
+    orders.crash()
+    orders.run("insert into orders values (3, 'c')", "delete from _rhei_log_orders")
+    assert orders.htap.sync_status().tables["other"].lag_events == 0
+    _assert_lag_is_unknown_until_synced(orders, "orders")
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_no_lag_is_told_of_a_slot_or_log_of_postgres_that_was_lost(
+    make_postgres: Callable[..., PostgresWorld], method: str
+) -> None:
+    world = make_postgres(capture={"method": method})
+    world.run("create table t(id int primary key)")
+    world.htap.sync_now()
+    world.crash()
+    world.run("insert into t values (1)")
+    if method == "logical":
+        drop_slots(world.app, world.app.info.dbname)
+    else:
+        logs = "select format('%I.%I', schemaname, tablename) from pg_tables"
+        mine = f"{logs} where schemaname = '_rhei' and tablename like 'log%'"
+        for (log,) in world.app.execute(mine).fetchall():
+            world.app.execute(f"truncate {log}".encode())
+    _assert_lag_is_unknown_until_synced(world, "t")
 
 
 def test_a_dropped_log(orders: World) -> None:
