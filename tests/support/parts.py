@@ -22,9 +22,9 @@ def connection_of(part: Any) -> Any:
     return part._connection
 
 
-def telling_of(mirror: Any) -> dict[str, str]:
-    """Return by table the column in which a DuckDB mirror compares rows first."""
-    telling: dict[str, str] = mirror._notes.telling
+def telling_of(mirror: Any) -> dict[str, tuple[str, ...]]:
+    """Return by table the columns in which a DuckDB mirror compares rows first."""
+    telling: dict[str, tuple[str, ...]] = mirror._notes.telling
     return telling
 
 

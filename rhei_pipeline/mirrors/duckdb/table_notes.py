@@ -13,11 +13,11 @@ class TableNotes:
     Attributes:
         foreign: Tables of others.
         large_copies: The tables of which a copy under way has large rows.
-        telling: The column in which nearly all rows differed that came last.
+        telling: The fewest columns in which nearly all rows differed that came last.
         highest: Bounds of their keys.
     """
 
     foreign: ForeignTables = field(default_factory=ForeignTables)
     large_copies: set[str] = field(default_factory=set)
-    telling: dict[str, str] = field(default_factory=dict)
+    telling: dict[str, tuple[str, ...]] = field(default_factory=dict)
     highest: HighestKeys = field(default_factory=HighestKeys)

@@ -26,7 +26,7 @@ _DIGESTED = "_rhei_digested"
 _EQUALS = -1
 #: So many rows are compared by their numbers first: of a large table, reading texts takes most.
 _MANY = 5_000
-#: Of so many rows that came, one at most may not differ in a column that tells the others.
+#: Of so many rows that came, one at most may not differ in the columns that tell the others.
 _TOLD = 100
 #: The most nulls that keys of deleted rows may take beside them.
 _MOST_NULLS = 2**20
@@ -59,7 +59,7 @@ class Upsert:
             them are to go.
         large: Whether there are large values among them.
         new: How many of them the table cannot have.
-        telling: By table, the column in which nearly all rows differed that came last.
+        telling: By table, the fewest columns in which nearly all rows differed that came last.
     """
 
     statements: Statements
@@ -69,7 +69,7 @@ class Upsert:
     count: int
     large: bool
     new: int
-    telling: dict[str, str]
+    telling: dict[str, tuple[str, ...]]
 
     def run(self) -> Counts:
         """Write those that differ, and delete those that go.
@@ -79,29 +79,29 @@ class Upsert:
         values once more.
         """
         told = self._told()
-        if told is None or self.count < self.rows or self.large or self.new == self.rows:
+        if not told or self.count < self.rows or self.large or self.new == self.rows:
             return self._compare()
         # To find rows of a large table takes as long as to delete them: which these are is not
-        # asked before, where nearly all that came last differed in one column.
+        # asked before, where nearly all that came last differed in these columns.
         same = matching("t", "u", self.table.schema.primary_key)
         replaced = self.statements.changed(
             f"delete from {self.target} t using {UPSERTS} u"
-            f" where {same} and {differs_sql(self.table, 't', 'u', [told])}"
+            f" where {same} and {differs_sql(self.table, 't', 'u', told)}"
         )
         if replaced == self.count - self.new:
             self._insert(np.zeros(0, np.int64))
             return Counts(self.new, replaced)
-        del self.telling[self.table.name]
+        noted = self.telling.pop(self.table.name)
         rest = self._compare()
         if (self.count - rest.inserted) * _TOLD <= replaced:
-            self.telling[self.table.name] = told.name
+            self.telling[self.table.name] = noted
         return Counts(rest.inserted - replaced, rest.updated + replaced, rest.deleted)
 
-    def _told(self) -> Column | None:
-        """Return the column in which nearly all rows differed that came last, if there is one."""
-        name = self.telling.get(self.table.name)
-        columns = self.table.schema.value_columns
-        return next((column for column in columns if column.name == name), None)
+    def _told(self) -> list[Column]:
+        """Return the columns in which nearly all rows differed that came last, if these are."""
+        names = self.telling.get(self.table.name, ())
+        columns = {column.name: column for column in self.table.schema.value_columns}
+        return [columns[name] for name in names] if columns.keys() >= {*names} else []
 
     def _compare(self) -> Counts:
         met = self._met_by_any()
@@ -161,23 +161,27 @@ class Upsert:
 
     def _compared_first(self) -> list[Column]:
         """Return the columns that may tell nearly all rows that differ; none: compare all."""
-        if self.count and (told := self._told()) is not None:
-            return [told]
+        if self.count and (told := self._told()):
+            return told
         outside = self.table.schema.value_columns
         quick = [column for column in outside if not _is_text(column)]
         return [] if self.count < _MANY or len(quick) == len(outside) else quick
 
     def _note_telling(self, columns: Sequence[Column], met: "_Met") -> None:
-        """Note the column in which nearly all rows differ: the next ones may do so, too.
+        """Note the columns in which nearly all rows differ: the next ones may do so, too.
 
         Of a large table, each column that is read takes a third of what the keys take, or more.
         """
         told = met.tells[met.numbers < self.count]
         counts = np.bincount(told[told >= 0], minlength=1)
-        if len(told) and (len(told) - counts.max()) * _TOLD <= len(told):
-            self.telling[self.table.name] = columns[int(counts.argmax())].name
-        elif len(told):
+        order = np.argsort(-counts, kind="stable")
+        others = len(told) - np.cumsum(counts[order])
+        enough = np.flatnonzero(others * _TOLD <= len(told))
+        if len(told):
             self.telling.pop(self.table.name, None)
+        if len(told) and len(enough):
+            chosen = order[: enough[0] + 1]
+            self.telling[self.table.name] = tuple(columns[number].name for number in chosen)
 
     def _met_by_digests(self) -> "_Met":
         digested = self.statements.connection.sql(

@@ -82,7 +82,7 @@ def test_rows_that_all_go_or_differ_are_replaced_at_once(
 
 
 @pytest.mark.parametrize("many", [1, 1000])
-def test_a_column_that_told_all_rows_is_asked_first_and_decides_nothing_alone(
+def test_columns_that_told_all_rows_are_asked_first_and_decide_nothing_alone(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, many: int
 ) -> None:
     monkeypatch.setattr(upsert, "_MANY", many)
@@ -94,9 +94,9 @@ def test_a_column_that_told_all_rows_is_asked_first_and_decides_nothing_alone(
     )
     world.htap.sync_now()
     telling = telling_of(engine_of(world.htap).mirror)
-    text = "v" if many > 40 else None  # where numbers come first, they alone may tell
-    told = ["n", "n", text, None, "x", None, text, text]
-    for column, statements, updated in zip(
+    text = ("v",) if many > 40 else None  # where numbers come first, they alone may tell
+    told = [("n",), ("n",), text, ("n", "x"), ("n", "x"), None, text, text]
+    for columns, statements, updated in zip(
         told,
         (
             ["update t set n = n + 100 where id <= 20"],
@@ -113,7 +113,7 @@ def test_a_column_that_told_all_rows_is_asked_first_and_decides_nothing_alone(
     ):
         world.run(*statements)
         assert world.htap.sync_now().updated == updated
-        assert telling.get("t") == column
+        assert telling.get("t") == columns
         world.assert_equal("t")
 
 
