@@ -14,6 +14,8 @@ _log = logging.getLogger(__name__)
 _MOST_BYTES = 256 * 2**20
 #: What is left over: DuckDB needs a little memory for the statements that free the rest.
 _LEFT_BYTES = 2 * 2**20
+#: Once so much was written into the file, it is worth opening again.
+_MUCH_BYTES = 8 * 2**20
 _USED = """
 select coalesce(sum(memory_usage_bytes), 0)::bigint,
     coalesce(sum(memory_usage_bytes) filter (tag = 'BASE_TABLE'), 0)::bigint
@@ -33,14 +35,14 @@ class BlockCache:
     """
 
     def __init__(self, path: str, limit_bytes: int | None) -> None:
-        self._log_file = Path(f"{path}.wal")
+        self._file, self._log_file = Path(path), Path(f"{path}.wal")
         self._restore = (
             "reset memory_limit" if limit_bytes is None else f"set memory_limit = '{limit_bytes} B'"
         )
         self._lock = threading.Lock()
         self._users = 0
-        self._logged_bytes = 0
         self._is_due = False
+        self.note_opened()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -53,11 +55,28 @@ class BlockCache:
             with self._lock:
                 self._users -= 1
 
+    @property
+    def decodes_slowly(self) -> bool:
+        """Whether much was written into the file since it was opened.
+
+        To give one text of what this process has compressed, DuckDB decodes all texts beside it,
+        until the file is opened again.
+        """
+        return self._written_bytes >= _MUCH_BYTES
+
+    def note_opened(self) -> None:
+        """Note that the file was just opened."""
+        self._written_bytes = 0
+        self._logged_bytes, self._file_bytes = _size(self._log_file), _size(self._file)
+
     def note_commit(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Free the cached blocks if a checkpoint came with a commit and nothing is running."""
-        logged = self._log_file.stat().st_size if self._log_file.exists() else 0
-        self._is_due = self._is_due or logged < self._logged_bytes
-        self._logged_bytes = logged
+        logged, size = _size(self._log_file), _size(self._file)
+        self._written_bytes += max(size - self._file_bytes, 0)
+        if logged < self._logged_bytes:
+            self._is_due = True
+            self._written_bytes += self._logged_bytes
+        self._logged_bytes, self._file_bytes = logged, size
         if not self._is_due:
             return
         with self._lock:
@@ -86,3 +105,7 @@ class BlockCache:
         finally:
             connection.execute(self._restore)
         return bool(cached - freed > _LEFT_BYTES)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0

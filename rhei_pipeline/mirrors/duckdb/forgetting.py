@@ -128,9 +128,22 @@ class Door:
                     is_empty = self._changed.wait_for(self._is_empty, _PATIENCE_SECONDS)
             yield is_empty
         finally:
-            with self._changed:
-                self._is_shut = False
-                self._changed.notify_all()
+            self._open()
+
+    @contextmanager
+    def shut_if_empty(self) -> Iterator[bool]:
+        """Keep everybody out during the block if nobody is inside; yield whether that is so."""
+        with self._changed:
+            is_empty = self._is_shut = self._is_empty()
+        try:
+            yield is_empty
+        finally:
+            self._open()
+
+    def _open(self) -> None:
+        with self._changed:
+            self._is_shut = False
+            self._changed.notify_all()
 
     def _is_empty(self) -> bool:
         return not self._inside

@@ -506,12 +506,15 @@ class DuckDBMirror:
         self._place = HeldPlace(self.path)
         self._statements = Statements(self._connection)
         self._lent = LentRows(self._connection)
+        if self._cache is not None:
+            self._cache.note_opened()
 
     @contextmanager
     def _reopened(self) -> Iterator[None]:
-        """Open the file again before a block if DuckDB has given it up; hold the lock.
+        """Open the file again before a block if DuckDB has given it up or reads slowly.
 
-        It does where the disk fails as a commit is made durable, and answers nothing any more.
+        It gives it up where the disk fails as a commit is made durable, and answers nothing any
+        more. The lock is held.
 
         Raises:
             MirrorError: The file was deleted or replaced meanwhile.
@@ -526,11 +529,28 @@ class DuckDBMirror:
                     self._is_given_up = False
                     self._ledger, self._feeds, self._may_have_letters = None, {}, None
                     self._commits += 1
+        elif self._reads_slowly():
+            self._open_anew()
         try:
             yield
         except duckdb.Error as error:
             self._is_given_up |= is_fatal(error)
             raise
+
+    def _reads_slowly(self) -> bool:
+        """Return whether the file is worth opening again, and no copy is under way."""
+        if self._cache is None or not self._cache.decodes_slowly or self._is_closing:
+            return False
+        return self._ledger is not None and not self._ledger.copies
+
+    def _open_anew(self) -> None:
+        """Open the file again if nobody reads."""
+        with self._door.shut_if_empty() as is_empty:
+            if is_empty:
+                self._is_given_up = True  # until it is open again
+                self._connection.close()
+                self._connect_again()
+                self._is_given_up = False
 
     def _end_queries(self) -> None:
         for cancel in [*self._under_way]:
