@@ -1,7 +1,7 @@
 """The mirrors, and the run that keeps them: it syncs while there is work, then hands over."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -162,8 +162,8 @@ class _SessionRun:
         """Keep the mirror until there is a reason to end; then report every table once more."""
         interrupted: BaseException | None = None
         ending = None
-        self._report_earlier_copies()
         try:
+            self._report_earlier_copies()
             ending = self._last()
             self.context.log.info("the session ends: %s", ending.value)
         except dg.DagsterExecutionInterruptedError as error:
@@ -272,7 +272,7 @@ class _SessionRun:
         self._report_copies()
         self._report_histories(status)
         every = {name: windows.get(name, ReportWindow()) for name in self.session.tables}
-        found = list(reports(self.session, status, every))
+        found = list(reports(self.session, status, every, self._rows))
         self._repeat_checks([table for table, _ in found])
         for table, values in found:
             yield dg.MaterializeResult(
@@ -286,7 +286,7 @@ class _SessionRun:
         self._report_state(status, self.session.windows)
         windows = self.session.take_windows(TABLES_AT_ONCE)
         self._report_copies()
-        found = list(reports(self.session, status, windows))
+        found = list(reports(self.session, status, windows, self._rows))
         self._repeat_checks([table for table, _ in found])
         for table, values in found:
             key, version = self._key(Stage.MIRROR, table), str(values["watermark"])
@@ -368,21 +368,41 @@ class _SessionRun:
         Without that, Dagster calls their mirrors unsynced. No run has the event, so it stays.
         """
         keys = {self._key(Stage.INITIAL_SYNC, each): each for each in self.session.tables.values()}
-        instance, htap = self.context.instance, self.session.htap
+        instance = self.context.instance
         for record in instance.get_asset_records(list(keys)):
             if record.asset_entry.last_materialization_record is not None:
                 del keys[record.asset_entry.asset_key]
-        tables = htap.sync_status(PATIENCE_SECONDS).tables if keys else {}
-        for key, table in keys.items():
-            found = tables.get(table.name)
-            if found is not None and found.error is None and found.state is TableState.READY:
+        for key, table in self._copied(keys).items():
+            if (rows := self._rows(table.name)) is not None:
                 instance.report_runless_asset_event(
                     dg.AssetMaterialization(
                         key,
                         description="The copy is in place; no run that is on record made it.",
-                        metadata={"dagster/row_count": htap.row_count(table.name)},
+                        metadata={"dagster/row_count": rows},
                     )
                 )
+
+    def _copied(self, keys: Mapping[dg.AssetKey, Table]) -> dict[dg.AssetKey, Table]:
+        """Return those of the tables that are copied, and followed; none where nobody can tell."""
+        try:
+            tables = self.session.htap.sync_status(PATIENCE_SECONDS).tables if keys else {}
+        except RheiError as error:
+            self.context.log.warning("which tables are copied is not known: %s", error)
+            return {}
+        ready = {
+            name
+            for name, found in tables.items()
+            if found.error is None and found.state is TableState.READY
+        }
+        return {key: table for key, table in keys.items() if table.name in ready}
+
+    def _rows(self, name: str) -> int | None:
+        """Return how many rows a table's mirror has; None where they cannot be counted now."""
+        try:
+            return self.session.htap.row_count(name)
+        except RheiError as error:
+            self.context.log.warning("table %r: its rows were not counted: %s", name, error)
+            return None
 
     def _key(self, stage: Stage, table: Table) -> dg.AssetKey:
         return self.declaration.key(stage, table)

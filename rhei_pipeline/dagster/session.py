@@ -1,7 +1,7 @@
 """A sync session: the engine syncs in a thread of its own; this one reports, and ends it."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -150,13 +150,20 @@ def numbers(window: ReportWindow, rows: int, watermark: int | None) -> dict[str,
 
 
 def reports(
-    session: Session, status: SyncStatus, windows: Mapping[str, ReportWindow]
+    session: Session,
+    status: SyncStatus,
+    windows: Mapping[str, ReportWindow],
+    count: Callable[[str], int | None],
 ) -> Iterator[tuple[Table, dict[str, float | int | str]]]:
-    """Yield the numbers of each table with a window; not of those left out, or not copied yet."""
+    """Yield the numbers of each table with a window.
+
+    Not of those that are left out, were not copied yet, or have rows that nobody can count.
+    """
     for name, window in windows.items():
         found = status.tables.get(name)
-        if found is not None and found.error is None and found.watermark is not None:
-            rows = session.htap.row_count(name)
+        if found is None or found.error is not None or found.watermark is None:
+            continue
+        if (rows := count(name)) is not None:
             yield session.tables[name], numbers(window, rows, found.watermark)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
+import duckdb
 import psycopg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
@@ -276,6 +277,26 @@ def test_a_copy_that_no_run_made_is_reported_once_and_its_mirror_is_not_called_u
         shop.instance.delete_run(run.run_id)
     assert shop.sync().success
     assert shop.instance.get_latest_materialization_event(copied) == first
+
+
+@pytest.mark.parametrize("by", ["run", "command"])
+def test_a_mirror_whose_rows_nobody_can_count_keeps_no_session_from_the_others(
+    shop: Shop, by: str
+) -> None:
+    if by == "run":
+        assert shop.sync().success
+    else:
+        with rhei.open(shop.settings) as htap:
+            htap.sync_now()
+    with duckdb.connect(shop.settings.mirror.path) as others:
+        others.execute("drop table orders")
+    shop.write("insert into items values (7, 7)")
+    found = shop.sync()
+    assert found.success
+    told = found.asset_materializations_for_node("sync_session")
+    assert {each.asset_key for each in told} == {dg.AssetKey(["mirror", "items"])}
+    with rhei.open(shop.settings) as htap:
+        assert htap.verify("items").equal
 
 
 @pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
