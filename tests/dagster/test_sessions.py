@@ -310,8 +310,8 @@ def test_an_asset_that_follows_a_mirrors_version_runs_when_rows_have_changed_and
     @dg.asset(
         deps=[["mirror", "orders"]],
         automation_condition=dg.AutomationCondition.eager()
-        .replace("any_deps_updated", changed)
-        .without(~dg.AutomationCondition.any_deps_in_progress()),
+        .without(~dg.AutomationCondition.any_deps_in_progress())
+        .replace("any_deps_updated", changed),
     )
     def revenue() -> None: ...
 
