@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from copy import copy
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.errors import (
+    MirrorBusyError,
     MirrorDamagedError,
     QueryError,
     RheiError,
@@ -90,8 +92,8 @@ _log = logging.getLogger(__name__)
 
 #: How long to wait for queries to hear that they are ended.
 _PAUSE_SECONDS = 0.01
-#: How long to wait until a file that was written again can be opened again.
-REOPENED_SECONDS = 30.0
+#: How long to wait for another program that opened the file in between; queries wait, too.
+REOPENED_SECONDS = 5.0
 #: Rows that DuckDB gives at once; so few that wide ones take little.
 BATCH_ROWS = 8192
 
@@ -134,6 +136,7 @@ class DuckDBMirror:
         self._commits = 0
         self._default_namespace = (-1, False)
         self._closed = self._is_closing = self._is_given_up = False
+        self._unopened: RheiError | None = None
         self._door = Door()
         self._under_way: set[Cancel] = set()
         with ExitStack() as opened:
@@ -494,20 +497,45 @@ class DuckDBMirror:
 
     def _rewrite(self) -> None:
         self._connection.execute("checkpoint")
-        self._connection.close()
+        self._let_go()
         try:
             rewrite_file(Path(self.path).resolve(), self._config.get("memory_limit"))
+            self._place = HeldPlace(self.path)
         finally:
-            self._connect_again()
+            self._connect_again(REOPENED_SECONDS)
 
-    def _connect_again(self) -> None:
-        deadline = time.monotonic() + REOPENED_SECONDS
-        self._connection = connect_once_free(self.path, self._config, deadline)
-        self._place = HeldPlace(self.path)
+    def _let_go(self) -> None:
+        """Close the file, until it is open again."""
+        self._is_given_up = True
+        self._connection.close()
+
+    def _connect_again(self, patience_seconds: float) -> None:
+        """Open the file that was let go; whoever asks is told meanwhile why it is not open."""
+        deadline = time.monotonic() + patience_seconds
+        try:
+            self._connection = connect_once_free(self.path, self._config, deadline)
+            if self._place.is_left:
+                self._connection.close()
+                raise left(self.path)
+        except RheiError as error:
+            self._unopened = error
+            raise
         self._statements = Statements(self._connection)
         self._lent = LentRows(self._connection)
         if self._cache is not None:
             self._cache.note_opened()
+        self._is_given_up, self._unopened = False, None
+
+    def _why_closed(self) -> RheiError:
+        # Each who asks raises one of its own.
+        unopened = None if self._is_closing else copy(self._unopened)
+        return unopened or mirror_closed()
+
+    def _forget(self) -> None:
+        """Ask again for all that is known of the file: others may have written to it."""
+        self._ledger, self._feeds, self._may_have_letters = None, {}, None
+        self._notes = TableNotes()
+        self._commits += 1
 
     @contextmanager
     def _reopened(self) -> Iterator[None]:
@@ -524,11 +552,10 @@ class DuckDBMirror:
         if self._is_given_up and self.path != MEMORY:
             with self._door.shut(self._end_queries) as is_empty:
                 if is_empty:
-                    self._connection.close()
-                    self._connect_again()
-                    self._is_given_up = False
-                    self._ledger, self._feeds, self._may_have_letters = None, {}, None
-                    self._commits += 1
+                    patient = self._unopened is None
+                    self._let_go()
+                    self._connect_again(REOPENED_SECONDS if patient else 0)
+                    self._forget()
         elif self._reads_slowly():
             self._open_anew()
         try:
@@ -547,10 +574,12 @@ class DuckDBMirror:
         """Open the file again if nobody reads."""
         with self._door.shut_if_empty() as is_empty:
             if is_empty:
-                self._is_given_up = True  # until it is open again
-                self._connection.close()
-                self._connect_again()
-                self._is_given_up = False
+                self._let_go()
+                try:
+                    self._connect_again(0)
+                except MirrorBusyError:
+                    self._connect_again(REOPENED_SECONDS)
+                    self._forget()
 
     def _end_queries(self) -> None:
         for cancel in [*self._under_way]:
@@ -564,7 +593,8 @@ class DuckDBMirror:
     def close(self) -> None:
         """Publish if that is due, then close the file; safe to repeat."""
         with self._lock, self._opened, translated(self.path):
-            if self._published is not None and not self._closed:
+            is_open = not (self._closed or self._is_given_up)
+            if self._published is not None and is_open:
                 self._publish(self._published)
             self._closed = True
 
@@ -599,7 +629,7 @@ class DuckDBMirror:
             try:
                 cursor = self._connection.cursor()
             except duckdb.ConnectionException as error:
-                raise mirror_closed() from error
+                raise self._why_closed() from error
             try:
                 yield cursor
             except duckdb.Error as error:

@@ -1,16 +1,21 @@
 """A DuckDB file that is opened again: texts that this process compressed are slow to read."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import duckdb
 import pytest
 
-from rhei_pipeline.errors import MirrorBusyError
+from rhei_pipeline.errors import MirrorBusyError, MirrorError
 from rhei_pipeline.mirrors.duckdb import block_cache
 from rhei_pipeline.mirrors.duckdb import mirror as duckdb_mirror
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.mirrors.publishing import PublishSchedule
+from tests.support import forked
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of
 
@@ -104,9 +109,9 @@ def test_it_waits_for_the_end_of_a_copy(
     monkeypatch.setattr(block_cache.BlockCache, "decodes_slowly", True)
     copying, connect_again = [], DuckDBMirror._connect_again
 
-    def noted(mirror: DuckDBMirror) -> None:
+    def noted(mirror: DuckDBMirror, patience_seconds: float) -> None:
         copying.append(bool(mirror.ledger().copies))
-        connect_again(mirror)
+        connect_again(mirror, patience_seconds)
 
     monkeypatch.setattr(DuckDBMirror, "_connect_again", noted)
     world.htap.sync_now()
@@ -115,25 +120,110 @@ def test_it_waits_for_the_end_of_a_copy(
     assert not any(copying)
 
 
-def test_it_is_tried_again_where_another_program_had_the_file(
+COUNTED = "select count(*) as n from t"
+
+
+def counted(world: World, hint: Literal["auto", "olap"]) -> int:
+    """Return how many rows the table has."""
+    found: int = world.htap.query(COUNTED, hint=hint)["n"][0].as_py()
+    return found
+
+
+@contextmanager
+def kept_by_another_program(
+    world: World, monkeypatch: pytest.MonkeyPatch, work: str = "pass"
+) -> Iterator[None]:
+    """Have another program open the file as it is let go, do some work, and keep it open."""
+    monkeypatch.setattr(duckdb_mirror, "REOPENED_SECONDS", 0.2)
+    let_go = DuckDBMirror._let_go
+    program = (
+        f"import duckdb, sys; held = duckdb.connect(sys.argv[1], read_only={work == 'pass'}); "
+        f"{work}; print('open', flush=True); sys.stdin.read()"
+    )
+    with ExitStack() as others, monkeypatch.context() as patched:
+
+        def won(mirror: DuckDBMirror) -> None:
+            patched.undo()
+            let_go(mirror)
+            other = others.enter_context(forked.Forked(program, mirror.path))
+            assert other.stdout.readline() == "open\n"
+
+        patched.setattr(DuckDBMirror, "_let_go", won)
+        yield
+
+
+def test_while_another_program_has_the_file_that_is_named_and_the_source_answers(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = filled(make_world)
+    change(world)
+    world.htap.maintain()
     first = change(world)
+    world.run("insert into t(v) values ('pending')")
+    with kept_by_another_program(world, monkeypatch):
+        asked: list[Callable[[], object]]
+        asked = [world.htap.sync_now, partial(counted, world, "olap"), world.htap.maintain]
+        for ask in [*asked, *asked]:
+            with pytest.raises(MirrorBusyError, match="is held by another process"):
+                ask()
+        assert counted(world, "auto") == 4
+        assert "is held by another process" in str(world.htap.sync_status(0.1).unreadable)
+        # Who waits for the one that tries to open it hears the same.
+        trying = mirror_of(world)._lock
+        with trying, pytest.raises(MirrorBusyError, match="is held by another process"):
+            counted(world, "olap")
+    assert counted(world, "olap") == 3
+    assert change(world) is not first
+
+
+def test_what_another_program_wrote_meanwhile_is_met(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of its own, which a mirrored one of that name does not replace."""
+    world = make_world()
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    change(world)
     world.htap.maintain()
     change(world)
-    busy = MirrorBusyError("another process has the file open", hint="end it")
-
-    def refuse(*_: Any) -> duckdb.DuckDBPyConnection:
-        raise busy
-
     world.run("insert into t(v) values ('pending')")
-    with monkeypatch.context() as patched:
-        patched.setattr(duckdb_mirror, "connect_once_free", refuse)
+    work = "held.execute('create table theirs as select 7 as x')"
+    with kept_by_another_program(world, monkeypatch, work), pytest.raises(MirrorBusyError):
+        world.htap.sync_now()
+    world.run("create table theirs(id integer primary key)")
+    assert "theirs" in world.htap.sync_now().errors
+    assert world.htap.query("select x from theirs", hint="olap")["x"].to_pylist() == [7]
+    world.assert_equal("t")
+
+
+def test_a_file_that_another_program_had_as_it_was_to_be_written_again_is_opened_later(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = filled(make_world)
+    with kept_by_another_program(world, monkeypatch, "held.execute('checkpoint')"):
         with pytest.raises(MirrorBusyError):
-            world.htap.sync_now()
-    assert world.htap.query("select count(*) as n from t", hint="olap")["n"][0].as_py() == 3
-    assert change(world) is not first
+            mirror_of(world).erase()
+        with pytest.raises(MirrorBusyError):
+            counted(world, "olap")
+    assert counted(world, "olap") == 1
+    assert mirror_of(world).erase() == ()
+    change(world)
+
+
+def test_a_pipeline_closes_while_another_program_has_the_file(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    published = {"path": tmp_path / "copy.duckdb", "interval_seconds": 3600}
+    world = filled(partial(make_world, published=published))
+    with kept_by_another_program(world, monkeypatch):
+        for _ in range(2):
+            with suppress(MirrorBusyError):
+                change(world)
+                world.htap.maintain()
+        monkeypatch.setattr(PublishSchedule, "due", True)
+        world.close()
+    with duckdb.connect(str(tmp_path / "copy.duckdb"), read_only=True) as copy:
+        assert copy.execute("select count(*) from t").fetchall() == [(1,)]
 
 
 def test_queries_of_another_thread_are_answered_while_it_is_opened_again(
@@ -155,7 +245,8 @@ def test_queries_of_another_thread_are_answered_while_it_is_opened_again(
     asking.start()
     connections: set[Any] = set()
     while len(connections) < 4 and asking.is_alive():
-        world.htap.maintain()
+        with suppress(MirrorError):  # a query is under way
+            world.htap.maintain()
         connections |= {change(world), change(world)}
     ended.set()
     asking.join()
