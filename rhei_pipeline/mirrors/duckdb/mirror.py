@@ -500,8 +500,8 @@ class DuckDBMirror:
         self._let_go()
         try:
             rewrite_file(Path(self.path).resolve(), self._config.get("memory_limit"))
-            self._place = HeldPlace(self.path)
         finally:
+            self._place = HeldPlace(self.path)
             self._connect_again(REOPENED_SECONDS)
 
     def _let_go(self) -> None:
@@ -514,7 +514,7 @@ class DuckDBMirror:
         deadline = time.monotonic() + patience_seconds
         try:
             self._connection = connect_once_free(self.path, self._config, deadline)
-            if self._place.is_left:
+            if self._place.is_left:  # while nobody had it open
                 self._connection.close()
                 raise left(self.path)
         except RheiError as error:

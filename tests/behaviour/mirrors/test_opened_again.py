@@ -13,10 +13,12 @@ import pytest
 from rhei_pipeline.errors import MirrorBusyError, MirrorError
 from rhei_pipeline.mirrors.duckdb import block_cache
 from rhei_pipeline.mirrors.duckdb import mirror as duckdb_mirror
+from rhei_pipeline.mirrors.duckdb.connecting import connect_once_free
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.publishing import PublishSchedule
 from tests.support import forked
 from tests.support.fix_world import World
+from tests.support.other_process import copy
 from tests.support.parts import connection_of, engine_of
 
 MODES = ["destructive", "temporal"]
@@ -224,6 +226,36 @@ def test_a_pipeline_closes_while_another_program_has_the_file(
         world.close()
     with duckdb.connect(str(tmp_path / "copy.duckdb"), read_only=True) as copy:
         assert copy.execute("select count(*) from t").fetchall() == [(1,)]
+
+
+def test_another_file_that_was_put_there_meanwhile_is_not_taken_for_it(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = filled(make_world)
+    file, backup = world.directory / "mirror.duckdb", world.directory / "backup.duckdb"
+    world.crash()
+    copy(file, backup)
+    change(world)
+    world.htap.maintain()
+    change(world)
+
+    def put_back(*given: Any) -> duckdb.DuckDBPyConnection:
+        backup.replace(file)
+        return connect_once_free(*given)
+
+    world.run("insert into t(v) values ('pending')")
+    with monkeypatch.context() as patched:
+        patched.setattr(duckdb_mirror, "connect_once_free", put_back)
+        with pytest.raises(MirrorError, match="replaced"):
+            world.htap.sync_now()
+    for _ in range(2):
+        with pytest.raises(MirrorError, match="replaced"):
+            world.htap.query("select * from t", hint="olap")
+        with pytest.raises(MirrorError, match="replaced"):
+            world.htap.sync_now()
+    world.crash()
+    world.htap.sync_now()
+    world.assert_equal("t")
 
 
 def test_queries_of_another_thread_are_answered_while_it_is_opened_again(
