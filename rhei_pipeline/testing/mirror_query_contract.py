@@ -56,6 +56,20 @@ class MirrorQueryContract:
         with pytest.raises(QueryError):
             next(mirror.stream(sql, params, 100).batches)
 
+    @pytest.mark.parametrize(
+        ("condition", "params"),
+        [
+            ("v > ?::double and v < ? ::double", [1.0, 3.0]),
+            ("v > ?1 and v <> ?1 + 2 and v < ?2", [1.0, 4.0]),
+            ("v < $2 and v > $1", [1.0, 3.0]),
+        ],
+    )
+    def test_values_are_bound_however_a_placeholder_is_written(
+        self, mirror: Mirror, condition: str, params: list[float]
+    ) -> None:
+        merge(mirror, rows(a=1.0, b=2.0, c=3.0), keys())
+        assert mirror.query(f"select k from t where {condition}", params)["k"].to_pylist() == ["b"]
+
     def test_streamed_rows_are_of_the_state_they_began_with(self, mirror: Mirror) -> None:
         merge(mirror, rows(**{f"k{number}": float(number) for number in range(1000)}), keys())
         streamed = mirror.stream("select k, v from t where v >= $least", {"least": 10.0}, 100)
