@@ -187,7 +187,7 @@ class MirrorAlone(Closing):
         return self._registry.not_followed
 
     def _mode(self, name: str) -> Mode:
-        """Return a table's mode; of one that is copied for the first time, the declared one."""
+        """Return a table's mode; of one that is copied for the first time, the default."""
         found = find_mirrored(name, self._mirror)
         return self._default_mode if found is None else found.mode
 

@@ -473,6 +473,29 @@ def test_opening_again_asks_postgres_as_little_for_many_tables_as_for_few(
     assert many[str(table_facts._COLUMNS)] == 1
 
 
+def test_what_was_read_of_tables_serves_until_a_commit_but_for_more_tables_or_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known, asked = table_facts.FactsOfState(), list[list[str]]()
+    connection: Any = None  # nothing is asked of it
+    failing = ["fails once"]
+
+    def reading(_: Any, names: list[str]) -> dict[str, list[str]]:
+        asked.append(names)
+        return {} if failing and failing.pop() else dict.fromkeys(names, names)
+
+    monkeypatch.setattr(table_facts, "read_ahead", reading)
+    assert known.read(connection, ["a"], "now") == {}
+    assert known.read(connection, ["a"], "now").keys() == {"a"}
+    first = known.read(connection, ["a", "b"], "now")
+    assert known.read(connection, ["b"], "now") is first
+    assert known.read(connection, ["b", "c"], "now").keys() == {"b", "c"}
+    assert known.read(connection, ["b"], "later").keys() == {"b"}
+    known.forget()
+    known.read(connection, ["b"], "later")
+    assert asked == [["a"], ["a"], ["a", "b"], ["b", "c"], ["b"], ["b"]]
+
+
 @pytest.mark.parametrize("way", ["logical", "trigger", "polling"])
 def test_what_changes_after_tables_were_read_together_is_met(
     way: str, make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
