@@ -258,6 +258,23 @@ def test_another_file_that_was_put_there_meanwhile_is_not_taken_for_it(
     world.assert_equal("t")
 
 
+def test_what_was_logged_counts_where_a_checkpoint_fills_free_parts_of_the_file(
+    tmp_path: Path,
+) -> None:
+    file, log = tmp_path / "mirror.duckdb", tmp_path / "mirror.duckdb.wal"
+    file.write_bytes(b"as large as before")
+    cache = block_cache.BlockCache(str(file), None)
+    with duckdb.connect() as connection:
+        log.write_bytes(b"logged")
+        cache.note_commit(connection)
+        assert not cache.decodes_slowly
+        log.unlink()
+        cache.note_commit(connection)
+        assert cache.decodes_slowly
+        cache.note_opened()
+        assert not cache.decodes_slowly
+
+
 def test_queries_of_another_thread_are_answered_while_it_is_opened_again(
     make_world: Callable[..., World],
 ) -> None:
