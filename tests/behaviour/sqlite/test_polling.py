@@ -486,9 +486,10 @@ def test_a_clock_put_back_between_runs_is_found(
         at=lambda _: '[["plain", "2099-01-01 00:00:00.000"]]',
     )
     put(world, 2, "b")
+    assert [world.htap.sync_status().tables["t"].lag_events for _ in range(3)] == [None] * 3
     world.htap.sync_now()
     assert mirrored(world) == {1: "a", 2: "b"}
-    assert "clock went back" in caplog.text
+    assert caplog.text.count("clock went back") == 1
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])

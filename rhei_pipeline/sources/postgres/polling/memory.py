@@ -59,6 +59,7 @@ class PostgresPollMemory:
         doubts: Why changes may be missed, as found in a state of the source.
         touched: Keys to read again.
         distrusted: Positions up to here are not reliable: the clock went back before them.
+        told: Of which position it was said that it is no longer proved, and why.
     """
 
     floors: dict[str, int] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class PostgresPollMemory:
     doubts: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     touched: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     distrusted: dict[str, int] = field(default_factory=dict)
+    told: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def note(self, table: str, order: int) -> None:
         """Record that a position exists."""

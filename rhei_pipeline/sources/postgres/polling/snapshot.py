@@ -175,7 +175,9 @@ class PostgresPollingSnapshot(TableReads):
         if known is None:
             return False
         sign = self._sign(table, position, known)
-        if sign:
+        if sign and self._memory.told.get(table.name) != (position.order, sign):
+            # Whoever looks at the status asks as well, and maybe often until the next sync.
+            self._memory.told[table.name] = position.order, sign
             _log.warning("table %r: %s; it is copied again by difference", table.name, sign)
         return sign is None
 

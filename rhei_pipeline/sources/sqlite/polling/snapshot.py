@@ -66,6 +66,7 @@ class SqlitePollMemory:
         doubts: Why changes may be missed, as found at a data version.
         touched: Keys to read again.
         distrusted: Positions up to here are not to be relied on: the clock went back behind them.
+        told: Of which position it was said that it is no longer proved, and why.
         schemas: The schema at each of the latest counts of its changes.
         unseen: Tables whose rows may have changed unseen since such a count.
     """
@@ -84,6 +85,7 @@ class SqlitePollMemory:
     doubts: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     touched: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     distrusted: dict[str, int] = field(default_factory=dict)
+    told: dict[str, tuple[int, str]] = field(default_factory=dict)
     schemas: dict[int, SchemaState] = field(default_factory=dict)
     unseen: dict[int, set[str]] = field(default_factory=dict)
 
@@ -275,7 +277,9 @@ class SqlitePollingSnapshot(TableReads):
         if keyset is None:
             return False
         sign = self._sign(table, position, keyset)
-        if sign:
+        if sign and self._memory.told.get(table.name) != (position.order, sign):
+            # Whoever looks at the status asks as well, and maybe often until the next sync.
+            self._memory.told[table.name] = position.order, sign
             _log.warning("table %r: %s; it is copied again by difference", table.name, sign)
         return sign is None
 
