@@ -95,6 +95,7 @@ class Holder:
     def close(self) -> None:
         """Close the connection; safe to repeat."""
         self._worker.leave()
+        self._clock.rest()
         self._client.close()
 
     def query(

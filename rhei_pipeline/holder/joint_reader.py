@@ -14,7 +14,7 @@ from rhei_pipeline.holder.making_way import making_way
 from rhei_pipeline.mirrors.joining import Part, every_table
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, held, is_locked
 from rhei_pipeline.model.closing import Closing
-from rhei_pipeline.model.forking import note_opened
+from rhei_pipeline.model.forking import is_fork, note_opened
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.settings.model import Settings
@@ -58,7 +58,9 @@ class JointReader(Closing):
         self._clock = QueryClock(self._limits.seconds)
 
     def close(self) -> None:
-        """Do nothing: between two queries nothing is open."""
+        """Let the clock's thread end; between two queries nothing else is there. Safe to repeat."""
+        if not is_fork():  # there it is the parent's
+            self._clock.rest()
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
         """Run one read-only statement over all mirrors, in their SQL.

@@ -44,6 +44,11 @@ class OpenReader(Closing):
         """Close the connection; safe to repeat."""
         if is_fork():
             return  # it is the parent's
+        self._clock.rest()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Ask the process that held the mirror no more."""
         holder, self._holder = self._holder, None
         if holder is not None:
             holder.close()
@@ -81,7 +86,7 @@ class OpenReader(Closing):
             if holder is not None:
                 return _named(holder.query(sql, params, "olap", Demand()), "holder")
         except HolderGoneError:
-            self.close()
+            self._leave()
         except MirrorBusyError as error:
             waiting.reason = error
         copy = self._mirror.published
@@ -94,7 +99,7 @@ class OpenReader(Closing):
         if note is None or note.socket is None:
             return None
         if self._holder is None or self._holder.note != note:
-            self.close()
+            self._leave()
             self._holder = Holder(note, self._limits, lambda _side, _seconds: None)
         return self._holder
 

@@ -120,6 +120,7 @@ class QueryClock:
         self._timed: OrderedDict[int, TimedQuery] = OrderedDict()  # the first ends first
         self._late: dict[int, TimedQuery] = {}
         self._watching = False
+        self._resting = False
         self._closed = False
 
     @contextmanager
@@ -147,6 +148,18 @@ class QueryClock:
             with self._lock:
                 self._timed.pop(id(query), None)
                 self._late.pop(id(query), None)
+                if self._resting:
+                    self._lock.notify()
+
+    def rest(self) -> None:
+        """Let the thread end as soon as nothing is timed: whoever asks is done, as far as it shows.
+
+        What is under way goes on, and what begins later is timed all the same. Without this the
+        thread waits for as long as the last query might have taken.
+        """
+        with self._lock:
+            self._resting = True
+            self._lock.notify()
 
     def close(self) -> None:
         """End all queries, those under way and any that begins later: the mirror is closed."""
@@ -162,10 +175,9 @@ class QueryClock:
     def _watch(self) -> None:
         while (pause := self._end_late()) is not None:
             with self._lock:
-                if not self._closed:
-                    self._lock.wait(pause)
-                elif self._late:
-                    self._lock.wait(_AGAIN_SECONDS)
+                is_idle = not self._timed and not self._late
+                if not (is_idle and (self._closed or self._resting)):
+                    self._lock.wait(_AGAIN_SECONDS if self._closed else pause)
 
     def _end_late(self) -> float | None:
         """End what is late; return after how long to look again, None where nothing is timed."""

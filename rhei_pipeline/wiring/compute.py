@@ -46,6 +46,7 @@ class Cluster:
 
     def close(self) -> None:
         """End the session that is held for the next query."""
+        self._clock.rest()
         self._engine.close()
 
     def query(

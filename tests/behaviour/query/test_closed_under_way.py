@@ -74,9 +74,7 @@ def test_no_thread_watches_over_queries_once_a_pipeline_is_closed() -> None:
         # One that its engine misses is cancelled again, until the query has ended.
         assert all(cancelled.acquire(timeout=30) for _ in range(2))
         raise QueryError("the query was cancelled")
-    for thread in set(threading.enumerate()) - before:
-        thread.join(30)
-        assert not thread.is_alive()
+    _assert_ended(before)
 
 
 def test_a_query_that_begins_after_the_end_is_ended_at_once() -> None:
@@ -87,3 +85,23 @@ def test_a_query_that_begins_after_the_end_is_ended_at_once() -> None:
         query.begun(cancelled.set)
         assert cancelled.is_set()
         raise QueryError("the query was cancelled")
+
+
+def test_no_thread_watches_over_queries_of_whoever_is_done_asking() -> None:
+    clock, before = QueryClock(3_600), set(threading.enumerate())
+    with clock.timing() as under_way:
+        clock.rest()
+        with clock.timing():
+            pass
+        assert {*threading.enumerate()} - before  # what is under way is still watched over
+        under_way.refuse_ended()
+    _assert_ended(before)
+    with clock.timing():
+        assert {*threading.enumerate()} - before  # as is what begins later
+    _assert_ended(before)
+
+
+def _assert_ended(before: set[threading.Thread]) -> None:
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()

@@ -1,6 +1,7 @@
 """A mirror is read from any process, whoever holds it, and nobody is kept from writing it."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,31 @@ def test_the_holder_answers_and_without_one_the_file(world: World) -> None:
             reader.query("delete from orders")
         with duckdb.connect(str(world.settings.mirror.path)) as mine:  # nothing holds the file
             assert mine.execute("select count(*) from orders").fetchone() == (3,)
+
+
+def ask_all(settings: Settings, *, joint: bool) -> None:
+    """Ask in every way that another process than the holder can."""
+    with rhei.reader(settings) as reader:
+        reader.query(SQL)
+    with rhei.open(settings, hold=False) as htap:
+        htap.query(SQL, hint="olap")
+        htap.query(SQL, hint="oltp")
+    if joint:
+        with rhei.reader({"shop": settings}) as several:
+            several.query(SQL.replace("orders", "shop.orders", 1))
+
+
+def test_whoever_has_asked_leaves_no_thread_behind(world: World) -> None:
+    """A program that opens and closes for each question would have as many in a few minutes."""
+    world.htap.sync_now()
+    world.crash()
+    before = set(threading.enumerate())
+    ask_all(world.settings, joint=True)
+    with holding(world.settings):
+        ask_all(world.settings, joint=False)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive(), thread.name
 
 
 def test_a_read_of_the_file_makes_way_for_a_process_that_writes(world: World) -> None:
