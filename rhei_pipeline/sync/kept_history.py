@@ -97,6 +97,22 @@ def find_mirrored(name: str, mirror: MirrorRecords) -> Table | None:
     return exact or next((found for found in tables if wanted in _names(found.schema)), None)
 
 
+def as_held(table: Table, mirror: MirrorRecords) -> Table:
+    """Return a table with those of its columns that the mirror has.
+
+    A change of its shape is known before the mirror has followed it, and until it has, which may be
+    long, what the mirror is asked of the table is asked of the shape it has.
+    """
+    stored = mirror.tables().get(mirror_table(table.schema))
+    held = set(table.schema.names if stored is None else stored.schema.names)
+    if stored is None or held.issuperset(table.schema.names):
+        return table
+    if not held.issuperset(table.schema.primary_key):
+        return stored
+    columns = tuple(column for column in table.schema.columns if column.name in held)
+    return replace(table, schema=replace(table.schema, columns=columns))
+
+
 def _names(schema: TableSchema) -> set[str]:
     names = {schema.name.lower()}
     if schema.namespace:

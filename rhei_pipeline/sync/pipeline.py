@@ -39,6 +39,7 @@ from rhei_pipeline.sync.free_memory import FreeMemory
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_report
 from rhei_pipeline.sync.kept_history import (
     Declared,
+    as_held,
     record_keys,
 )
 from rhei_pipeline.sync.leaving import LeavingTables
@@ -190,12 +191,14 @@ class Pipeline:
         return self._left_out.errors
 
     def mirrored(self, name: str) -> Table:
-        """Return a table of the mirror; one that is not followed is as the mirror has it.
+        """Return a table of the mirror, with those of its columns that the mirror has by now.
+
+        One that is not followed is as the mirror has it.
 
         Raises:
             SchemaError: It is not in the mirror either.
         """
-        return self._context.mirrored(name)
+        return as_held(self._context.mirrored(name), self._context.mirror)
 
     def leave(self, name: str, forget: Callable[[], None]) -> None:
         """Follow a table no more; what is pending is applied, and a copy under way is given up.

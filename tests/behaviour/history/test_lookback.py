@@ -1,6 +1,7 @@
 """The past is shown with the columns it had, and what nobody knows is never shown as nothing."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.protocols import Step
 from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.turns
 MakeWorld = Callable[..., World]
 MIRRORS = pytest.mark.parametrize("storage", [None, "memory", "ipc", "parquet", "delta"])
 KEPT = pytest.mark.parametrize("storage", [None, "parquet"])
+SHAPES = pytest.mark.parametrize("change", ["add column x int default 5", "rename column v to w"])
 LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
 
 
@@ -45,6 +48,52 @@ def dropped(make_world: MakeWorld, storage: str | None) -> tuple[World, datetime
     world.run("alter table t drop column n", "insert into t values (3, 0)")
     world.htap.sync_now()
     return world, before, instant_between()
+
+
+@MIRRORS
+@SHAPES
+def test_the_past_is_told_until_a_change_of_shape_is_followed(
+    make_world: MakeWorld, storage: str | None, change: str
+) -> None:
+    _assert_told_while_followed(make_world(mode="temporal", storage=storage), change)
+
+
+@KEPT
+@SHAPES
+@pytest.mark.parametrize("method", ["trigger", "logical"])
+def test_the_past_of_postgres_is_told_until_a_change_of_shape_is_followed(
+    make_postgres: Callable[..., PostgresWorld], storage: str | None, change: str, method: str
+) -> None:
+    world = make_postgres(capture={"method": method}, mode="temporal", storage=storage)
+    _assert_told_while_followed(world, change)
+
+
+def _assert_told_while_followed(world: World | PostgresWorld, change: str) -> None:
+    """The change is known before the mirror has it, which has the former columns until then."""
+    world.run("create table t(id integer primary key, v int)", "insert into t values (1, 0)")
+    world.htap.sync_now()
+    before = instant_between()
+    world.run("insert into t values (2, 0)")
+    world.htap.sync_now()
+    after, position = instant_between(), world.htap.changes("t").position
+    world.run(f"alter table t {change}", "insert into t(id) values (3)")
+    htap, told = world.htap, []
+
+    def ask() -> list[Any]:
+        return [
+            htap.as_of("t", before).select(["id", "v"]).to_pylist(),
+            htap.diff("t", before, after)["id"].to_pylist(),
+            htap.changes("t", position).rows.num_rows,
+            sum(batch.num_rows for batch in htap.stream_changes("t", position).batches),
+        ]
+
+    with ThreadPoolExecutor(1) as others:
+        for step in (Step.SNAPSHOT, Step.RECORDED):
+            world.faults.do_at(step, lambda: told.append(others.submit(ask).result(60)))
+        assert not htap.sync_now().errors
+    assert told == [[[{"id": 1, "v": 0}], [2], 0, 0]] * 2
+    assert htap.as_of("t", before)["id"].to_pylist() == [1]
+    assert htap.verify().equal
 
 
 @MIRRORS
