@@ -52,7 +52,7 @@ from rhei_pipeline.sync.reporting import summed, table_reports
 from rhei_pipeline.sync.schema_policy import Said, nothing_said
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import ATTEMPTS, SchemaWatch
-from rhei_pipeline.sync.status import StatusCache, read_status
+from rhei_pipeline.sync.status import StatusCache, read_status, with_changed_shapes
 from rhei_pipeline.sync.table_checks import TableChecks
 from rhei_pipeline.sync.verify_parts import VerifyBudget
 
@@ -427,7 +427,12 @@ class Pipeline:
 
     def _read_standing(self, modes: Mapping[str, Mode], tables: Collection[Table]) -> Standing:
         by_name, errors = {table.name: table for table in tables}, self._left_out.errors
-        return read_status(modes, by_name, errors, self._source, self._mirror, self._blame)
+        found = read_status(modes, by_name, errors, self._source, self._mirror, self._blame)
+        return with_changed_shapes(found, [t.name for t in tables if self._has_changed_shape(t)])
+
+    def _has_changed_shape(self, table: Table) -> bool:
+        known = self._registry.table(table.name)
+        return known is not None and known.schema != table.schema
 
     @property
     def copying(self) -> Mapping[str, CopyStatus]:

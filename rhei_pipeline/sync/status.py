@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 _UNKNOWN_PLACE = (
     "the source no longer tells what changed since the last sync: the next one compares all rows"
 )
+#: Of a table that has columns, or types, which no sync has brought to the mirror yet.
+_OTHER_SHAPE = "its columns have changed since the last sync: the next one brings what they hold"
 
 
 class StatusCache:
@@ -123,6 +125,19 @@ def read_status(
         MappingProxyType(dict(bytes_held_by(source))),
         not_published=None if unpublished is None else str(unpublished),
     )
+
+
+def with_changed_shapes(found: Standing, names: Collection[str]) -> Standing:
+    """Return a standing in which nobody says how far these tables are behind.
+
+    What was logged in a former shape may be applied, and the values of new columns not be read.
+    """
+    tables = {
+        name: replace(found.tables[name], lag_events=None, lag_seconds=None, doubt=_OTHER_SHAPE)
+        for name in names
+        if name in found.tables and found.tables[name].error is None
+    }
+    return replace(found, tables=MappingProxyType({**found.tables, **tables})) if tables else found
 
 
 def status_of_mirror(modes: Mapping[str, Mode], mirror: MirrorRecords) -> dict[str, TableStatus]:

@@ -258,7 +258,7 @@ def test_another_file_that_was_put_there_meanwhile_is_not_taken_for_it(
     world.assert_equal("t")
 
 
-def test_what_was_logged_counts_where_a_checkpoint_fills_free_parts_of_the_file(
+def test_logged_bytes_count_where_no_file_grows(
     tmp_path: Path,
 ) -> None:
     file, log = tmp_path / "mirror.duckdb", tmp_path / "mirror.duckdb.wal"

@@ -315,3 +315,36 @@ def test_the_first_declaration_of_postgres_runs_as_it_is(
     assert not report.errors
     assert {"Orders", "orders"} <= report.tables.keys()
     world.close()
+
+
+def _reshaped(world: World | PostgresWorld) -> None:
+    """Open a source whose table has a new column, and look: no lag is told until a sync."""
+    world.htap.sync_now()
+    world.crash()
+    world.run("alter table t add column x int", "insert into t values (2, 'b', 5)")
+    status = world.htap.sync_status().tables["t"]
+    assert (status.lag_events, status.lag_seconds) == (None, None)
+    assert "its columns have changed" in str(status.doubt)
+    assert not world.htap.sync_now().errors
+    status = world.htap.sync_status().tables["t"]
+    assert (status.lag_events, status.lag_seconds, status.doubt) == (0, 0.0, None)
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_no_lag_is_told_of_a_table_whose_new_columns_are_still_to_be_read(
+    mode: str, *, buffered: bool, storage: str | None, make_world: MakeWorld
+) -> None:
+    world = make_world(mode=mode, buffered=buffered, storage=storage, tables=[{"name": "t"}])
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    _reshaped(world)
+
+
+@pytest.mark.parametrize("capture", ["logical", "trigger"])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_nor_of_one_of_postgres(capture: str, mode: str, make_postgres: MakePostgres) -> None:
+    world = make_postgres(mode=mode, capture={"method": capture}, tables=[{"name": "t"}])
+    world.run("create table t(id int primary key, v text)", "insert into t values (1, 'a')")
+    _reshaped(world)
