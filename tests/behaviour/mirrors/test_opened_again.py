@@ -169,7 +169,7 @@ def test_while_another_program_has_the_file_that_is_named_and_the_source_answers
             with pytest.raises(MirrorBusyError, match="is held by another process"):
                 ask()
         assert counted(world, "auto") == 4
-        assert "is held by another process" in str(world.htap.sync_status(0.1).unreadable)
+        assert "is held by another process" in str(world.htap.sync_status(60).unreadable)
         # Who waits for the one that tries to open it hears the same.
         trying = mirror_of(world)._lock
         with trying, pytest.raises(MirrorBusyError, match="is held by another process"):
