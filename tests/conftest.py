@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 from tests.support.combinations import mark_left_out
 
+#: Where handlers are made that a command has log lines go through.
+_OF_COMMANDS = "rhei_pipeline.cli.logs"
+
 # The contract suites assert in the package.
 pytest.register_assert_rewrite("rhei_pipeline.testing")
 
@@ -46,11 +49,13 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
     """Give each test a log without the handler that a command set up in the test before it."""
-    logger = logging.getLogger("rhei_pipeline")
+    root, logger = logging.getLogger(), logging.getLogger("rhei_pipeline")
     handlers, level = logger.handlers[:], logger.level
     yield
     logger.handlers[:] = handlers
     logger.setLevel(level)
+    # The test's own are pytest's, which takes them away itself.
+    root.handlers[:] = [each for each in root.handlers if type(each).__module__ != _OF_COMMANDS]
 
 
 settings.register_profile(

@@ -77,7 +77,8 @@ def _away(world: PostgresWorld) -> Settings:
 def _answers_alone(
     settings: Settings, before: datetime, told: dict[str, Any], error: type[Exception]
 ) -> None:
-    with HTAP(settings, hold=error is SourceUnreachableError) as htap:
+    patient = settings.with_fields({"mirror": {"lock_timeout_seconds": 60}})
+    with HTAP(patient, hold=error is SourceUnreachableError) as htap:
         assert _told(htap, before) == told
         labels = htap.query(ROWS, hint="olap").schema.metadata
         assert b"the source cannot be opened" in labels[b"rhei.reason"]
