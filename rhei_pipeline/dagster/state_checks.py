@@ -123,7 +123,9 @@ def _lag(
     found: TableStatus, max_lag_seconds: float, waited: float, unreadable: str | None
 ) -> Iterator[StateFinding]:
     """Yield whether changes wait; nothing of a table that waits for its first copy."""
-    why = unreadable or found.error
+    # Of one that was copied, a lag that nobody can tell is doubted.
+    is_untold = found.lag_seconds is None and found.watermark is not None
+    why = unreadable or found.error or (found.doubt if is_untold else None)
     if why is not None:
         yield unknown_lag(why, max_lag_seconds, found.lag_seconds)
     elif found.lag_seconds is not None:

@@ -225,12 +225,12 @@ class TableStatus:
 
     Attributes:
         lag_events: Events of the source that are not applied yet, exactly; None where that is not
-            known: the table is left out, was never copied, or the source lost what it had captured.
+            known: `error` or `doubt` says why, or the table was never copied.
         lag_seconds: How long the oldest of them has waited; 0 when there is none, None where that
             is not known.
         dead_letters: Open ones.
         dead_letter_reasons: How many of them have each of the most frequent reasons.
-        doubt: Why changes may be missed until the next rescan; None if none can be missed.
+        doubt: Why changes may be missed until the next rescan, or nobody can count them; else None.
         kept_since: Since when its history is kept; None if nothing was removed of it.
     """
 
