@@ -33,6 +33,7 @@ FOLLOWED = {
     "give s3://bucket/path or gs://bucket/path, without '?', '#', '.' or '..' as one of its names": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_in_a_store_is_read_as_it_is_meant_or_refused",
     "make the bucket again where it is missing, keep others from the system's temporary directory, and start this process again": "tests/behaviour/mirrors/test_side_by_side.py::test_a_bucket_that_is_gone_is_named",
     "revoke create on schema {} from {}": "tests/behaviour/postgres/test_grants.py::test_a_schema_whose_functions_may_run_as_our_user_is_named",
+    "ask again": "tests/behaviour/mirrors/test_lost_files.py::test_a_file_that_is_put_back_between_the_check_and_the_reading_has_one_ask_again",
     "ask again; 'mirror.retained_manifests' says how many states are kept": "tests/behaviour/mirrors/test_deleted_states.py::test_a_state_that_was_deleted_is_no_damage",
     "no mirror can be at '{}://': give a path of this machine, s3://bucket/path or gs://bucket/path": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_where_no_url_can_be_is_refused",
     "'{}://' begins a URL, and no path: give the path of a file or directory here": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_where_no_url_can_be_is_refused",

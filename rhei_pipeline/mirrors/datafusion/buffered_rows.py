@@ -7,9 +7,9 @@ import pyarrow.compute as pc
 
 from rhei_pipeline.changes.compaction import key_codes
 from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
+from rhei_pipeline.mirrors.datafusion.constants import conform
 from rhei_pipeline.mirrors.datafusion.digests import Words, key_hashes, left_digests, table_digests
 from rhei_pipeline.mirrors.datafusion.left_columns import kept_fields, with_kept
-from rhei_pipeline.mirrors.datafusion.segment_store import conform
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 from rhei_pipeline.mirrors.datafusion.write_buffer import Found, WriteBuffer
 from rhei_pipeline.model.changes import SEQUENCE, Counts, NetChanges

@@ -173,6 +173,24 @@ class CheckedFiles:
             return
         self._check(name, expected)
 
+    def marks(self, names: Iterable[str]) -> dict[str, Mark]:
+        """Return what files were like when they were checked."""
+        checked = self._checked
+        return {name: checked[name] for name in names if name in checked}
+
+    def changed(self, marks: Mapping[str, Mark]) -> list[str]:
+        """Return the files that are gone, or are not as they were; in a store, that are gone."""
+        found: list[str] = []
+
+        def look(name: str) -> None:
+            now = self.files.mark(name)
+            # In a store a name is given once, and one that is being put has no tag yet.
+            if now is None or not (self.files.remote or now == marks[name]):
+                found.append(name)
+
+        self.files.each(marks, look)
+        return found
+
     def check_anew(self, name: str) -> None:
         """Check a file whether or not it was checked before.
 

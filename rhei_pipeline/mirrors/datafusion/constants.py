@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from rhei_pipeline.mirrors.datafusion.digests import row_digests
 from rhei_pipeline.model.schema import HISTORY_NAMES
+from rhei_pipeline.model.selection import columns_of
 
 Constant = int | str
 
@@ -33,6 +34,23 @@ def constant_of(value: pa.Scalar) -> Constant | None:
 def as_scalar(constant: Constant, kind: pa.DataType) -> pa.Scalar:
     """Return what a manifest keeps as a value of a column's type."""
     return pa.scalar(constant).cast(kind)
+
+
+def conform(
+    rows: pa.Table, schema: pa.Schema, constants: Mapping[str, Constant] | None = None
+) -> pa.Table:
+    """Give rows a table's columns: constants and nulls for missing ones, wider types."""
+    constants, own = constants or {}, columns_of(rows)
+    columns = []
+    for field in schema:
+        if field.name in own:
+            columns.append(own[field.name].cast(field.type))
+        elif field.name in constants:
+            value = as_scalar(constants[field.name], field.type)
+            columns.append(pa.repeat(value, rows.num_rows))
+        else:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+    return pa.table(columns, schema=schema)
 
 
 def constant_digest(constants: Mapping[str, Constant], schema: pa.Schema) -> np.uint64:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.mirrors.datafusion.constants import conform
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits, present
 from rhei_pipeline.mirrors.datafusion.formats import Parquet, encoded
 from rhei_pipeline.mirrors.datafusion.manifest import (
@@ -21,7 +22,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
     StoredTable,
     VersionEndsPart,
 )
-from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 
 #: Between the places of which a file was made.
 _AND = ","

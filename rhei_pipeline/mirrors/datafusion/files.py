@@ -301,6 +301,13 @@ def deleted_meanwhile(root: str | None) -> MirrorBusyError:
     )
 
 
+def replaced_meanwhile(root: str | None) -> MirrorBusyError:
+    """Return the error for files that were put back while they were read."""
+    return MirrorBusyError(
+        f"mirror {root!r}: its files were replaced while they were read", hint="ask again"
+    )
+
+
 def refuse_silent_store(error: BaseException, message: str, *, table: str | None = None) -> None:
     """Raise an engine's error as what it is where its cause is a store that does not answer.
 

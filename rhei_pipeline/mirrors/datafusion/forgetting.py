@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.mirrors.datafusion import dead_letters as dead
+from rhei_pipeline.mirrors.datafusion.constants import conform
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import present
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
 from rhei_pipeline.mirrors.datafusion.feed import without_positions
@@ -22,7 +23,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
     StoredTable,
 )
 from rhei_pipeline.mirrors.datafusion.segment_merge import fold
-from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.model.changes import key_text
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import Table

@@ -1,6 +1,6 @@
 """Queries over several mirrors of files at once, each at one committed state of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import pyarrow as pa
@@ -72,6 +72,16 @@ class _JointSession(ReadingSession):
         self._catalogues = {CATALOGUE}
         for _, mirror in mirrors:
             mirror.files.register(self._context)
+
+    def proof(self, words: set[str] | None) -> Callable[[], None]:
+        """Return what raises an error if a mirror's file was lost or replaced."""
+        proofs = [mirror.session.proof(words) for _, mirror in self._mirrors]
+
+        def prove() -> None:
+            for proof in proofs:
+                proof()
+
+        return prove
 
     def _relations(self, _manifest: Manifest) -> set[str]:
         return {name for _, mirror in self._mirrors for name in relations_of(mirror.manifest)}

@@ -40,9 +40,6 @@ from rhei_pipeline.mirrors.datafusion.segment_merge import maintained
 from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import (
     ReadingSession,
-    interruptible,
-    plain_schema,
-    streamed,
 )
 from rhei_pipeline.mirrors.datafusion.storages import FORMATS, MEMORY, open_files
 from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
@@ -488,11 +485,11 @@ class DataFusionMirror:
         cancel = Cancel.given(begun)
         with ExitStack() as held:
             manifest = held.enter_context(self._held())
-            frame = self._session.plan(sql, params, manifest, None if begun is None else cancel)
-            batches = streamed(frame, cancel) if begun is None else interruptible(frame, cancel)
+            asked = self._session.plan(sql, params, manifest, None if begun is None else cancel)
+            batches = asked.streamed(cancel) if begun is None else asked.interruptible(cancel)
             gathered = _gathered(self._kept(manifest, batches), rows, held.pop_all())
         next(gathered)  # begun, it lets go of its files even where nobody takes a row
-        return Streamed(plain_schema(frame), gathered, cancel)
+        return Streamed(asked.schema, gathered, cancel)
 
     def _read(self, read: Callable[[Manifest], _Found]) -> _Found:
         """Read the current state, or the next where another process has deleted it meanwhile.

@@ -190,7 +190,10 @@ class MirrorReader(Closing):
         """Pin a version, then read it: a writer may have deleted it in between."""
         for _ in range(_TRIES):
             manifests = ManifestStore(self._files, RETAINED_MANIFESTS)
-            version = manifests.versions()[-1] if wanted is None else wanted
+            there = manifests.versions()
+            if not there:
+                raise _none(self._files.root)
+            version = there[-1] if wanted is None else wanted
             with ExitStack() as pin:
                 is_seen = pin.enter_context(self._files.pin(version))
                 if version in manifests.versions():
@@ -225,5 +228,9 @@ class MirrorReader(Closing):
 def _storage(files: Files, path: Path | str) -> str:
     newest = ManifestStore(files, RETAINED_MANIFESTS).newest()
     if newest is None:
-        raise MirrorError(f"there is no mirror at {str(path)!r}", hint="sync once, then read")
+        raise _none(path)
     return newest.storage
+
+
+def _none(place: Path | str | None) -> MirrorError:
+    return MirrorError(f"there is no mirror at {str(place)!r}", hint="sync once, then read")

@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 from rhei_pipeline.changes.feed import FeedEnd
 from rhei_pipeline.changes.retention import identity, surplus_sql
 from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.mirrors.datafusion.constants import conform
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, key_hashes
 from rhei_pipeline.mirrors.datafusion.feed import FileFeeds
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_merge import fold
-from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.feed_state import KIND, LATE, FeedEntry
 from rhei_pipeline.model.instants import instant, microseconds

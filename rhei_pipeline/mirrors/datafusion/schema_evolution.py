@@ -9,12 +9,12 @@ import pyarrow as pa
 from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.mirrors.datafusion.buffered_rows import append_rows
-from rhei_pipeline.mirrors.datafusion.constants import constant_of
+from rhei_pipeline.mirrors.datafusion.constants import conform, constant_of
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
 from rhei_pipeline.mirrors.datafusion.left_columns import kept_fields, left_names
 from rhei_pipeline.mirrors.datafusion.manifest import TableShape
 from rhei_pipeline.mirrors.datafusion.past import note_columns
-from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.mirrors.exact_casts import (
     InexactError,

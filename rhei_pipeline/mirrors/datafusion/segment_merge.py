@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorDamagedError
-from rhei_pipeline.mirrors.datafusion.constants import constant_digest
+from rhei_pipeline.mirrors.datafusion.constants import conform, constant_digest
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex
 from rhei_pipeline.mirrors.datafusion.manifest import COPY_PREFIX, Segment, StoredTable
-from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.model.upkeep import MaintenanceReport
 
 #: So many segments of one size are merged into one of the next.

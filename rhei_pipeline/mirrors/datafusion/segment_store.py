@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +17,16 @@ from datafusion import SessionContext
 
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.checksums import CheckedFiles
-from rhei_pipeline.mirrors.datafusion.constants import as_scalar
+from rhei_pipeline.mirrors.datafusion.constants import conform
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits, none_gone, present
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
-from rhei_pipeline.mirrors.datafusion.files import REPAIR_ANY, Files, refuse_silent_store
+from rhei_pipeline.mirrors.datafusion.files import (
+    REPAIR_ANY,
+    Files,
+    Mark,
+    refuse_silent_store,
+    replaced_meanwhile,
+)
 from rhei_pipeline.mirrors.datafusion.formats import ROW, Format, Parquet
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
 from rhei_pipeline.mirrors.datafusion.manifest import (
@@ -33,7 +38,6 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 from rhei_pipeline.mirrors.datafusion.unchanged_parts import UnchangedParts
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 from rhei_pipeline.model.large_rows import are_large, give_back_freed
-from rhei_pipeline.model.selection import columns_of
 
 DATA = "data"
 INDEX = ".index"
@@ -311,6 +315,25 @@ class SegmentStore:
             for name in named:
                 self.checked.check(name)
 
+    def marks(self, tables: Iterable[StoredTable]) -> dict[str, Mark]:
+        """Return what those files of tables were like that DataFusion looks for by itself."""
+        if self.files.root is None or not isinstance(self.form, Parquet):
+            return {}
+        segments = (segment for table in tables for segment in table.segments)
+        return self.checked.marks(self.place(segment.name) for segment in segments)
+
+    def refuse_changed(self, marks: Mapping[str, Mark]) -> None:
+        """Refuse what an engine has read if a file is no longer there, or no longer the same.
+
+        Raises:
+            MirrorDamagedError: One is gone or damaged.
+            MirrorBusyError: All are whole, but were replaced meanwhile.
+        """
+        changed = self.checked.changed(marks)
+        if changed:
+            self.check_anew(changed)
+            raise replaced_meanwhile(self.files.root)
+
     def get_indexes_ready(self, table: StoredTable) -> None:
         """Fetch what tells the present rows of a table, where that takes requests."""
         if self.files.remote:
@@ -414,23 +437,6 @@ class SegmentStore:
 def index_place(segment: Segment) -> str:
     """Return the name of the file that holds a segment's index."""
     return f"{DATA}/{segment.name}{INDEX}"
-
-
-def conform(
-    rows: pa.Table, schema: pa.Schema, constants: Mapping[str, Any] | None = None
-) -> pa.Table:
-    """Give rows a table's columns: constants and nulls for missing ones, wider types."""
-    constants, own = constants or {}, columns_of(rows)
-    columns = []
-    for field in schema:
-        if field.name in own:
-            columns.append(own[field.name].cast(field.type))
-        elif field.name in constants:
-            value = as_scalar(constants[field.name], field.type)
-            columns.append(pa.repeat(value, rows.num_rows))
-        else:
-            columns.append(pa.nulls(rows.num_rows, field.type))
-    return pa.table(columns, schema=schema)
 
 
 def ascending(positions: Numbers) -> tuple[Numbers, Numbers]:

@@ -4,28 +4,18 @@ A view filters removed rows by their numbers, so that DataFusion still pushes pr
 filters down to the segments, and skips parts of Parquet files by their statistics.
 """
 
-import asyncio
 import math
 import os
-import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, suppress
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions, udf
 from datafusion.catalog import Schema
-from datafusion.record_batch import RecordBatch
 
-from rhei_pipeline.errors import (
-    MirrorDamagedError,
-    MirrorMemoryError,
-    QueryError,
-    RheiError,
-    without_values,
-)
+from rhei_pipeline.errors import MirrorDamagedError, MirrorMemoryError, QueryError
 from rhei_pipeline.mirrors.datafusion import (
     deletion_vectors,
     functions,
@@ -34,7 +24,7 @@ from rhei_pipeline.mirrors.datafusion import (
 )
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS
 from rhei_pipeline.mirrors.datafusion.decimal_sums import DecimalSums
-from rhei_pipeline.mirrors.datafusion.files import refuse_silent_store
+from rhei_pipeline.mirrors.datafusion.engine_errors import translated
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.parameters import (
     Params,
@@ -42,6 +32,7 @@ from rhei_pipeline.mirrors.datafusion.parameters import (
     numbered_placeholders,
     refuse_surplus,
 )
+from rhei_pipeline.mirrors.datafusion.planned_query import PlannedQuery
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.views import (
     MAIN,
@@ -86,13 +77,6 @@ _READING = (
     .with_allow_statements(allow=False)
 )
 
-#: How DataFusion shows what a function in Python raised, before the places in its code.
-_RAISED = re.compile(r"PyErr \{ type: .*?, value: \w+(?:\.\w+)*\(['\"](.*?)['\"]\)")
-
-#: What a fault in DataFusion itself becomes in Python, where it is no Exception.
-_PANIC = "PanicException"
-
-_Result = TypeVar("_Result")
 #: A table's quoted name, the table, and its rows.
 Frame = tuple[str, StoredTable, DataFrame]
 
@@ -140,8 +124,8 @@ class ReadingSession:
         """
 
         def ask() -> pa.Table:
-            frame = self.plan(sql, params, manifest, cancel)
-            return whole(plain_schema(frame), _running(frame, cancel), limits)
+            planned = self.plan(sql, params, manifest, cancel)
+            return whole(planned.schema, planned.rows(cancel), limits)
 
         try:
             return ask()
@@ -155,8 +139,8 @@ class ReadingSession:
 
     def plan(
         self, sql: str, params: Params, manifest: Manifest, cancel: Cancel | None = None
-    ) -> DataFrame:
-        """Plan one read-only statement on a committed state; see `streamed`.
+    ) -> PlannedQuery:
+        """Plan one read-only statement on a committed state.
 
         A statement that adds up decimals may have to look at them first, until it is cancelled.
 
@@ -170,23 +154,24 @@ class ReadingSession:
         refuse_hidden(sql)
         bound = numbered_placeholders(sql)
         refuse_surplus(bound, params)
-        frame = self._planned(bound, _words(sql), params, manifest)
+        planned = self._planned(bound, _words(sql), params, manifest)
+
+        def ask(frame: DataFrame) -> pa.Table:
+            asked = planned.on_same_tables(frame)
+            return whole(asked.schema, asked.rows(cancel))
+
         if "sum" in sql.lower():
-            _translated(
-                lambda: self._sums.refuse_wrapping(
-                    frame, lambda asked: whole(plain_schema(asked), _running(asked, cancel))
-                )
-            )
-        return frame
+            translated(lambda: self._sums.refuse_wrapping(planned.frame, ask))
+        return planned
 
     def _planned(
         self, bound: str, words: set[str], params: Params, manifest: Manifest
-    ) -> DataFrame:
+    ) -> PlannedQuery:
         values = named_values(params)
         with self._lock:
             self._show(manifest, words)
             try:
-                return self._bound(bound, values)
+                return PlannedQuery(self._bound(bound, values), self.proof(words))
             except QueryError as error:
                 if not self.damaged and "not found" not in str(error):
                     raise
@@ -199,19 +184,29 @@ class ReadingSession:
                     root = self._store.files.root
                     error.hint = f"mirror {root!r} holds no table yet: run 'rhei sync' first"
                     raise
-                return self._bound(bound, values)
+                return PlannedQuery(self._bound(bound, values), self.proof(None))
+
+    def proof(self, words: set[str] | None) -> Callable[[], None]:
+        """Return what raises an error if a file of tables that are shown was lost or replaced."""
+        tables = [table for _, table in self._named(words)]
+        marks = self._store.marks(tables)
+        return lambda: self._store.refuse_changed(marks)
+
+    def _named(self, words: set[str] | None) -> list[tuple[str, StoredTable]]:
+        """Return the tables shown that a statement names, or all."""
+        shown = ((n, table) for n, table in self._wanted.items() if n in self._views)
+        return [(n, t) for n, t in shown if words is None or t.relation.lower() in words]
 
     def frames(self, manifest: Manifest, words: set[str] | None) -> list[Frame]:
         """Return the tables that a statement names, or all, for another session to show."""
         with self._lock:
             self._show(manifest, words)
-            shown = {n: table for n, table in self._wanted.items() if n in self._views}
-            named = [n for n, t in shown.items() if words is None or t.relation.lower() in words]
-            return [(n, shown[n], self._context.sql(f"select * from {n}")) for n in named]
+            named = self._named(words)
+            return [(n, table, self._context.sql(f"select * from {n}")) for n, table in named]
 
     def _bound(self, sql: str, values: dict[str, Any]) -> DataFrame:
         """Plan a statement; this binds its tables, so later changes to views do not affect it."""
-        return _translated(
+        return translated(
             lambda: self._context.sql_with_options(sql, _READING, param_values=values)
         )
 
@@ -307,140 +302,11 @@ class ReadingSession:
             self._letters = name
 
 
-#: What begins a message on a statement itself, which no row was read for; another may quote one.
-_OF_STATEMENTS = re.compile(
-    r"Error during planning|Schema error|SQL error|This feature is not implemented"
-)
-
-
-#: What it says of dates and times, as infinite ones, that it can compare but not compute with.
-_BEYOND_CALENDAR = re.compile(
-    r"Failed to convert .* to (temporal|datetime) for|Cannot convert .* to datetime"
-    r"|converted value exceeds the representable|Timestamp .*out of range|Date arithmetic overflow"
-)
-
-
-def _translated(call: Callable[[], _Result]) -> _Result:
-    try:
-        return call()
-    except asyncio.CancelledError as error:
-        raise QueryError("the query was cancelled") from error
-    except RheiError:
-        raise
-    except BaseException as error:  # DataFusion's errors have no type of their own
-        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
-            raise
-        refuse_silent_store(error, "the mirror cannot be read")
-        if "Resources exhausted" in str(error):
-            raise MirrorMemoryError(
-                "DataFusion has reached its memory limit",
-                hint="make the query smaller, or raise mirror.memory_limit",
-            ) from error
-        message, is_ours = _what_it_says(error)
-        if _BEYOND_CALENDAR.search(message):
-            raise QueryError(
-                "DataFusion cannot compute with a date or time that is infinite or beyond its "
-                "calendar",
-                hint="ask without the hint 'olap': the source then answers; or leave such rows out "
-                "with 'between date '1700-01-01' and date '2200-01-01''",
-            ) from None  # it may quote a row, as the next one
-        if not (is_ours or _OF_STATEMENTS.search(message)):
-            message = without_values(message)
-        raise QueryError(
-            f"DataFusion refused the query: {message}",
-            hint="the mirror answers reading queries on mirrored tables",
-        ) from None
-
-
-def _what_it_says(error: BaseException) -> tuple[str, bool]:
-    """Return the first line of an error; of one of a function of ours, what it raised, and True."""
-    text = str(error).strip()
-    raised = _RAISED.search(text)
-    return (raised[1], True) if raised else (text.splitlines()[0], False)
-
-
 def _words(sql: str) -> set[str]:
     """Return all words of a statement in lower case, which include its tables' names."""
     return {token.text.lower() for token in statement_tokens(sql, "duckdb")}
 
 
-def streamed(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a planned query in batches; a cancelled one ends at the next batch.
-
-    Raises:
-        QueryError: DataFusion refuses it, or it was cancelled.
-    """
-    schema = plain_schema(frame)
-    stream = iter(_translated(frame.execute_stream))
-    while (batch := _translated(lambda: next(stream, None))) is not None:
-        cancel.refuse_cancelled()
-        yield batch.to_pyarrow().cast(schema)
-
-
-def _running(frame: DataFrame, cancel: Cancel | None) -> Iterator[pa.RecordBatch]:
-    if cancel is None or _in_event_loop():
-        return streamed(frame, cancel or Cancel())
-    return interruptible(frame, cancel)
-
-
-def interruptible(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a planned query; a cancelled one ends at once, with its work.
-
-    Not for a thread that runs an event loop: DataFusion only cancels what is awaited.
-
-    Raises:
-        QueryError: DataFusion refuses it, or it was cancelled.
-    """
-    schema = plain_schema(frame)
-    stream = aiter(_translated(frame.execute_stream))
-    with closing(asyncio.new_event_loop()) as loop:
-
-        def following() -> RecordBatch | None:
-            awaited = loop.create_task(_following(stream))
-            try:
-                with cancel.ending_by(lambda: loop.call_soon_threadsafe(awaited.cancel)):
-                    return loop.run_until_complete(awaited)
-            finally:
-                _end_task(loop, awaited)
-
-        while (batch := _translated(following)) is not None:
-            yield batch.to_pyarrow().cast(schema)
-
-
-def _in_event_loop() -> bool:
-    """Return whether this thread runs an event loop, so that it can run no other."""
-    return asyncio._get_running_loop() is not None  # noqa: SLF001  (the public one raises)
-
-
-def _end_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-    """End a task that was cancelled before it began."""
-    if not task.done():
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            loop.run_until_complete(task)
-
-
-async def _following(stream: AsyncIterator[RecordBatch]) -> RecordBatch | None:
-    return await anext(stream, None)
-
-
-def plain_schema(frame: DataFrame) -> pa.Schema:
-    """Return the schema of a planned query's answer, in Arrow's plain types."""
-    return _plain(frame.schema())
-
-
-def _plain(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([pa.field(field.name, _PLAIN.get(field.type, field.type)) for field in schema])
-
-
 def _batches(table: pa.Table) -> list[pa.RecordBatch]:
     empty = pa.RecordBatch.from_pylist([], schema=table.schema)
     return table.to_batches() or [empty]
-
-
-_PLAIN = {
-    pa.string_view(): pa.string(),
-    pa.large_string(): pa.string(),
-    pa.binary_view(): pa.binary(),
-    pa.large_binary(): pa.binary(),
-}

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rhei_pipeline.mirrors.datafusion.constants import Constant, constant_digest
+from rhei_pipeline.mirrors.datafusion.constants import Constant, conform, constant_digest
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import (
     Bits,
     are_gone,
@@ -26,7 +26,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
     TableShape,
     VersionEndsPart,
 )
-from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, ascending, conform
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, ascending
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds, full_hand
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.model.selection import chosen, taken, taken_apart
