@@ -41,16 +41,18 @@ class Cancel:
                 return
             if is_first:
                 threading.Thread(target=self._insist, name="rhei-cancel", daemon=True).start()
-            self._end()
+            self._try()
+
+    def _try(self) -> None:
+        if self._end is not None:
+            with suppress(Exception):  # the query has its own error, and others are to be ended
+                self._end()
 
     def _insist(self) -> None:
         wait = AGAIN_SECONDS
         while not self._ended.wait(wait):
             with self._lock:
-                if self._end is None:
-                    return
-                with suppress(Exception):  # the query has its own error
-                    self._end()
+                self._try()
             wait = min(wait * 2, RARELY_SECONDS)
 
     @contextmanager

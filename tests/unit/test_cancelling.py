@@ -51,8 +51,7 @@ def test_a_first_time_that_fails_is_asked_again() -> None:
 
     cancel = Cancel()
     with cancel.ending_by(end):
-        with pytest.raises(OSError, match="cannot be reached"):
-            cancel()
+        cancel()
         assert heard.acquire(timeout=30)
 
 
