@@ -19,6 +19,7 @@ from rhei_pipeline.holder.gate import StoodAsideError
 from rhei_pipeline.holder.held import ANSWERED, Held
 from rhei_pipeline.holder.place import sever
 from rhei_pipeline.model.change_feed import TableChanges
+from rhei_pipeline.model.client_calls import ClientCall
 from rhei_pipeline.model.forking import keep_from_forks
 from rhei_pipeline.model.query_limits import too_long
 from rhei_pipeline.model.reports import SyncReport
@@ -99,7 +100,7 @@ class _Sent(_Asked):
     ) -> None:
         super().__init__()
         self.begun(streamed.cancel)
-        self._batches, self._is_cancelled = streamed.batches, is_cancelled
+        self._batches, self._call = streamed.batches, ClientCall(is_cancelled)
         self._closing = closing
         self._seconds, self._until = seconds, time.monotonic() + seconds
         self._is_late = False
@@ -109,10 +110,10 @@ class _Sent(_Asked):
         return self
 
     def __next__(self) -> pa.RecordBatch:
-        with self._reading, _answered(self._closing):
+        with self._reading, _answered(self._closing), self._call.running():
             if self._is_late:
                 raise too_long(self._seconds)
-            if self._ended or self._is_cancelled():
+            if self._ended or self._call.is_left:
                 raise flight.FlightCancelledError("the query was cancelled")
             batch = next(self._batches, None)
         if batch is None:
@@ -129,9 +130,9 @@ class _Sent(_Asked):
                 self._reading.release()
 
     def look(self) -> None:
-        """End it where nobody has taken it in time."""
+        """End it where nobody has taken it in time, or its asker has gone."""
         self._is_late |= time.monotonic() > self._until
-        if self._ended or self._is_late:
+        if self._ended or self._is_late or self._call.is_left:
             self.end()
 
 

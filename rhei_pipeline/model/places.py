@@ -3,6 +3,8 @@
 import threading
 from collections import deque
 
+from rhei_pipeline.model.cancellation import Cancel
+
 
 class Places:
     """A number of places, given in the order in which they were asked for.
@@ -17,8 +19,13 @@ class Places:
         self._waiting: deque[threading.Event] = deque()
         self._lock = threading.Lock()
 
-    def take(self, seconds: float) -> bool:
-        """Take a place; tell whether one came free within so many seconds."""
+    def take(self, seconds: float, cancel: Cancel | None = None) -> bool:
+        """Take a place; tell whether one came free within so many seconds.
+
+        Args:
+            seconds: How long to wait.
+            cancel: Ends the wait, from any thread.
+        """
         with self._lock:
             if self._free:
                 self._free -= 1
@@ -27,10 +34,19 @@ class Places:
                 return False
             mine = threading.Event()
             self._waiting.append(mine)
-        if mine.wait(seconds):
-            return True
+        try:
+            with (cancel or Cancel()).ending_by(mine.set):
+                mine.wait(seconds)
+        except BaseException:  # Ctrl-C, too: nobody would give back what it is given later
+            if self._is_given(mine):
+                self.give_back()
+            raise
+        return self._is_given(mine)
+
+    def _is_given(self, mine: threading.Event) -> bool:
+        """Return whether one that waits no longer was given a place, be it at the last moment."""
         with self._lock:
-            if mine.is_set():  # it was given at the last moment
+            if mine not in self._waiting:
                 return True
             self._waiting.remove(mine)
             return False

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from rhei_pipeline.errors import QueriesBusyError, QueryLimitError, RheiError, mirror_closed
+from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.places import Places
 from rhei_pipeline.model.streaming import Begun
 
@@ -89,13 +90,16 @@ class Turns:
         self._wait_seconds = wait_seconds
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Hold a turn for the length of the block.
+    def taken(self, begun: Begun | None = None) -> Iterator[None]:
+        """Hold a turn for the length of the block; its asker is given, too, what ends the wait.
 
         Raises:
             QueriesBusyError: None was free in time.
+            QueryError: Its asker has ended the wait.
         """
-        if not self._places.take(self._wait_seconds):
+        cancel = Cancel.given(begun)
+        if not self._places.take(self._wait_seconds, cancel):
+            cancel.refuse_cancelled()
             raise QueriesBusyError(
                 f"{self._places.number} queries are under way, and this one's turn did not come in"
                 f" {self._wait_seconds:g} s",

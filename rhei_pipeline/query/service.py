@@ -157,7 +157,7 @@ class QueryService:
     @contextmanager
     def _under_way(self, begun: Begun | None = None, *, is_short: bool) -> Iterator[TimedQuery]:
         """Hold a query's turn, and time it, for the length of the block."""
-        with self._turns[is_short].taken(), self._clock.timing(begun) as query:
+        with self._turns[is_short].taken(begun), self._clock.timing(begun) as query:
             yield query
 
     def _ask(

@@ -2,13 +2,17 @@
 
 import threading
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from pyarrow import flight
 
+from rhei_pipeline.errors import QueriesBusyError, QueryError
 from rhei_pipeline.model import places, query_limits
+from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.client_calls import ClientCall
 from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.server.flight import running
@@ -40,8 +44,14 @@ def send(
     return batches
 
 
-def timers() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
+def watchers() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "rhei-asked"]
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have queries looked after without a pause."""
+    monkeypatch.setattr(running, "_LOOK_SECONDS", 0.001)
 
 
 def test_every_query_of_a_ticket_is_cancelled_and_told_so() -> None:
@@ -75,18 +85,15 @@ def test_a_query_cancelled_before_it_begins_is_ended_as_it_begins() -> None:
         next(batches)
 
 
-def test_a_query_that_goes_on_is_ended_again_until_it_is_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(running, "_AGAIN_SECONDS", 0.001)
+def test_a_query_that_goes_on_is_ended_again_until_it_is_over() -> None:
     registry, heard = QueryRegistry(FlightLimits()), threading.Semaphore(0)
     batches = send(registry, heard.release)
     registry.cancel(b"it")
     assert all(heard.acquire(timeout=30) for _ in range(3))
     batches.close()
-    for timer in timers():
-        timer.join(30)
-    assert timers() == []
+    for watcher in watchers():
+        watcher.join(30)
+    assert watchers() == []
 
 
 def test_nothing_waits_for_a_query_that_ended_as_it_was_cancelled() -> None:
@@ -97,9 +104,9 @@ def test_nothing_waits_for_a_query_that_ended_as_it_was_cancelled() -> None:
 
     held.append(send(registry, end))
     assert registry.cancel(b"it")
-    for timer in timers():
-        timer.join(30)
-    assert timers() == []
+    for watcher in watchers():
+        watcher.join(30)
+    assert watchers() == []
 
 
 def test_a_query_whose_time_is_over_is_ended_and_told_so() -> None:
@@ -115,6 +122,117 @@ def test_a_query_whose_client_is_gone_ends_at_its_next_batch() -> None:
     with pytest.raises(flight.FlightCancelledError):
         next(send(registry, lambda: None, is_gone=True))
     send(registry, lambda: None).close()
+
+
+def asked_by_who_goes(
+    registry: QueryRegistry, ask: Callable[[Begun], Streamed]
+) -> tuple[threading.Event, "Future[bool]"]:
+    """Ask in a thread; return how the client goes, and whether the query was then cancelled."""
+    gone, told = threading.Event(), Future[bool]()
+
+    def work() -> None:
+        try:
+            _, batches = registry.send(b"it", ask, gone.is_set)
+            for _ in batches:
+                pass
+        except flight.FlightCancelledError:
+            told.set_result(True)
+        except BaseException as error:  # noqa: BLE001  (the test shows it)
+            told.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return gone, told
+
+
+def working(heard: threading.Event) -> Iterator[pa.RecordBatch]:
+    assert heard.wait(30)
+    raise QueryError("the engine was interrupted")
+    yield  # so that it works as a batch is taken
+
+
+def test_a_query_whose_client_goes_before_its_first_rows_is_ended() -> None:
+    registry = QueryRegistry(FlightLimits(queries=1, turn_seconds=0))
+    begun, heard = threading.Event(), threading.Event()
+
+    def ask(tell: Begun) -> Streamed:
+        tell(heard.set)
+        begun.set()
+        return Streamed(BATCH.schema, iter([next(working(heard))]))
+
+    gone, told = asked_by_who_goes(registry, ask)
+    assert begun.wait(30)
+    gone.set()
+    assert told.result(30)
+    send(registry, lambda: None).close()  # its turn is free
+
+
+def test_a_query_whose_client_goes_while_later_rows_are_made_is_ended() -> None:
+    registry, heard, begun = QueryRegistry(FlightLimits()), threading.Event(), threading.Event()
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield BATCH
+        begun.set()
+        yield from working(heard)
+
+    def ask(tell: Begun) -> Streamed:
+        tell(heard.set)
+        return Streamed(BATCH.schema, batches())
+
+    gone, told = asked_by_who_goes(registry, ask)
+    assert begun.wait(30)
+    gone.set()
+    assert told.result(30)
+
+
+def test_who_goes_while_it_waits_for_its_turn_asks_for_nothing() -> None:
+    registry = QueryRegistry(FlightLimits(queries=1, turn_seconds=60))
+    under_way, asked = send(registry, lambda: None, b"other"), list[bool]()
+
+    def ask(_tell: Begun) -> Streamed:
+        asked.append(True)
+        return Streamed(BATCH.schema, iter([]))
+
+    gone, told = asked_by_who_goes(registry, ask)
+    gone.set()
+    assert told.result(30)
+    under_way.close()
+    send(registry, lambda: None).close()
+    assert not asked
+
+
+def test_a_call_that_has_ended_is_not_asked_whether_its_client_has_gone() -> None:
+    call = ClientCall(lambda: True)
+    with call.running():
+        assert call.is_left
+    assert not call.is_left
+
+
+def test_no_time_runs_while_a_query_waits_for_its_turn() -> None:
+    registry = QueryRegistry(FlightLimits(queries=1, seconds=0.2, turn_seconds=60))
+    under_way = send(registry, lambda: None)
+    other = threading.Timer(0.4, under_way.close)
+    other.start()
+    assert next(send(registry, lambda: None)) is BATCH
+    other.join()
+
+
+def test_a_server_whose_engine_is_busy_has_its_client_come_again() -> None:
+    def ask(_begun: Begun) -> Streamed:
+        raise QueriesBusyError("2 queries are under way", hint="try again")
+
+    with pytest.raises(flight.FlightUnavailableError, match="2 queries are under way"):
+        QueryRegistry(FlightLimits()).send(b"it", ask, lambda: False)
+
+
+def test_a_query_that_cannot_be_ended_keeps_no_other_from_being_ended() -> None:
+    def fail() -> None:
+        raise OSError("the server cannot be reached")
+
+    heard, clock, cancel = threading.Semaphore(0), QueryClock(0.001), Cancel()
+    with clock.timing() as one, clock.timing() as other, cancel.ending_by(fail):
+        one.begun(cancel)
+        other.begun(heard.release)
+        assert heard.acquire(timeout=30)
 
 
 def test_a_late_query_is_ended_again_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,3 +255,40 @@ def test_a_place_that_comes_to_who_just_gave_up_is_taken(monkeypatch: pytest.Mon
     monkeypatch.setattr(places, "threading", SimpleNamespace(Event=Late))
     for _ in range(2):
         assert single.take(0.01)
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_who_is_interrupted_while_it_waits_keeps_no_place(
+    monkeypatch: pytest.MonkeyPatch, *, is_given: bool
+) -> None:
+    single = places.Places(1)
+    assert single.take(0)
+
+    class Interrupted(threading.Event):
+        def wait(self, _timeout: float | None = None) -> bool:
+            if is_given:
+                single.give_back()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(places, "threading", SimpleNamespace(Event=Interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            single.take(60)
+    if not is_given:
+        single.give_back()
+    assert single.take(0)
+
+
+def test_who_waits_for_a_turn_can_be_told_to_go() -> None:
+    turns, told = query_limits.Turns(1, 60), threading.Event()
+
+    def begun(cancel: Callable[[], None]) -> None:
+        threading.Timer(0.01, cancel).start()
+        told.set()
+
+    with turns.taken():
+        with pytest.raises(QueryError, match="was cancelled"), turns.taken(begun):
+            pass
+        assert told.is_set()
+    with turns.taken():
+        pass

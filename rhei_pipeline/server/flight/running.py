@@ -1,10 +1,11 @@
 """The running queries: how many at once, for how long, and how to cancel them."""
 
 import logging
+import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -14,6 +15,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from rhei_pipeline.errors import QueriesBusyError, RheiError, without_places
+from rhei_pipeline.model.client_calls import ClientCall
 from rhei_pipeline.model.query_limits import Turns
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.server.flight.messages import MalformedError
@@ -21,7 +23,10 @@ from rhei_pipeline.server.flight.messages import MalformedError
 _log = logging.getLogger(__name__)
 _Given = ParamSpec("_Given")
 _Answer = TypeVar("_Answer")
-_AGAIN_SECONDS = 1.0
+
+#: How soon a query ends whose client has gone or whose time is over, and is ended again: an engine
+#: that is just about to begin may not hear it the first time.
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +48,46 @@ class FlightLimits:
 
 
 class _Query:
-    """A running query, which can be cancelled from any thread, even before it has begun."""
+    """A query that waits for its turn or runs; it is ended from any thread, also before it begins.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        seconds: How long it may take.
+        call: The call of the client that it answers now.
+    """
+
+    def __init__(self, seconds: float, call: ClientCall) -> None:
         self._seconds = seconds
-        self._deadline = time.monotonic() + seconds
-        self._ended = threading.Event()
+        self._deadline = math.inf
+        self.call = call
+        self._ended = False
         self._cancel: Callable[[], None] | None = None
-        self._over = False
-        self._timer: threading.Timer | None = None
-        self._arm(seconds)
+
+    def start(self) -> None:
+        """Let its time run: its turn has come.
+
+        Raises:
+            flight.FlightCancelledError: It was ended while it waited.
+        """
+        self.look()
+        self.refuse_ended()
+        self._deadline = time.monotonic() + self._seconds
 
     def begun(self, cancel: Callable[[], None]) -> None:
         """Store the function that cancels it."""
         self._cancel = cancel
-        if self._ended.is_set():
+        if self._ended:
             cancel()
+
+    def look(self) -> None:
+        """End it if its client has gone, or its time is over."""
+        self._ended |= self.call.is_left
+        if self._ended or self._is_late:
+            self._interrupt()
 
     def end(self) -> None:
         """Cancel it, at its client's request."""
-        self._ended.set()
+        self._ended = True
         self._interrupt()
-
-    def over(self) -> None:
-        """Record that it has ended."""
-        self._over = True
-        if self._timer is not None:
-            self._timer.cancel()
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -81,26 +99,20 @@ class _Query:
             self.refuse_ended()
             raise
 
-    def refuse_ended(self, *, cancelled: bool = False) -> None:
-        """Raise an error with the reason if the query was cancelled."""
-        if cancelled or self._ended.is_set():
+    def refuse_ended(self) -> None:
+        """Raise an error with the reason if the query was ended."""
+        if self._ended:
             raise flight.FlightCancelledError("the query was cancelled")
-        if time.monotonic() > self._deadline:
+        if self._is_late:
             raise flight.FlightTimedOutError(f"the query took longer than {self._seconds:g} s")
+
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() > self._deadline
 
     def _interrupt(self) -> None:
         if self._cancel is not None:
             self._cancel()
-        if not self._over:
-            # An engine that is just about to begin may not hear it the first time.
-            self._arm(_AGAIN_SECONDS)
-
-    def _arm(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(seconds, self._interrupt)
-        self._timer.daemon = True
-        self._timer.start()
 
 
 class QueryRegistry:
@@ -114,6 +126,7 @@ class QueryRegistry:
         }
         self._queries: dict[bytes, list[_Query]] = {}
         self._lock = threading.Lock()
+        self._is_watched = False
 
     def send(
         self,
@@ -129,36 +142,47 @@ class QueryRegistry:
             flight.FlightUnavailableError: Too many are running.
         """
         with ExitStack() as held:
-            try:
-                held.enter_context(self._turns[is_short].taken())
-            except QueriesBusyError as error:
-                raise flight.FlightUnavailableError(str(error)) from None
-            query = held.enter_context(self._under_way(handle))
-            with query.explained():
+            query = held.enter_context(self._under_way(handle, ClientCall(is_cancelled)))
+            with query.call.running(), query.explained():
+                held.enter_context(self._turns[is_short].taken(query.begun))
+                query.start()
                 streamed = ask(query.begun)
-            batches = _batches(query, streamed, is_cancelled, held.pop_all())
+            batches = _batches(query, streamed, held.pop_all())
         next(batches)  # begun, it lets go of its place also where nobody takes a batch
         return streamed.schema, batches
 
     @contextmanager
-    def _under_way(self, handle: bytes) -> Iterator[_Query]:
-        query = _Query(self.limits.seconds)
+    def _under_way(self, handle: bytes, call: ClientCall) -> Iterator[_Query]:
+        query = _Query(self.limits.seconds, call)
         with self._lock:
             self._queries.setdefault(handle, []).append(query)
+            if not self._is_watched:
+                self._is_watched = True
+                threading.Thread(target=self._watch, name="rhei-asked", daemon=True).start()
         try:
             yield query
         finally:
-            query.over()
             with self._lock:
                 self._queries[handle].remove(query)
                 if not self._queries[handle]:
                     del self._queries[handle]
 
+    def _watch(self) -> None:
+        """Look after the queries for as long as there are any."""
+        while self._is_watched:
+            for query in self._all():
+                query.look()
+            time.sleep(_LOOK_SECONDS)
+            with self._lock:
+                self._is_watched = bool(self._queries)
+
+    def _all(self) -> list[_Query]:
+        with self._lock:
+            return [query for own in self._queries.values() for query in own]
+
     def end(self) -> None:
         """Cancel all running queries."""
-        with self._lock:
-            found = [query for own in self._queries.values() for query in own]
-        for query in found:
+        for query in self._all():
             query.end()
 
     def cancel(self, handle: bytes) -> bool:
@@ -171,14 +195,22 @@ class QueryRegistry:
 
 
 def _batches(
-    query: _Query, streamed: Streamed, is_cancelled: Callable[[], bool], held: ExitStack
-) -> Iterator[pa.RecordBatch]:
+    query: _Query, streamed: Streamed, held: ExitStack
+) -> Generator[pa.RecordBatch, None, None]:
     """Yield an empty batch, then those of the answer."""
     with held, query.explained():
         yield pa.record_batch({})
-        for batch in streamed.batches:
-            query.refuse_ended(cancelled=is_cancelled())
+        while (batch := _next(query, streamed)) is not None:
             yield batch
+
+
+def _next(query: _Query, streamed: Streamed) -> pa.RecordBatch | None:
+    with query.call.running():
+        batch = next(streamed.batches, None)
+        query.look()
+    if batch is not None:
+        query.refuse_ended()
+    return batch
 
 
 @contextmanager
@@ -190,6 +222,8 @@ def translated() -> Iterator[None]:
         raise
     except MalformedError as error:
         raise flight.FlightServerError(f"not a message of Flight SQL: {error}") from None
+    except QueriesBusyError as error:
+        raise flight.FlightUnavailableError(str(error)) from None
     except RheiError as error:
         raise flight.FlightServerError(without_places(str(error))) from None
     except RecursionError:

@@ -164,7 +164,9 @@ class Reader:
         """Do work in a session, which `held` gives back; again where a short one does not do."""
         for is_long in (False, True):
             with ExitStack() as tried:
-                lending = self._sessions.lend(asked.statement.text, is_long=is_long)
+                lending = self._sessions.lend(
+                    asked.statement.text, is_long=is_long, cancel=asked.cancel
+                )
                 lent = tried.enter_context(lending)
                 with self._ended_in_time(asked, lent):
                     verdict = self._functions.judge(asked.statement, lent.session)

@@ -21,6 +21,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from rhei_pipeline.errors import QueryLimitError, SourceBusyError
+from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.places import Places
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.sources.postgres.connection import PooledConnection, StandingPool, set_config
@@ -262,17 +263,20 @@ class ReadSessions:
         )
 
     @contextmanager
-    def lend(self, text: str, *, is_long: bool = False) -> Iterator[Lent]:
+    def lend(
+        self, text: str, *, is_long: bool = False, cancel: Cancel | None = None
+    ) -> Iterator[Lent]:
         """Lend a session for a statement.
 
         Where only a session for short queries is free, it is lent for a second: the query is then
-        ended by the server, to be asked again with `is_long`.
+        ended by the server, to be asked again with `is_long`. `cancel` ends the wait, too.
 
         Raises:
             SourceBusyError: None came free in time.
+            QueryError: It was cancelled.
         """
         with ExitStack() as held:
-            seconds = self._take_place(text, held, is_long=is_long)
+            seconds = self._take_place(text, held, cancel or Cancel(), is_long=is_long)
             session = self._pool.getconn()
             session.limits = self.limits
             places = held.pop_all()
@@ -282,7 +286,9 @@ class ReadSessions:
         finally:
             lent.end()
 
-    def _take_place(self, text: str, held: ExitStack, *, is_long: bool) -> float | None:
+    def _take_place(
+        self, text: str, held: ExitStack, cancel: Cancel, *, is_long: bool
+    ) -> float | None:
         if is_long:
             self._slow[text] = None
             while len(self._slow) > _REMEMBERED:
@@ -290,7 +296,8 @@ class ReadSessions:
         if not self._long.take(0):
             if text not in self._slow:
                 return min(SHORT_SECONDS, self.seconds or SHORT_SECONDS)
-            if not self._long.take(self._wait_seconds):
+            if not self._long.take(self._wait_seconds, cancel):
+                cancel.refuse_cancelled()
                 raise SourceBusyError(
                     f"{self._long.number} long queries are under way at the source, and none"
                     f" ended within {self._wait_seconds:g} s",

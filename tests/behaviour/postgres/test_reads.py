@@ -14,6 +14,7 @@ from pglast import parser
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rhei_pipeline.errors import QueryError, QueryLimitError, RheiError, SourceBusyError
+from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.sources.postgres import read_sessions
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.functions import Functions
@@ -324,6 +325,21 @@ def test_a_session_that_cannot_be_cleaned_is_lent_to_nobody(
     assert lent.session.closed
     with sessions.lend("select 1") as another:
         assert another.session is not lent.session
+
+
+def test_who_waits_for_a_session_can_be_told_to_go(
+    open_database: Callable[..., PostgresDatabase],
+) -> None:
+    sessions, cancel = open_database(pool_size=2)._reader._sessions, Cancel()
+    with sessions.lend("first", is_long=True):
+        ending = threading.Timer(0.1, cancel)
+        ending.start()
+        with (
+            pytest.raises(QueryError, match="was cancelled"),
+            sessions.lend("second", is_long=True, cancel=cancel),
+        ):
+            pass
+        ending.join()
 
 
 def test_no_more_slow_statements_are_remembered_than_may_be(

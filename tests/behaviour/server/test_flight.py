@@ -347,6 +347,29 @@ def test_a_query_that_takes_too_long_is_ended(world: World, serve: Serve, sql: s
         assert ask(connection, "select count(*) as n from orders").num_rows == 1
 
 
+def test_who_goes_before_the_first_rows_holds_no_turn(world: World, serve: Serve) -> None:
+    """Neither that of a query under way, nor the next one in line: nobody waits for its rows."""
+    world.run(
+        "with recursive n(i) as (select 10 union all select i + 1 from n where i < 5000)"
+        " insert into orders select i, 'bulk', i from n"
+    )
+    world.htap.sync_now()
+    server = serve(limits=FlightLimits(queries=1, turn_seconds=60))
+    sql = "select max(a.id * b.id % c.id) as n from orders a, orders b, orders c"
+    with flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as client:
+        ticket = _info(client, sql).endpoints[0].ticket
+
+        def go() -> None:
+            with pytest.raises(flight.FlightTimedOutError):
+                client.do_get(ticket, flight.FlightCallOptions(timeout=0.5)).read_all()
+
+        with ThreadPoolExecutor(4) as pool:
+            for gone in [pool.submit(go) for _ in range(4)]:
+                gone.result()
+        counted = _info(client, "select count(*) as n from orders").endpoints[0].ticket
+        assert client.do_get(counted).read_all().num_rows == 1
+
+
 def test_what_only_the_source_knows_reaches_a_client_from_there(world: World, serve: Serve) -> None:
     world.run("insert into orders values (10, 'pair', 1.5), (11, 'pair', -1.5)")
     world.htap.sync_now()

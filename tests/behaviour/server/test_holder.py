@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -317,6 +318,26 @@ def test_what_a_closed_mirror_says_within_a_stream_is_not_sent_on(*, is_closing:
     with pytest.raises(flight.FlightServerError) as raised:
         next(_Sent(streamed, lambda: False, closing, 60))
     assert (raised.value.extra_info == STOOD_ASIDE) is is_closing
+
+
+def test_a_stream_whose_asker_goes_while_its_rows_are_made_is_ended() -> None:
+    heard, gone = threading.Event(), threading.Event()
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        gone.set()
+        assert heard.wait(30)
+        raise QueryError("the engine was interrupted")
+        yield  # so that it works as the first batch is taken
+
+    sent = _Sent(Streamed(pa.schema([]), batches(), heard.set), gone.is_set, threading.Event(), 60)
+    with ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(next, sent)
+        assert gone.wait(30)
+        sent.look()
+        with pytest.raises(flight.FlightError):
+            taking.result(30)
+        assert heard.is_set()
+    sent.look()  # there is no call to ask any more
 
 
 def test_a_stream_that_is_taken_too_slowly_says_so(temporal: World) -> None:
