@@ -68,6 +68,11 @@ _SETTINGS = {
     "datafusion.execution.parquet.schema_force_view_types": "false",
     "datafusion.sql_parser.map_string_types_to_utf8view": "false",
     "datafusion.execution.time_zone": "UTC",
+    # These two give false answers. Of several extremes, the first ones found leave out rows that
+    # another one needs (github.com/apache/datafusion/issues/25147). Of groups in order, the first
+    # few are not found where a real number or NaN is among them, or the query panics.
+    "datafusion.optimizer.enable_aggregate_dynamic_filter_pushdown": "false",
+    "datafusion.optimizer.enable_topk_aggregation": "false",
 }
 #: A query reads; the session itself refuses the rest too, whatever the text may look like.
 _READING = (

@@ -375,6 +375,51 @@ def test_the_least_of_a_column_has_its_type(make_world: Callable[..., World]) ->
     assert found.schema.types[1:] == [world.htap.query("select made from a").schema.types[0]] * 2
 
 
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_extremes_of_several_columns_are_those_of_all_files(
+    make_world: Callable[..., World], mode: str
+) -> None:
+    """What the first file has of one column must not leave out others that have another one."""
+    world = make_world(storage="parquet", mode=mode)
+    world.run("create table e (id integer primary key, n integer, m integer)")
+    world.app.executemany("insert into e values (?, ?, null)", [(i, 100) for i in range(3000)])
+    world.htap.sync_now()
+    world.app.executemany("insert into e values (?, 1, 6)", [(i,) for i in range(3000, 6000)])
+    world.htap.sync_now()
+    for _ in range(20):  # it depends on which file is read first
+        for sql in (
+            "select max(n) as n, max(m) as m from e",
+            "select min(m) as m, min(-n) as n from e",
+        ):
+            expected = world.htap.query(sql, hint="oltp").to_pylist()
+            assert world.htap.query(sql).to_pylist() == expected
+            assert world.htap.query(sql, hint="olap").to_pylist() == expected
+    if mode == "temporal":
+        world.run("delete from e where id = 5")
+        world.htap.sync_now()
+        ends = "max(_rhei_valid_from) as a, max(_rhei_valid_to) as b"
+        for _ in range(20):
+            found = world.htap.query(f"select {ends} from e", hint="olap")
+            assert found["b"][0].as_py() is not None
+
+
+def test_the_first_groups_in_order_are_found_among_reals(make_world: Callable[..., World]) -> None:
+    world = make_world(storage="memory")
+    world.run("create table e (id integer primary key, r real, n integer)")
+    world.run("insert into e values (1, 1.5, 3), (2, 2.5, null), (3, null, 1), (4, 9e999, 2)")
+    world.htap.sync_now()
+    for sql in (
+        "select distinct r from e order by r limit 2",
+        "select distinct r from e order by r desc limit 1",
+        "select r, max(n) as n from e group by r order by n desc nulls last limit 2",
+    ):
+        expected = world.htap.query(sql, hint="oltp").to_pylist()
+        assert world.htap.query(sql).to_pylist() == expected
+    nan = "select distinct r from (select r from e union all select 'nan'::double) x"
+    found = world.htap.query(f"{nan} order by r nulls last limit 1", hint="olap")
+    assert found["r"].to_pylist() == [1.5]
+
+
 def test_a_negated_nan_stays_the_greatest(make_postgres: Callable[..., PostgresWorld]) -> None:
     world = make_postgres(storage="ipc")
     world.run(
