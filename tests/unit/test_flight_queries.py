@@ -207,6 +207,20 @@ def test_a_call_that_has_ended_is_not_asked_whether_its_client_has_gone() -> Non
     assert not call.is_left
 
 
+def test_a_query_that_is_ended_while_its_client_is_looked_for_stays_ended() -> None:
+    registry = QueryRegistry(FlightLimits())
+
+    def is_cancelled() -> bool:
+        registry.cancel(b"it")
+        return False
+
+    def ask(_begun: Begun) -> Streamed:
+        return Streamed(BATCH.schema, endless())
+
+    with pytest.raises(flight.FlightCancelledError):
+        registry.send(b"it", ask, is_cancelled)
+
+
 def test_no_time_runs_while_a_query_waits_for_its_turn() -> None:
     registry = QueryRegistry(FlightLimits(queries=1, seconds=0.2, turn_seconds=60))
     under_way = send(registry, lambda: None)

@@ -80,7 +80,8 @@ class _Query:
 
     def look(self) -> None:
         """End it if its client has gone, or its time is over."""
-        self._ended |= self.call.is_left
+        if self.call.is_left:
+            self._ended = True
         if self._ended or self._is_late:
             self._interrupt()
 
