@@ -11,7 +11,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev docs docs-update test test-cluster test-spark test-workers test-postgres combinations soak torture memory fuzz fuzz-cluster damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
+.PHONY: help demo dev docs docs-update test test-long test-cluster test-spark test-workers test-postgres combinations soak torture memory fuzz fuzz-cluster damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -27,8 +27,18 @@ demo: $(RUN_READY) ## mirror a year of real flights, prove it equal, in about a 
 dev: $(RUN_READY) ## open the Dagster UI on the demo, with a writer going
 	@exec env SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.dev
 
-test: $(READY) ## run the tests
-	@$(BIN)/python -m tests -n auto --maxprocesses 6 --dist worksteal
+# What both forms of the tests are parts of, and what each run draws of it: make test SEED=7 repeats one.
+SUITE := not soak and not combination and not cluster
+ifndef SEED
+SEED := $(shell date +%s)
+endif
+DRAWN := $(BIN)/python -m tests -n auto --maxprocesses 6 --dist worksteal --randomly-seed=$(SEED)
+
+test: $(READY) ## run the tests: the short form, in less than eight minutes
+	@$(DRAWN) -m "$(SUITE) and not long"
+
+test-long: $(READY) ## run the rest of the tests: whatever 'make test' leaves out of what is drawn
+	@$(DRAWN) -m "$(SUITE) and long"
 
 # The version whose installed programs are used instead of the package's server: Debian's paths.
 PG ?= 15
@@ -37,7 +47,7 @@ test-postgres: $(READY) ## run PostgreSQL's tests on an installed server: make t
 	@RHEI_TEST_POSTGRES=$(PG) $(BIN)/python -m tests -n auto --maxprocesses 6 --dist worksteal \
 		$(ARGS) $$(grep -rlE --include='*.py' 'dsn|PostgresWorld' tests/behaviour) tests/contract
 
-combinations: $(READY) ## run tests in all the modes, captures and mirrors of which 'make test' draws some
+combinations: $(READY) ## run tests in all the modes, captures and mirrors of which the suite draws some
 	@$(BIN)/python -m tests -m '(each or pairs or turns) and not soak and not cluster' -n auto --maxprocesses 6 --dist worksteal
 
 soak: $(READY) ## run the long tests: thousands of crashes; then plot what a process takes
@@ -85,7 +95,7 @@ types: $(READY) ## check types
 arrows: $(READY) ## check that imports point inwards
 	@$(BIN)/lint-imports
 
-check: test lint types arrows ## all of these
+check: test lint types arrows test-long ## all of these
 
 wheel: $(READY) ## build the package, install it into a fresh environment, and try it there
 	@$(BIN)/python -m tests.try_wheel

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from tests.support.combinations import mark_left_out
+from tests.support.combinations import mark_left_out, mark_long
 
 #: Where handlers are made that a command has log lines go through.
 _OF_COMMANDS = "rhei_pipeline.cli.logs"
@@ -35,8 +35,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Draw the combinations of parameters that the suite runs."""
+    """Draw the combinations of parameters that the suite runs, and which its short form has."""
     mark_left_out(items)
+    mark_long(items)
 
 
 def pytest_collection_finish() -> None:

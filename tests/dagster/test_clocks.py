@@ -50,6 +50,7 @@ def test_a_run_lives_while_its_signs_change_whatever_its_clock_says(ahead: float
         assert not watch.signs.end_the_dead(instance, [ended])
 
 
+@pytest.mark.long
 def test_a_session_that_failed_by_a_clock_ahead_is_tried_again(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ class Line:
         return found.status
 
 
+@pytest.mark.long
 def test_a_run_that_died_with_its_code_server_keeps_no_session_waiting(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

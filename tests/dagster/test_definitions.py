@@ -125,6 +125,7 @@ def test_a_mirror_in_files_is_kept_in_sync_and_folded_at_night(
         assert htap.verify().equal
 
 
+@pytest.mark.long
 def test_bounded_histories_are_shortened_at_night_and_say_since_when_they_are_kept(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
@@ -256,6 +257,7 @@ def test_jobs_schedules_sensors_checks_and_groups(settings: Settings) -> None:
     assert repository.get_top_level_resources().keys() == {"oltp", "cdc", "olap"}
 
 
+@pytest.mark.long
 def test_the_workspace_loads_from_any_directory(settings: Settings, tmp_path: Path) -> None:
     found = subprocess.run(
         [
@@ -384,6 +386,7 @@ def test_a_check_shows_what_differs(settings: Settings, instance: dg.DagsterInst
     assert json.loads(json.dumps(equals.metadata["examples"].value)) == {}
 
 
+@pytest.mark.long
 def test_a_check_goes_on_where_the_last_one_ended(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
@@ -399,6 +402,7 @@ def test_a_check_goes_on_where_the_last_one_ended(
     assert ["oldest_part_checked_at" in each for each in found] == [False, True]
 
 
+@pytest.mark.long
 def test_a_session_that_copies_says_so_of_the_initial_sync(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:

@@ -312,6 +312,7 @@ def test_an_overridden_resource_is_validated_with_the_whole_declaration(
         wrong.pending()
 
 
+@pytest.mark.long
 def test_the_command_line_of_a_dg_project_accepts_the_definitions(tmp_path: Path) -> None:
     shop(tmp_path)
     file = tmp_path / "pipeline.yaml"

@@ -77,6 +77,7 @@ def live_run(made: Deployment, job: str = "sync") -> str:
     return found[0].dagster_run.run_id
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("clicked", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_killed_session_is_followed_by_the_next_and_a_terminated_one_is_not_red(
     tmp_path: Path, *, clicked: bool

@@ -127,6 +127,7 @@ def stop_once_applied(settings: Settings, terminate: Callable[[], None] = lambda
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.long
 def test_a_session_stays_while_a_server_tells_only_that_something_is_pending(
     dsn: str, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_table_that_is_left_out_turns_red_and_green_again(shop: Shop) -> None:
     assert shop.failing("items") == set()
 
 
+@pytest.mark.long
 def test_the_sensor_turns_red_what_no_session_looks_at_and_has_a_session_turn_it_green(
     shop: Shop,
 ) -> None:
@@ -163,6 +164,7 @@ def test_each_check_names_what_is_wrong(shop: Shop) -> None:
     assert "history" in shop.failing("orders")
 
 
+@pytest.mark.long
 def test_a_check_that_says_nothing_new_is_not_written_again(shop: Shop) -> None:
     """A session tells each check once, however often it reports."""
     declared(shop, report_seconds=0.01, idle_seconds=7)  # the first report comes after five
@@ -211,6 +213,7 @@ def test_a_session_gives_way_once_the_declaration_has_changed(shop: Shop) -> Non
     assert "is open" in str(shop.tick())
 
 
+@pytest.mark.long
 def test_a_run_by_click_limits_the_pool_of_its_pipeline_and_no_other(shop: Shop) -> None:
     shop.instance.event_log_storage.set_concurrency_slots("of_others", 3)
     assert shop.sync().success
@@ -218,6 +221,7 @@ def test_a_run_by_click_limits_the_pool_of_its_pipeline_and_no_other(shop: Shop)
     assert limits == {"of_others": 3, Names.of(shop.settings).pool: 1}
 
 
+@pytest.mark.long
 def test_a_run_for_each_batch_ends_when_it_is_applied(shop: Shop) -> None:
     declared(shop, mode="run", idle_seconds=3600.0)
     assert shop.sync().success
@@ -251,6 +255,7 @@ def test_a_quiet_mirror_is_reported_as_up_to_date_and_keeps_its_version(
     assert new.metadata["dagster/row_count"] == old.metadata["dagster/row_count"]
 
 
+@pytest.mark.long
 def test_a_copy_that_no_run_made_is_reported_once_and_its_mirror_is_not_called_unsynced(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +284,7 @@ def test_a_copy_that_no_run_made_is_reported_once_and_its_mirror_is_not_called_u
     assert shop.instance.get_latest_materialization_event(copied) == first
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by", ["run", "command"])
 def test_a_mirror_whose_rows_nobody_can_count_keeps_no_session_from_the_others(
     shop: Shop, by: str
@@ -299,6 +305,7 @@ def test_a_mirror_whose_rows_nobody_can_count_keeps_no_session_from_the_others(
         assert htap.verify("items").equal
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 def test_an_asset_that_follows_a_mirrors_version_runs_when_rows_have_changed_and_not_before(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
@@ -351,6 +358,7 @@ def test_an_asset_that_follows_a_mirrors_version_runs_when_rows_have_changed_and
     assert asked() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["equals_source", "history"])
 def test_what_a_check_found_is_shown_on_when_the_next_session_reports_its_mirror(
     shop: Shop, name: str
@@ -395,6 +403,7 @@ def test_what_is_red_stays_red_when_its_quiet_mirror_is_reported(
     assert shop.shows("items", "drift") is None  # which was green, and is not written for ever
 
 
+@pytest.mark.long
 def test_what_a_check_found_that_a_table_has_no_more_is_not_repeated(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +425,7 @@ def test_what_a_check_found_that_a_table_has_no_more_is_not_repeated(
     assert "found_at" not in shop.check("items", "history").metadata
 
 
+@pytest.mark.long
 def test_a_report_of_all_tables_asks_once_what_their_checks_found(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,6 +478,7 @@ def test_who_was_told_that_changes_wait_is_told_when_a_session_has_them(
     assert told(9, 0.5) == [1685, 7]  # which a session reports
 
 
+@pytest.mark.long
 def test_what_is_never_deleted_grows_no_faster_with_more_tables(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,6 +518,7 @@ def test_old_runs_are_deleted_with_their_files(shop: Shop) -> None:
     assert shop.instance.get_run_by_id(kept.run_id) is not None
 
 
+@pytest.mark.long
 def test_a_report_rides_out_that_the_source_does_not_answer(dsn: str, tmp_path: Path) -> None:
     elsewhere = psycopg.conninfo.make_conninfo(dsn, dbname="postgres")
     with (

@@ -139,6 +139,7 @@ def test_a_table_that_is_left_out_takes_no_snapshot(
     assert not instance.get_materialized_partitions(KEY)
 
 
+@pytest.mark.long
 def test_the_nightly_schedule_makes_up_for_missed_days(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
@@ -152,6 +153,7 @@ def test_the_nightly_schedule_makes_up_for_missed_days(
     assert asked(tick(again, instance, night())) == (day(2).isoformat(), yesterday)
 
 
+@pytest.mark.long
 def test_a_missed_day_whose_history_was_removed_is_not_asked_for_every_night(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:

@@ -172,6 +172,7 @@ def written_and_killed(found: rhei.TableChanges, file: Path) -> None:
     raise OSError("killed")
 
 
+@pytest.mark.long
 def test_an_asset_follows_each_change_once_across_a_crash_and_a_lost_position(
     airline: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def declare_big(shop: Shop) -> None:
     shop.settings = shop.settings.model_copy(update={"tables": tables})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("step", "nth"),
     [pytest.param(*at, marks=() if at in _OFTEN else pytest.mark.soak) for at in _EVERY],
@@ -131,6 +132,7 @@ def test_a_session_that_fails_again_and_again_is_not_called_up_to_date(
     assert_whole(shop)
 
 
+@pytest.mark.long
 def test_sessions_that_fail_whatever_is_done_are_opened_less_and_less_often(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +175,7 @@ def test_a_table_declared_later_that_is_left_out_opens_none(shop: Shop) -> None:
     assert shop.failing("big") >= {"followed"}
 
 
+@pytest.mark.long
 def test_a_copy_that_begins_as_a_session_ends_is_gone_on_with(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 #: Asks once in the foreground while a sync runs beside it, and ends without closing.
 FORGETFUL = """
 import sqlite3, threading
@@ -21,6 +23,7 @@ print(htap.query("select count(*) as n from t", hint="olap")["n"][0])
 """
 
 
+@pytest.mark.long
 def test_a_program_that_forgets_to_close_ends_without_a_word_of_the_binding(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORGETFUL],

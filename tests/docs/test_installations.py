@@ -67,6 +67,7 @@ def missing(installed: set[str]) -> list[str]:
     return sorted(name for name, brought in by_module.items() if not brought & (installed | ours))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("program", "installed"),
     [

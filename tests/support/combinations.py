@@ -8,7 +8,13 @@ Marked `turns`, the tests of a module share their conditions: modes, captures an
 condition, and each two that a test has together, are in one of the tests. Each test has whatever
 else it is given, and both engines.
 
-Tests come in a random order, so that each run of the suite draws other combinations.
+Tests come in a random order, so that each run of the suite draws other combinations: those of a
+module are the same by the same `--randomly-seed`.
+
+Of what is drawn, `make test` runs the short form, and `make test-long` the rest. Marked `long`, all
+of a test is in the rest: it takes seconds, and a cheaper one holds the same at one point. Each
+other test of the folders in `SHORTENED` has one combination in the short form, so that each mode,
+capture and mirror of a module is in one of its tests.
 """
 
 from collections import Counter, defaultdict
@@ -18,13 +24,20 @@ from itertools import combinations
 import pytest
 
 LEFT_OUT = "combination"
+LONG = "long"
+#: Of tests in other folders, which are small ones, the short form has all combinations.
+SHORTENED = ("tests/behaviour/", "tests/dagster/", "tests/ways/")
 MARKERS = ("each", "pairs", "turns")
+#: Neither form has these: they have targets of their own.
+_ELSEWHERE = ("soak", "cluster")
 #: What the tests of a module take turns with, each name with what it is another name of.
 CONDITIONS = {
     **{name: name for name in ("mode", "capture", "storage", "bucket", "batch_rows")},
     **{name: name for name in ("buffered", "reopened", "streaming")},
     "method": "capture",
 }
+#: What the tests of a module share in the short form.
+_IN_SHORT = {**CONDITIONS, **{name: name for name in ("way", "world", "source")}}
 #: These mirrors differ in how a file is written; all else is one and the same.
 FILES = {"memory", "ipc", "parquet", "delta"}
 
@@ -45,6 +58,21 @@ def mark_left_out(items: Iterable[pytest.Item]) -> None:
         for number, test in enumerate(tests):
             if number not in kept:
                 test.add_marker(LEFT_OUT)
+
+
+def mark_long(items: Iterable[pytest.Item]) -> None:
+    """Mark what of the drawn combinations is not in the short form."""
+    modules = defaultdict[str, list[pytest.Function]](list)
+    for item in items:
+        elsewhere = any(item.get_closest_marker(name) for name in (*_ELSEWHERE, LEFT_OUT, LONG))
+        if item.nodeid.startswith(SHORTENED) and not elsewhere and hasattr(item, "callspec"):
+            assert isinstance(item, pytest.Function)
+            modules[item.nodeid.partition("::")[0]].append(item)
+    for tests in modules.values():
+        kept = covering([_asked_in_short(test) for test in tests])
+        for number, test in enumerate(tests):
+            if number not in kept:
+                test.add_marker(LONG)
 
 
 def covering(asked: list[set[Hashable]]) -> set[int]:
@@ -89,7 +117,26 @@ def asked_in_turns(test: str, names: Iterable[str], values: Values) -> set[Hasha
     return asked | set(combinations(shared, 2))
 
 
+def asked_in_short(test: str, names: Iterable[str], values: Values) -> set[Hashable]:
+    """Return what a combination has that a test, or a module, is to have in the short form."""
+    found = zip(names, values, strict=True)
+    return {test} | {(_IN_SHORT[name], value) for name, (value, _) in found if name in _IN_SHORT}
+
+
+def _asked_in_short(test: pytest.Function) -> set[Hashable]:
+    names, values = _named_values(test)
+    return asked_in_short(test.nodeid.partition("[")[0], names, values)
+
+
 def _asked(test: pytest.Function, marker: str) -> set[Hashable]:
+    names, values = _named_values(test)
+    if marker == "turns":
+        return asked_in_turns(test.nodeid.partition("[")[0], names, values)
+    return asked_of(values, pairs=marker == "pairs")
+
+
+def _named_values(test: pytest.Function) -> tuple[list[str], Values]:
+    """Return the names of a combination's parameters, and their values."""
     found = [
         (name, part)
         for parameter, value in test.callspec.params.items()
@@ -99,10 +146,7 @@ def _asked(test: pytest.Function, marker: str) -> set[Hashable]:
         (repr(part), "files" if isinstance(part, str) and part in FILES else repr(part))
         for _, part in found
     )
-    if marker == "turns":
-        names = [name for name, _ in found]
-        return asked_in_turns(test.nodeid.partition("[")[0], names, values)
-    return asked_of(values, pairs=marker == "pairs")
+    return [name for name, _ in found], values
 
 
 def named(parameter: str, value: Hashable) -> tuple[tuple[str, Hashable], ...]:

@@ -33,6 +33,7 @@ def test_what_got_slower_is_named_and_ends_in_an_error(
     assert quick.judge({"copy": 2.4, "cycle": 1.0, "gone": 1.0}, baseline) == 0
 
 
+@pytest.mark.long
 def test_all_that_the_baseline_names_is_measured() -> None:
     found = quick.measure(Size(50, copies=1, rounds=1, changes=20, small_cycles=1))
     assert found.keys() == json.loads(quick.BASELINE.read_text()).keys()
@@ -58,6 +59,7 @@ def test_a_floor_that_misses_a_change_is_worth_nothing(tmp_path: Path) -> None:
         floor.close()
 
 
+@pytest.mark.long
 def test_contenders_take_turns_and_one_that_cannot_be_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +74,7 @@ def test_contenders_take_turns_and_one_that_cannot_be_installed_is_named(
     assert missing == {"absent": "cannot be installed here: Python 2.0, rhei-engine"}
 
 
+@pytest.mark.long
 def test_a_contender_whose_copy_is_not_right_is_worth_nothing() -> None:
     with (
         orders(60) as table,
@@ -150,6 +153,7 @@ SELECT a.a * b.a FROM t1 AS a CROSS JOIN t1 AS b WHERE a.a > 0 AND b.a > 0
 """
 
 
+@pytest.mark.long
 def test_a_script_for_sqllogictest_is_played_and_a_difference_counted(tmp_path: Path) -> None:
     hashed = hashlib.md5(b"1\n2\n2\n4\n", usedforsecurity=False).hexdigest()
     right = _SCRIPT.replace("00000000000000000000000000000000", hashed)

@@ -1,12 +1,22 @@
 """The combinations that the suite runs have each value, or each two values, and are few."""
 
+import tomllib
 from itertools import combinations, product
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.behaviour.schema.test_drift import sample
 from tests.support.altered_tables import Way
-from tests.support.combinations import Values, asked_in_turns, asked_of, covering, named
+from tests.support.combinations import (
+    Values,
+    asked_in_turns,
+    asked_of,
+    covering,
+    mark_long,
+    named,
+)
 
 
 def values(*numbers: int) -> Values:
@@ -88,3 +98,54 @@ def test_tests_that_take_turns_meet_all_conditions_between_them(tests: int) -> N
         assert {engine for engine, _ in own} == set(MIRRORS.values())
         assert {case for _, case in own} == {"a", "b"}
     assert len(ran) <= 2 * tests + 3  # of 12 each
+
+
+def items(request: pytest.FixtureRequest, test: str) -> list[pytest.Function]:
+    """Return a test of this module in each mode, each mirror, and two cases."""
+    found = []
+    for mode, storage, case in product(MODES, MIRRORS, ("a", "b")):
+        name = f"{test}[{mode}-{storage}-{case}]"
+        item = pytest.Function.from_parent(request.node.parent, name=name, callobj=items)
+        params = {"mode": mode, "storage": storage, "case": case}
+        item.callspec = SimpleNamespace(params=params)  # type: ignore[assignment]
+        found.append(item)
+    return found
+
+
+def test_the_short_form_has_each_test_and_each_condition_of_a_module(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.support.combinations.SHORTENED", ("tests/unit/",))
+    tests = {test: items(request, test) for test in ("one", "two", "three", "long", "soak")}
+    for marked in ("long", "soak"):
+        for item in tests[marked]:
+            item.add_marker(marked)
+    mark_long(item for found in tests.values() for item in found)
+    short = {
+        test: [item for item in found if not item.get_closest_marker("long")]
+        for test, found in tests.items()
+    }
+    assert [len(short[test]) for test in tests] == [1, 1, 1, 0, len(tests["soak"])]
+    ran = [short[test][0].callspec.params for test in ("one", "two", "three")]
+    assert {params["mode"] for params in ran} == set(MODES)
+    assert {params["storage"] for params in ran} == set(MIRRORS)
+
+
+def test_small_tests_have_all_their_combinations_in_the_short_form(
+    request: pytest.FixtureRequest,
+) -> None:
+    found = items(request, "one")
+    mark_long(found)
+    assert not any(item.get_closest_marker("long") for item in found)
+
+
+def test_the_short_form_and_the_rest_are_what_the_suite_draws() -> None:
+    project = Path(__file__).parents[2]
+    options = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["pytest"]
+    suite = options["ini_options"]["addopts"][-1]
+    makefile = (project / "Makefile").read_text()
+    assert f"\nSUITE := {suite}\n" in makefile
+    for target, form in (("test", "not long"), ("test-long", "long")):
+        _, _, recipe = makefile.partition(f"\n{target}: ")
+        assert recipe.split("\n")[1] == f'\t@$(DRAWN) -m "$(SUITE) and {form}"'
+    assert {"make test", "make test-long"} <= set((project / ".ci/run").read_text().split("\n"))

@@ -10,6 +10,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parents[2]
 ROOMS = (
     *("rhei_pipeline", "assets", "resources", "sensors", "config"),
@@ -124,6 +126,7 @@ def opens(called: ast.expr) -> bool:
     return (owner == "shutil" and name in COPYING) or (name in OPENING and owner not in ENGINES)
 
 
+@pytest.mark.long
 def test_nothing_opens_a_database_file_that_an_engine_may_have_open() -> None:
     found = {
         (str(path.relative_to(PROJECT)), function, line)
@@ -151,6 +154,7 @@ def f(path):
     assert [line for _, line in opened(ast.parse(code))] == [3] * 5 + [4] * 2
 
 
+@pytest.mark.long
 def test_no_module_but_the_engines_own_opens_duckdb_or_sqlite() -> None:
     """Two of one library in a process break each other's locks; here, one module opens each."""
     engines = {

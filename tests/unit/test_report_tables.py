@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from rich.console import Console
 
 from rhei_pipeline.cli.output import _report
@@ -18,6 +19,7 @@ def drawn(random_: random.Random) -> list[str]:
     return ["2026-11-30 04:01", *texts, f"{random_.randint(0, 10**6):,}", "0.02"]
 
 
+@pytest.mark.long
 def test_a_report_fits_whatever_words_it_has_and_cuts_no_number() -> None:
     random_ = random.Random(1)
     for _ in range(200):

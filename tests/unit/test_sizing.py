@@ -111,6 +111,7 @@ def test_the_costs_that_are_kept_are_of_all_that_is_measured() -> None:
         assert (costs.requests > 3) is ("store" in name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind",
     [

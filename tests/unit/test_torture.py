@@ -16,6 +16,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.long
 def test_what_was_covered_is_reported() -> None:
     assert main(["--minutes", "0", "--seed", "3", "--only", CELL]) == 0
     report = REPORT.read_text()
@@ -24,6 +25,7 @@ def test_what_was_covered_is_reported() -> None:
     assert len(CELLS) == 70
 
 
+@pytest.mark.long
 def test_what_failed_is_told_with_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def differs(_play: Play) -> None:
         raise AssertionError("differs")

@@ -278,6 +278,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.long
 def test_the_other_process_is_stopped(make_world: MakeWorld) -> None:
     worlds = [rows_of(make_world(**o)) for o in ({}, {"storage": "parquet"}, {"buffered": True})]
     places = [worlds[0].settings.mirror.path, worlds[1].settings.mirror.path, worlds[2].buffer]

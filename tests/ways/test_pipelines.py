@@ -137,6 +137,7 @@ def test_a_name_that_is_not_there_is_named_with_the_nearest(t: World) -> None:
         htap.repair("t")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "memory"], ids=["duckdb", "datafusion"])
 def test_a_query_that_needs_more_memory_is_given_it(make_world: MakeWorld, storage: str) -> None:
     world = make_world(storage=storage)
@@ -504,6 +505,7 @@ def test_a_server_takes_writes_if_it_is_started_with_writes(
 # A store
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_a_store_that_refuses_or_is_away_is_tried_again(
     bucket: Store, make_world: MakeWorld

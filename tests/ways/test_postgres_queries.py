@@ -144,6 +144,7 @@ def _limited(world: PostgresWorld, section: str, **fields: Any) -> Settings:
 SLOW = "select count(*) as n from generate_series(1, 3000000) a, generate_series(1, %s) b"
 
 
+@pytest.mark.long
 def test_what_takes_too_long_is_given_time_or_made_cheaper(world: PostgresWorld) -> None:
     with HTAP(_limited(world, "source", statement_timeout_seconds=0.2)) as htap:
         with refused(

@@ -297,6 +297,7 @@ def test_a_log_table_that_is_gone_is_made_again(make_postgres: MakeWorld) -> Non
     world.assert_equal("t")
 
 
+@pytest.mark.long
 def test_a_server_too_old_for_triggers_is_read_by_its_log(
     make_postgres: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +350,7 @@ def test_a_subscribed_table_is_polled_or_captured_where_it_is_published(
             publisher.close()
 
 
+@pytest.mark.long
 def test_a_slot_of_before_its_publication_is_dropped_and_made_again(
     make_installed: MakeWorld,
 ) -> None:
@@ -469,6 +471,7 @@ def remedies(world: PostgresWorld) -> list[Finding]:
     return validate(world.settings)
 
 
+@pytest.mark.long
 def test_a_server_without_a_log_of_rows_is_configured(make_worlds: Any) -> None:
     settings = {"wal_level": "replica", "max_replication_slots": "0", "max_wal_senders": "0"}
     settings["max_slot_wal_keep_size"] = "-1"
@@ -573,6 +576,7 @@ def test_a_polled_table_gets_its_index_and_its_clock(make_postgres: MakeWorld) -
     world.assert_equal("t")
 
 
+@pytest.mark.long
 def test_a_publication_is_made_and_made_whole_by_the_statement_that_is_shown(
     make_postgres: MakeWorld,
 ) -> None:

@@ -304,6 +304,7 @@ def test_the_shell_lists_what_it_names(mirrored: World, capsys: pytest.CaptureFi
 MANY = "select a.id, b.id as other from t a, t b, t c, t d, t e, t f, t g, t h, t i, t j, t k"
 
 
+@pytest.mark.long
 def test_a_query_beyond_its_limits_is_made_smaller_or_given_more(mirrored: World) -> None:
     mirrored.crash()
 

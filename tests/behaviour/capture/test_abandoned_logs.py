@@ -47,6 +47,7 @@ def test_a_log_that_no_mirror_reads_is_named_until_it_is_ended(
     _goes_on(world, other)
 
 
+@pytest.mark.long
 def test_a_log_of_postgres_that_no_mirror_reads_is_named_until_it_is_ended(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:

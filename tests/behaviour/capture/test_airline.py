@@ -26,6 +26,7 @@ from examples.airline.home import (
 from rhei_pipeline import HTAP
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", DECLARATIONS)
 def test_a_day_of_flights_is_mirrored_while_it_is_written(
     source: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

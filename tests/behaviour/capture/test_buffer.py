@@ -620,6 +620,7 @@ while True:
 """
 
 
+@pytest.mark.long
 def test_what_was_appended_outlives_kills_in_order(tmp_path: Path) -> None:
     path = tmp_path / "log"
     for _ in range(APPENDERS_KILLED):

@@ -102,6 +102,7 @@ def test_a_buffer_of_another_pipeline_of_the_source_is_refused(shop: World) -> N
             work(declared(shop, "copy"))
 
 
+@pytest.mark.long
 def test_two_mirrors_without_a_name_do_not_share_a_buffer_unseen(make_world: MakeWorld) -> None:
     """The second is new, as one is that was begun again: the first one says who came."""
     world = filled(make_world(mode="temporal"))

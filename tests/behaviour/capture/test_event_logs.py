@@ -113,6 +113,7 @@ def test_a_mirror_killed_at_any_step_has_each_event_once(
         assert htap.verify().equal
 
 
+@pytest.mark.long
 def test_what_does_not_fit_is_a_dead_letter_until_an_event_fits(
     declared: Callable[..., Settings],
 ) -> None:
@@ -266,6 +267,7 @@ def test_a_log_that_lost_events_is_named(declared: Callable[..., Settings], tmp_
         htap.sync_now()
 
 
+@pytest.mark.long
 def test_an_older_log_is_not_taken_for_the_one_that_was_read(
     declared: Callable[..., Settings], tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_changes_before_a_migration_are_counted_and_stay_one_state(make_world: M
     assert report.tables["plain"].events == 1
 
 
+@pytest.mark.long
 def test_versions_before_a_migration_are_kept(make_world: MakeWorld) -> None:
     world = make_world(mode="temporal")
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
@@ -248,6 +249,7 @@ def test_a_deleted_mirror_is_made_anew(orders: World) -> None:
     orders.assert_equal("orders", "other")
 
 
+@pytest.mark.long
 def test_an_older_mirror_put_back(orders: World) -> None:
     orders.crash()
     mirror = orders.directory / "mirror.duckdb"

@@ -107,6 +107,7 @@ def least(htap: rhei.HTAP, sent: list[Any], change: Callable[[], object], events
     return min(counts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger", "polling"])
 def test_a_cycle_sends_postgres_and_its_mirror_the_same_for_few_tables_and_many(
     method: str, make_postgres: Callable[..., PostgresWorld], sent_to_postgres: list[object]
@@ -138,6 +139,7 @@ def test_a_cycle_sends_postgres_and_its_mirror_the_same_for_few_tables_and_many(
     world.assert_equal("t0", f"t{_MANY - 1}")
 
 
+@pytest.mark.long
 def test_how_logs_of_postgres_are_read_is_found_out_anew_for_changed_tables_only(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +175,7 @@ def test_how_logs_of_postgres_are_read_is_found_out_anew_for_changed_tables_only
     world.assert_equal("t0", f"t{_MANY - 1}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["trigger", "polling"])
 def test_what_is_asked_of_tables_of_postgres_without_changes_stays_planned(
     method: str, make_postgres: Callable[..., PostgresWorld]
@@ -213,6 +216,7 @@ def test_what_is_asked_of_tables_of_postgres_without_changes_stays_planned(
     world.assert_equal("t0", names[-1])
 
 
+@pytest.mark.long
 def test_a_change_makes_postgres_plan_anew_what_asks_about_few_tables_only(
     make_postgres: Callable[..., PostgresWorld],
     sent_to_postgres: list[object],
@@ -299,6 +303,7 @@ def test_a_cycle_sends_sqlite_the_same_for_few_tables_and_many(
     assert many == few
 
 
+@pytest.mark.long
 def test_a_first_sync_writes_the_watermarks_of_all_tables_at_once(tmp_path: Path) -> None:
     found = []
     for count in (_FEW, _MANY):
@@ -313,6 +318,7 @@ def test_a_first_sync_writes_the_watermarks_of_all_tables_at_once(tmp_path: Path
     assert found == [1, 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger", "polling"])
 def test_a_first_sync_looks_at_all_tables_of_postgres_a_few_times_however_many_are_copied(
     method: str, make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
@@ -398,6 +404,7 @@ def counting_calls(
     return calls
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger"])
 def test_opening_reads_what_postgres_says_of_all_tables_as_often_for_few_as_for_many(
     method: str, make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
@@ -424,6 +431,7 @@ def test_opening_reads_what_postgres_says_of_all_tables_as_often_for_few_as_for_
     assert many == few
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_buffered", [False, True])
 def test_opening_sqlite_reads_its_schema_and_names_as_often_for_few_tables_as_for_many(
     *, is_buffered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -443,6 +451,7 @@ def test_opening_sqlite_reads_its_schema_and_names_as_often_for_few_tables_as_fo
     assert many == few
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger", "polling"])
 def test_opening_again_asks_postgres_as_little_for_many_tables_as_for_few(
     method: str, make_postgres: Callable[..., PostgresWorld], sent_to_postgres: list[object]
@@ -576,6 +585,7 @@ def test_a_cycle_looks_closely_only_at_tables_that_changed(
     assert many == few
 
 
+@pytest.mark.long
 def test_a_commit_of_files_writes_anew_what_it_says_of_tables_that_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -603,6 +613,7 @@ def test_a_commit_of_files_writes_anew_what_it_says_of_tables_that_changed(
     assert many == few
 
 
+@pytest.mark.long
 def test_a_cycle_of_polled_tables_walks_over_them_a_fixed_number_of_times(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def history(world: AnyWorld) -> list[str]:
     return values
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["sqlite", "postgres by its log"])
 def test_what_is_registered_is_remembered(make: Callable[..., AnyWorld], way: str) -> None:
     world = make(way)
@@ -163,6 +164,7 @@ def test_what_another_mirror_needs_stays(make: Callable[..., AnyWorld], way: str
         assert htap.query(sql, hint="olap")["v"].to_pylist() == ["a", "b", "c"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["sqlite", "postgres by its log"])
 def test_a_table_that_left_the_declaration_is_captured_for_a_week(
     make: Callable[..., AnyWorld], way: str
@@ -203,6 +205,7 @@ def test_a_table_that_is_left_out_has_not_left(make: Callable[..., AnyWorld]) ->
     assert "left_at" not in world.settings.registry.path.read_text()
 
 
+@pytest.mark.long
 def test_the_slot_of_a_table_that_is_left_out_stays(make: Callable[..., AnyWorld]) -> None:
     world = make("postgres by its log", tables=[{"name": "t"}])
     slots = "select count(*) from pg_replication_slots where database = current_database()"

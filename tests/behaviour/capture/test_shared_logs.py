@@ -326,12 +326,14 @@ def test_what_a_mirror_needs_that_an_older_version_made_is_what_its_log_holds(
         second.crash()
 
 
+@pytest.mark.long
 @settings(max_examples=EXAMPLES)
 @given(actions=MIXED)
 def test_mirrors_with_other_columns_come_and_go(actions: Sequence[tuple[Any, ...]]) -> None:
     _on_sqlite(actions)
 
 
+@pytest.mark.long
 @settings(max_examples=1)
 @example(actions=DECLARED_WITH_A_COLUMN_THAT_ONLY_THE_NEW_LOG_HAS)
 @example(actions=ROWS_LOGGED_FOR_ANOTHER)

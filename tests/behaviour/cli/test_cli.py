@@ -111,6 +111,7 @@ def test_check_says_what_is_wrong_and_what_mends_it(rhei: Rhei, world: World) ->
     assert "primary_key" in finding["remedy"]
 
 
+@pytest.mark.long
 def test_check_and_status_answer_while_another_process_has_the_mirror(
     rhei: Rhei, world: World
 ) -> None:
@@ -173,6 +174,7 @@ def test_as_of_looks_back(rhei: Rhei, world: World) -> None:
         assert [row["status"] for row in rows if row["id"] == 1] == [version["status"]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "asked", [["as-of", "orders"], ["diff", "--table", "orders", "--from"], ["changes", "--after"]]
 )
@@ -190,6 +192,7 @@ def test_an_instant_without_a_zone_is_given_one(rhei: Rhei, asked: list[str]) ->
             assert rhei(*asked, typed + zone, *more).exit_code == 0
 
 
+@pytest.mark.long
 def test_changes_go_on_where_the_last_answer_ended(
     rhei: Rhei, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +219,7 @@ def test_changes_go_on_where_the_last_answer_ended(
     assert answer(rhei(*later, "--snapshot-if-lost", "--json"))["snapshot"]
 
 
+@pytest.mark.long
 def test_diff_shows_what_differs_between_two_instants(
     rhei: Rhei, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +255,7 @@ def test_dead_letters_fail_until_they_are_mended(rhei: Rhei, world: World) -> No
     assert answer(rhei("dead-letters", "--replay", "--json")) == []
 
 
+@pytest.mark.long
 def test_a_type_is_proposed_that_takes_the_dead_letters(
     rhei: Rhei, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +332,7 @@ def test_every_command_shows_an_example() -> None:
         assert "Example:  rhei " in str(command.epilog)
 
 
+@pytest.mark.long
 def test_the_demo_leaves_a_mirror_to_try_on(tmp_path: Path) -> None:
     place = tmp_path / "shop"
     told = CliRunner().invoke(app, ["demo", "--directory", str(place), "--json"])
@@ -362,6 +368,7 @@ def test_status_is_shown_again_until_it_is_interrupted(
     assert lags[:3] == [0, 3, 6]
 
 
+@pytest.mark.long
 def test_a_terminal_shows_the_state_again_in_one_place(
     rhei: Rhei, world: World, tmp_path: Path
 ) -> None:
@@ -398,6 +405,7 @@ def test_no_word_is_cut_on_a_narrow_screen(
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.long
 def test_long_names_are_whole_on_a_narrow_screen(
     rhei: Rhei, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

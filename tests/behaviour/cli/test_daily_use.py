@@ -64,6 +64,7 @@ def done(*arguments: str, typed: str | None = None) -> str:
     return found.stdout
 
 
+@pytest.mark.long
 def test_the_help_is_read_without_loading_an_engine() -> None:
     code = (
         "import sys; sys.argv = ['rhei', *sys.argv[1:]]\n"
@@ -112,6 +113,7 @@ def test_variables_come_from_the_projects_env_file_unless_they_are_set(
     assert (project / "by_env.duckdb").exists()
 
 
+@pytest.mark.long
 def test_a_terminal_of_another_encoding_shows_the_numbers_of_what_it_lacks(
     project: Path, world: World
 ) -> None:
@@ -165,6 +167,7 @@ def test_rows_are_written_in_each_format(project: Path, monkeypatch: pytest.Monk
     assert rhei("query", sql, "--json", "--format", "csv").exit_code == 2
 
 
+@pytest.mark.long
 def test_no_file_of_the_pipeline_is_overwritten(project: Path, world: World) -> None:
     config = project / "config" / "pipeline.yaml"
     config.write_text(config.read_text() + "capture: {buffer: {path: buffer}}\n")
@@ -203,6 +206,7 @@ with whole_file(pathlib.Path("rows.csv")) as to:
 """
 
 
+@pytest.mark.long
 def test_a_file_is_written_whole_or_not_at_all(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +269,7 @@ def test_info_tells_what_is_there_without_source_or_secret(project: Path, world:
     assert "registry" in broken.stderr
 
 
+@pytest.mark.long
 def test_statements_come_from_a_file_or_standard_input(project: Path) -> None:
     done("sync")
     script = "-- two; of them\nselect ';' as a;\nselect count(*) as n\n  from orders"
@@ -329,6 +334,7 @@ def test_a_dry_run_says_what_is_pending_and_changes_nothing(project: Path, world
     assert "apply changes" in done("sync", "--dry-run", "--table", "orders")
 
 
+@pytest.mark.long
 def test_a_dry_run_says_what_would_be_left_out(project: Path, world: World) -> None:
     world.run("create table other(id integer primary key)", "insert into other values (1)")
     file = project / "m.duckdb"

@@ -52,6 +52,7 @@ def test_ctrl_c_is_heard_where_rows_are_shown_to_a_transaction() -> None:
             raise RuntimeError("Query interrupted")  # as DuckDB says of Ctrl-C
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "parquet"], ids=["duckdb", "datafusion"])
 def test_ctrl_c_ends_a_query_and_the_shell_goes_on(
     make_world: Callable[..., World], storage: str | None
@@ -97,6 +98,7 @@ def test_a_signal_ends_what_sqlite_does_in_the_main_thread(world: World) -> None
     assert world.htap.execute("update orders set status = 'x' where id = 1") == 1
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_what_a_server_does(
     make_postgres: Callable[..., PostgresWorld], tmp_path: Path
 ) -> None:
@@ -156,6 +158,7 @@ def awaited():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("waiting", "number"), [("served", "SIGTERM"), ("served", "SIGINT"), ("awaited", "SIGINT")]
 )

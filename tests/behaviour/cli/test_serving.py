@@ -210,6 +210,7 @@ def _of_ipv6() -> str:
     return "127.0.0.1"
 
 
+@pytest.mark.long
 def test_a_server_ends_whatever_its_clients_do(world: World, tmp_path: Path) -> None:
     """One waits for an answer that takes minutes, another takes none of its answer."""
     config = tmp_path / "pipeline.yaml"

@@ -44,6 +44,7 @@ def declare(folder: Path, shut: str) -> str:
     return f"--config={folder / 'p.yaml'}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", PLACES)
 def test_a_place_that_is_shut_is_named_and_opened(shared_place: Path, place: str) -> None:
     for name in ("open", "shut"):

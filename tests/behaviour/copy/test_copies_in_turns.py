@@ -137,6 +137,7 @@ def test_tables_in_place_are_synced_while_another_is_copied(
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-trigger", "postgres-logical"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("storage", [None, "parquet"])
@@ -195,6 +196,7 @@ def one_batch_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "_LOOK_SECONDS", 0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.usefixtures("one_batch_a_part")
@@ -296,6 +298,7 @@ def test_the_background_goes_on_turn_by_turn_and_stops_between_two(make: Make) -
     world.assert_equal("big", "small")
 
 
+@pytest.mark.long
 def test_others_are_answered_between_two_turns(make: Make) -> None:
     """A status, a query that wants the present state, a sync, a verification of another table."""
     world = make()
@@ -433,6 +436,7 @@ def test_a_table_that_leaves_in_the_middle_of_its_copy_leaves_nothing(
     world.assert_equal("late")
 
 
+@pytest.mark.long
 @pytest.mark.each
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("storage", [None, "parquet", "delta"])

@@ -226,6 +226,7 @@ def test_nor_does_it_on_postgres(
     _migrate_after_a_copy_was_cut_off(world, step, migration)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger"])
 def test_a_second_migration_after_a_crash_does_not_read_the_buffer_in_a_shape_it_has_not(
     make_postgres: MakePostgres, tmp_path: Path, method: str

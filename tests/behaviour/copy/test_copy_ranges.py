@@ -138,6 +138,7 @@ def test_a_worker_that_dies_goes_on_behind_what_it_has_recorded(make: Make, step
     assert_whole(world)
 
 
+@pytest.mark.long
 def test_the_writer_that_comes_back_keeps_what_workers_are_writing(make: Make) -> None:
     world = make()
     begin(world)
@@ -238,6 +239,7 @@ def test_a_range_that_does_not_go_on_is_taken_over(make: Make) -> None:
     assert_whole(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ranges", [2, 7, ROWS, 3 * ROWS])
 @pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-logical"])
 def test_there_are_as_many_ranges_as_are_declared_and_keys_allow(
@@ -262,6 +264,7 @@ def test_a_table_without_keys_to_share_is_copied_as_ever(make: Make, rows: int) 
     assert_whole(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["declared no more", "dropped"])
 def test_a_plan_is_given_up_where_ranges_are_declared_no_more(make: Make, how: str) -> None:
     world = make(mode="temporal")
@@ -336,6 +339,7 @@ def test_a_worker_refuses_to_read_another_source(make: Make, capture: str) -> No
     assert copied(world, 1).rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-logical"])
 def test_a_migration_begins_the_copy_again(make: Make, capture: str) -> None:
     world = make(capture)
@@ -370,6 +374,7 @@ def test_a_range_of_which_nobody_has_copied_anything_is_taken_whatever_the_clock
     monkeypatch.undo()
 
 
+@pytest.mark.long
 def test_what_is_lost_each_time_is_copied_without_ranges(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

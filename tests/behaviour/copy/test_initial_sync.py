@@ -293,6 +293,7 @@ while True:
 """
 
 
+@pytest.mark.long
 def test_the_log_of_a_source_does_not_grow_without_bound(make_world: MakeWorld) -> None:
     world = filled(make_world, "temporal")
     world.htap.sync_now()

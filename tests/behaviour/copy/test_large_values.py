@@ -71,6 +71,7 @@ with HTAP(settings) as htap:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
 @pytest.mark.parametrize(
     ("storage", "mode", "values", "changes", "most"),
@@ -115,6 +116,7 @@ def test_a_first_copy_from_postgres_is_read_in_portions_of_bytes(
     world.assert_equal("t")
 
 
+@pytest.mark.long
 @pytest.mark.each
 @pytest.mark.parametrize("method", ["trigger", "polling", "logical"])
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -152,6 +154,7 @@ def test_a_large_value_of_postgres_is_held_once_when_it_is_applied(
     world.assert_equal("t")
 
 
+@pytest.mark.long
 def test_a_large_message_of_the_log_is_held_by_its_decoder_alone(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def noted(world: World | PostgresWorld, monkeypatch: pytest.MonkeyPatch) -> list
     return told
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_small_copies_are_told_together_and_miss_nothing_that_another_mirror_lets_go(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, mode: str, tmp_path: Path
@@ -117,6 +118,7 @@ def test_small_copies_are_told_together_and_miss_nothing_that_another_mirror_let
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger"])
 def test_small_tables_of_postgres_are_caught_up_after_they_were_copied(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch, method: str

@@ -174,6 +174,7 @@ def test_a_copy_of_postgres_is_begun_anew(
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "migration"), [("logical", "drop"), ("trigger", "rename")])
 @pytest.mark.usefixtures("one_batch_a_snapshot")
 def test_a_migration_that_waits_for_a_batch_of_postgres(
@@ -254,6 +255,7 @@ def test_what_is_migrated_behind_its_sync_is_compared_as_it_is_now(
     compare_beside_a_migration(world, migration, MILLISECONDS if "method" in options else "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "migration"), [("logical", "rename"), ("trigger", "add")])
 def test_what_is_migrated_behind_its_sync_of_postgres_is_compared_as_it_is_now(
     make_postgres: MakePostgres, method: str, migration: str

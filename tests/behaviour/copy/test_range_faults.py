@@ -452,6 +452,7 @@ def lose_capture(world: AnyWorld) -> None:
         connection.execute(free)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "capture", ["sqlite-trigger", "sqlite-trigger-buffer", "postgres-trigger", "postgres-logical"]
 )
@@ -562,6 +563,7 @@ def test_another_mode_goes_on_with_the_ranges(make: Make, first: str) -> None:
     assert_whole(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", [name for name in CAPTURES if name.startswith("postgres")])
 def test_a_worker_needs_no_more_than_to_read_the_table(make: Make, capture: str) -> None:
     world = make(capture)

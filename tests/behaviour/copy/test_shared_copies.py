@@ -95,6 +95,7 @@ def test_keys_of_every_kind_of_postgres_are_in_one_range_each(
     assert_alike(world, lambda: copy_range(world.settings, "t", 3))
 
 
+@pytest.mark.long
 def test_ranges_of_a_large_table_are_drawn_by_lot(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ def test_ranges_of_a_large_table_are_drawn_by_lot(
     world.assert_equal("t")
 
 
+@pytest.mark.long
 def test_a_worker_does_not_read_a_standby(tmp_path: Path) -> None:
     """It has rows from before the copy's position where it lags behind, and no change tells."""
     polling = {"updated_at": "at", "deletes": "reconcile"}
@@ -330,6 +332,7 @@ def test_processes_share_a_copy_whose_writer_was_killed(make_world: MakeWorld) -
     world.assert_equal("t")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bucket", ["s3", "gs"], indirect=True)
 def test_ranges_are_shared_in_an_object_store(bucket: Store, make_world: MakeWorld) -> None:
     world = make_world(batch_rows=BATCH)
@@ -364,6 +367,7 @@ def test_ranges_are_shared_in_an_object_store(bucket: Store, make_world: MakeWor
         assert copy_range(declared, "t").of == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_who_opens_a_mirror_in_a_store_beside_drops_no_plan_that_it_does_not_know(
     bucket: Store, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
@@ -421,6 +425,7 @@ _acts = st.lists(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("most", [EXAMPLES, pytest.param(SOAK_EXAMPLES, marks=pytest.mark.soak)])
 def test_whoever_works_and_dies_when_the_mirror_equals_the_source(mode: str, most: int) -> None:

@@ -103,6 +103,7 @@ def fail_at_some(world: World, bucket: Store, mode: str, times: int) -> None:
         fail_at(world, bucket, drawn_fault(drawn, number), number, mode)
 
 
+@pytest.mark.long
 @pytest.mark.turns
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])

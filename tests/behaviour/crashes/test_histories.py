@@ -161,6 +161,7 @@ def test_a_mirror_equals_its_source_through_crashes_and_migrations(
     play(actions, mode, batch_rows, dated=False)
 
 
+@pytest.mark.long
 @settings(max_examples=EXAMPLES)
 @given(actions=calm)
 def test_a_buffered_temporal_mirror_equals_the_source_at_every_instant(

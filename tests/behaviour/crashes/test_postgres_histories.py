@@ -81,6 +81,7 @@ def test_a_mirror_survives_crashes_migrations_and_lost_slots(
     play(dsn, actions, mode, batch_rows, by_log(streaming=streaming))
 
 
+@pytest.mark.long
 @settings(max_examples=EXAMPLES)
 @given(actions=calm)
 def test_triggers_tell_every_instant_where_the_server_dates_commits(
@@ -89,6 +90,7 @@ def test_triggers_tell_every_instant_where_the_server_dates_commits(
     play(dating_dsn, actions, "temporal", 2, TRIGGERS, dated=True)
 
 
+@pytest.mark.long
 @settings(max_examples=EXAMPLES)
 @given(actions=calm)
 def test_triggers_tell_every_instant_between_transactions(dsn: str, actions: Sequence[Any]) -> None:
@@ -97,6 +99,7 @@ def test_triggers_tell_every_instant_between_transactions(dsn: str, actions: Seq
     play(dsn, alone, "temporal", 50_000, TRIGGERS, dated=True)
 
 
+@pytest.mark.long
 @MODES
 @pytest.mark.parametrize("batch_rows", [2, 50_000])
 @settings(max_examples=EXAMPLES)

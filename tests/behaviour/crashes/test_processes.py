@@ -224,6 +224,7 @@ def test_a_process_killed_at_any_instant(tmp_path: Path, mode: str) -> None:
     kill_again_and_again(tmp_path, mode, KILLS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mode", "storage"), [("destructive", "ipc"), ("temporal", "parquet"), ("temporal", "delta")]
 )

@@ -167,6 +167,7 @@ def test_a_disk_that_fills_up_loses_nothing(make_world: MakeWorld) -> None:
     world.assert_equal("t")
 
 
+@pytest.mark.long
 def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     found = subprocess.run(
         [

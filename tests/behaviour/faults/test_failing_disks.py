@@ -229,6 +229,7 @@ def test_a_file_that_could_not_be_created_is_not_there(
     assert not (tmp_path / "mirror.duckdb").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [["sync"], ["status", "--json"], ["query", "select 1"]])
 def test_an_answer_that_cannot_be_written_is_an_error_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]

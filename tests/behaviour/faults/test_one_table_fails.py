@@ -292,6 +292,7 @@ def _knows_update(world: AnyWorld, name: str) -> bool:
     return any((row["id"], row["v"], row["_rhei_operation"]) == (1, 1, "U") for row in versions)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("buffered", [False, True])
 def test_what_waits_behind_a_migration_waits_for_a_table_that_fails(
     make_world: MakeWorld, fault: FaultIn, *, buffered: bool
@@ -301,6 +302,7 @@ def test_what_waits_behind_a_migration_waits_for_a_table_that_fails(
     _migrates(world, fault)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger"])
 def test_what_waits_behind_a_migration_of_postgres_waits_for_a_table_that_fails(
     make_postgres: MakePostgres, fault: FaultIn, method: str

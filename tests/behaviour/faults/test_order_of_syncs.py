@@ -100,11 +100,13 @@ _OF_NO_IMPORTANCE = (
 @pytest.mark.parametrize(
     ("storage", "more", "steps"),
     [
-        ("duckdb", {}, {"let the source forget"}),
-        ("duckdb", BUFFERED, {"let the source forget"}),
+        pytest.param("duckdb", {}, {"let the source forget"}, marks=pytest.mark.long),
+        pytest.param("duckdb", BUFFERED, {"let the source forget"}, marks=pytest.mark.long),
         ("parquet", BUFFERED, {"let the source forget", "commit"}),
-        ("ipc", {}, {"let the source forget", "commit"}),
-        ("delta", {}, {"let the source forget", "commit", "publish"}),
+        pytest.param("ipc", {}, {"let the source forget", "commit"}, marks=pytest.mark.long),
+        pytest.param(
+            "delta", {}, {"let the source forget", "commit", "publish"}, marks=pytest.mark.long
+        ),
     ],
 )
 def test_no_step_comes_before_what_it_relies_on_is_on_the_disk(

@@ -130,6 +130,7 @@ def test_the_mirror_answers_without_a_sqlite_file(
     _goes_on(world)
 
 
+@pytest.mark.long
 @BOTH_STORAGES
 @pytest.mark.parametrize("method", ["logical", "trigger"])
 def test_the_mirror_answers_without_its_server(
@@ -141,6 +142,7 @@ def test_the_mirror_answers_without_its_server(
     _goes_on(world)
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_is_not_waited_for_by_each_who_asks_the_mirror(
     make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +161,7 @@ def test_a_server_that_is_away_is_not_waited_for_by_each_who_asks_the_mirror(
         assert len(tries) > begun
 
 
+@pytest.mark.long
 def test_a_server_begins_and_answers_of_the_mirror(make_postgres: MakePostgres) -> None:
     world = make_postgres(mode="temporal")
     _, told = _filled(world)
@@ -245,6 +248,7 @@ def test_the_mirror_of_another_pipeline_is_not_answered_of(make_world: MakeWorld
             htap.as_of("t", datetime.now(UTC))
 
 
+@pytest.mark.long
 def test_the_mirror_of_another_server_is_not_answered_of(make_postgres: MakePostgres) -> None:
     """Only the registry tells, as the server cannot be asked."""
     world = make_postgres(mode="temporal")
@@ -259,6 +263,7 @@ def test_the_mirror_of_another_server_is_not_answered_of(make_postgres: MakePost
             htap.query(ROWS, hint="olap")
 
 
+@pytest.mark.long
 def test_who_finds_that_another_process_asks_the_mirror_alone_waits(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +285,7 @@ def test_who_finds_that_another_process_asks_the_mirror_alone_waits(
 LONG = "select count(*) from range(30000) a, range(100000) b where (a.range * b.range) % 7 = 3"
 
 
+@pytest.mark.long
 def test_what_the_mirror_lacks_is_named_without_the_source_too(make_world: MakeWorld) -> None:
     world = make_world()
     world.run(
@@ -300,6 +306,7 @@ def test_what_the_mirror_lacks_is_named_without_the_source_too(make_world: MakeW
         assert htap.dead_letters("t").num_rows == 1
 
 
+@pytest.mark.long
 def test_what_is_no_longer_followed_is_named_without_the_source_too(make_world: MakeWorld) -> None:
     world = make_world(mode="temporal")
     world.run(
@@ -355,6 +362,7 @@ def test_a_long_query_of_the_mirror_alone_holds_nobody_up(make_world: MakeWorld)
         htap.query(ROWS, hint="olap")
 
 
+@pytest.mark.long
 def test_commands_that_read_the_mirror_answer_and_say_of_when(
     make_world: MakeWorld, caplog: pytest.LogCaptureFixture
 ) -> None:

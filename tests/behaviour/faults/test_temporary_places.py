@@ -51,6 +51,7 @@ def test_sqlite_that_can_sort_nowhere_is_not_said_to_have_a_bad_file(
         assert database.query(sorted_rows).num_rows == 40_000
 
 
+@pytest.mark.long
 def test_a_mirror_in_memory_names_the_place_that_it_cannot_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

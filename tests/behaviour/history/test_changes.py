@@ -120,6 +120,7 @@ def test_a_mirror_put_back_from_a_backup_does_not_pass_for_the_one_that_was_read
         reader.check(world.present("t"))
 
 
+@pytest.mark.long
 def test_a_mirror_that_an_earlier_version_wrote_gives_positions_that_hold(
     make_world: MakeWorld,
 ) -> None:
@@ -157,6 +158,7 @@ def test_files_that_are_lost_void_the_positions_before(make_world: MakeWorld) ->
     world.assert_equal("t")
 
 
+@pytest.mark.long
 @STORAGES
 def test_a_consumer_beside_a_busy_writer_misses_nothing(
     make_world: MakeWorld, storage: str | None
@@ -182,6 +184,7 @@ def test_a_consumer_beside_a_busy_writer_misses_nothing(
     consumer.check(world.present("t"))
 
 
+@pytest.mark.long
 @STORAGES
 def test_a_long_answer_comes_in_batches_of_one_state(
     make_world: MakeWorld, storage: str | None

@@ -229,6 +229,7 @@ def play(kind: str, commits: list[Commit]) -> None:
             played.mirror.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @given(commits=st.lists(COMMITS, max_size=5))
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -287,6 +288,7 @@ class Shortened(Play):
             assert copy.rows == self.model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @given(
     commits=st.lists(

@@ -29,6 +29,7 @@ TURNS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_what_does_not_fit_is_kept_as_it_was(make_world: Callable[..., World], mode: str) -> None:
     world = make_world(mode=mode, tables=[{"name": "t"}])

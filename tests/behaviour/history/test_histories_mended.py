@@ -157,6 +157,7 @@ def test_a_doubled_key_in_files_is_named_and_mended(
             world.htap.changes("t", position)
 
 
+@pytest.mark.long
 def test_the_command_line_names_what_contradicts_itself(make_world: MakeWorld) -> None:
     world = _world(make_world, "temporal")
     _forge(world, "insert into t select * from t where id = 2")

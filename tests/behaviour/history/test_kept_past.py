@@ -435,6 +435,7 @@ def test_an_integer_is_exact_in_a_column_overridden_as_text(
     assert found["c"].to_pylist() == [5] * 4
 
 
+@pytest.mark.long
 def test_the_command_explains_asks_and_drops(make_world: MakeWorld, tmp_path: Path) -> None:
     from typer.testing import CliRunner  # noqa: PLC0415
 

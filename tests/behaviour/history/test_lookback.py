@@ -58,6 +58,7 @@ def test_the_past_is_told_until_a_change_of_shape_is_followed(
     _assert_told_while_followed(make_world(mode="temporal", storage=storage), change)
 
 
+@pytest.mark.long
 @KEPT
 @SHAPES
 @pytest.mark.parametrize("method", ["trigger", "logical"])

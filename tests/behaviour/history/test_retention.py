@@ -234,6 +234,7 @@ def dying(*_: Any, **__: Any) -> None:
     raise Crash
 
 
+@pytest.mark.long
 def test_a_column_that_left_and_a_new_name_keep_the_cut(make_world: MakeWorld) -> None:
     for storage in (None, "ipc"):
         world = make_world(storage=storage, tables=[LAST_TWO])
@@ -248,6 +249,7 @@ def test_a_column_that_left_and_a_new_name_keep_the_cut(make_world: MakeWorld) -
             world.htap.as_of("p", kept - timedelta(seconds=1))
 
 
+@pytest.mark.long
 def test_what_cannot_be_shortened_is_refused_with_the_way_out(
     make_world: MakeWorld, tmp_path: Path
 ) -> None:

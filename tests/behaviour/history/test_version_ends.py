@@ -48,6 +48,7 @@ def test_a_small_change_moves_no_row(made: World) -> None:
     assert versions(made, 10) == [(0, "D", False)]
 
 
+@pytest.mark.long
 def test_many_small_changes_leave_few_files_and_every_version(made: World) -> None:
     instants = []
     for number in range(1, 31):

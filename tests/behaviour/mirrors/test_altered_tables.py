@@ -31,6 +31,7 @@ def rows(of: Table, *given: tuple[int, ...]) -> pa.Table:
     return pa.table(list(map(list, zip(*given, strict=True))), schema=of.schema.arrow)
 
 
+@pytest.mark.long
 def test_rows_that_are_written_beside_an_added_column_are_there_once() -> None:
     with closing(DuckDBMirror(":memory:")) as mirror:
         for number in range(_ROUNDS):
@@ -46,6 +47,7 @@ def test_rows_that_are_written_beside_an_added_column_are_there_once() -> None:
             assert found == [1, 2, 3]
 
 
+@pytest.mark.long
 def test_rows_of_this_transaction_and_of_earlier_ones_are_replaced_together() -> None:
     with closing(DuckDBMirror(":memory:")) as mirror:
         for number in range(_ROUNDS):
@@ -61,6 +63,7 @@ def test_rows_of_this_transaction_and_of_earlier_ones_are_replaced_together() ->
             assert found == [1, 2, 3, 5]
 
 
+@pytest.mark.long
 def test_versions_of_this_transaction_and_of_earlier_ones_are_closed_together() -> None:
     """Also after rows were deleted, as when a key is forgotten."""
     with closing(DuckDBMirror(":memory:")) as mirror:
@@ -83,6 +86,7 @@ def test_versions_of_this_transaction_and_of_earlier_ones_are_closed_together() 
             ]
 
 
+@pytest.mark.long
 def test_rows_of_a_copy_that_was_healed_in_this_transaction_are_found_together() -> None:
     progress = CopyProgress("", Position(3, "p"), "shape", complete=True)
     with closing(DuckDBMirror(":memory:")) as mirror:

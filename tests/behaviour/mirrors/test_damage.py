@@ -77,6 +77,7 @@ def assert_harmless(outcomes: dict[tuple[str, str], str]) -> None:
     assert not wrong
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("mirror", "mode", "trials"), _SAMPLE)
 def test_a_damaged_file_is_named_and_the_way_out_works(
     tmp_path: Path, mirror: str, mode: str, trials: int

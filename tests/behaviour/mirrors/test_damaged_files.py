@@ -445,6 +445,7 @@ def _is_met_by_queries_only(file: Path, whole: bytes, number: int) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_a_damaged_duckdb_block_is_named_by_every_command(make_world: MakeWorld) -> None:
     world = make_world(mode="temporal")
     world.run("create table t(id integer primary key, v text)")

@@ -81,6 +81,7 @@ def versions(world: World, table: str) -> list[int]:
     return [entry["rhei.version"] for entry in reversed(found) if "rhei.version" in entry]
 
 
+@pytest.mark.long
 @BOTH_MODES
 def test_a_delta_reader_finds_what_the_source_holds(make_world: MakeWorld, mode: str) -> None:
     world, drawn = filled(make_world(mode=mode)), random.Random(3)

@@ -78,6 +78,7 @@ def assert_read_alike(world: World, htap: HTAP) -> None:
         assert arrow_rows(found) == whole
 
 
+@pytest.mark.long
 @BOTH_MODES
 def test_files_stay_and_two_readers_see_what_the_source_holds(
     make_world: MakeWorld, mode: str
@@ -141,6 +142,7 @@ def drawn_bits(kind: str, rows: int) -> Bits:
     return bits
 
 
+@pytest.mark.long
 def test_vectors_of_any_density_are_read_as_they_were_written(tmp_path: Path) -> None:
     table, kinds = tmp_path / "t", ["one", "few", "a full list", "one more than a list", "most"]
     rows = [

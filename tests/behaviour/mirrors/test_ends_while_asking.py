@@ -36,6 +36,7 @@ if sys.argv[2] == "ctrl-c":
 """
 
 
+@pytest.mark.long
 @pytest.mark.each
 @pytest.mark.parametrize("end", ["last line", "ctrl-c"])
 @pytest.mark.parametrize("storage", [None, "parquet"])

@@ -372,6 +372,7 @@ def test_snapshots_of_days_are_kept_and_written_anew(make_world: MakeWorld, stor
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", ["parquet", "delta"])
 def test_a_look_back_leaves_out_the_files_of_other_times(
     make_world: MakeWorld, storage: str

@@ -34,6 +34,7 @@ def ask(file: Path, sql: str) -> list[tuple[object, ...]]:
         return opened.execute(sql).fetchall()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["table", "view"])
 @pytest.mark.parametrize("source", ["sqlite", "postgres"])
 def test_a_name_without_a_schema_is_a_mirrored_table_s_wherever_others_have_one(

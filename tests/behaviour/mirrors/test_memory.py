@@ -46,6 +46,7 @@ def cached(mirror: DuckDBMirror) -> int:
     )
 
 
+@pytest.mark.long
 def test_what_a_checkpoint_wrote_does_not_stay_in_memory(make_world: Callable[..., World]) -> None:
     world = make_world(mode="destructive", tables=[{"name": "t"}])
     world.run(
@@ -216,6 +217,7 @@ def kept_after_cycles(
     return objects, arrow
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("alone")
 def test_cycles_into_duckdb_keep_no_objects(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
@@ -232,6 +234,7 @@ def test_cycles_into_duckdb_keep_no_objects(
     assert arrow == 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("alone")
 def test_cycles_from_postgres_into_files_keep_no_objects(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
@@ -246,6 +249,7 @@ def test_cycles_from_postgres_into_files_keep_no_objects(
     assert arrow == 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("alone")
 def test_the_indexes_of_a_growing_history_are_not_held(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch

@@ -107,6 +107,7 @@ def test_a_mirror_in_a_bucket_equals_its_source(
             assert arrow_rows(read_by_delta_rs(published)) == source_rows(world.app, "t")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_two_mirrors_below_one_root_are_read_together_and_name_what_they_published(
     bucket: Store, make_world: MakeWorld
@@ -320,6 +321,7 @@ def test_a_state_that_is_superseded_while_it_is_opened_is_no_damage(
     writer.close()
 
 
+@pytest.mark.long
 def test_a_manifest_that_is_missing_for_a_moment_is_not_given_up(
     bucket: Store, mirror: DataFusionMirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +394,7 @@ def test_what_a_killed_process_had_cached_is_removed_by_the_next_one(
     assert [place.name for place in tmp_path.glob("rhei-*")] == ["rhei-of-others"]
 
 
+@pytest.mark.long
 def test_a_large_file_is_put_in_parts_and_is_read_elsewhere(
     bucket: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_everything_is_in_a_place_of_any_name(tmp_path: Path, storage: str | Non
     world.app.close()
 
 
+@pytest.mark.long
 def test_a_store_s_path_has_any_name_in_it(tmp_path: Path, bucket: Store) -> None:
     world = World(tmp_path, mode="temporal", storage="delta", delta={"interval_seconds": 0})
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
@@ -165,6 +166,7 @@ def test_somebody_else_s_file_is_not_written_over(
     world.app.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_mirrors_in_the_folders_of_another_one_are_left_alone(
     tmp_path: Path, bucket: Store, monkeypatch: pytest.MonkeyPatch

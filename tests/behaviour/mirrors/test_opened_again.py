@@ -69,6 +69,7 @@ def test_the_file_is_opened_again_behind_a_checkpoint_and_only_then(
     assert change(world) is second
 
 
+@pytest.mark.long
 def test_the_file_is_opened_again_behind_a_large_copy(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,6 +213,7 @@ def test_files_of_a_newer_format_are_refused_by_name(make_world: MakeWorld, stor
         world.htap.sync_now()
 
 
+@pytest.mark.long
 def test_a_duckdb_file_of_a_newer_format_is_refused_and_left_alone(make_world: MakeWorld) -> None:
     world = mirrored(make_world)
     file = str(world.settings.mirror.path)
@@ -229,6 +230,7 @@ NEWER = "update _rhei_mirror set format = 99"
 FOUND = "select format from _rhei_mirror"
 
 
+@pytest.mark.long
 def test_the_command_adopts_and_says_whose_the_mirror_was(make_world: MakeWorld) -> None:
     world = mirrored(make_world)
     with closing(another(world)):
@@ -304,6 +306,7 @@ def test_a_database_that_was_renamed_is_the_same_source(
             admin.execute(f"alter database {name}_2 rename to {name}".encode())
 
 
+@pytest.mark.long
 @MODES
 @pytest.mark.parametrize("method", ["logical", "stream", "trigger", "polling"])
 def test_a_database_that_takes_the_name_of_another_is_the_same_source(

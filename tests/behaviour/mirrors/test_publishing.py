@@ -64,6 +64,7 @@ def standing_since(world: World, seconds: float) -> None:
     os.utime(copy, (then, then))
 
 
+@pytest.mark.long
 def test_the_interval_counts_from_the_copy_that_stands_over_all_processes(world: World) -> None:
     settings = published(filled(world), 3600)
     with HTAP(settings) as htap:
@@ -118,6 +119,7 @@ def test_a_first_copy_that_was_cut_off_publishes_nothing(
     assert not list((world.directory / "published").glob("*"))
 
 
+@pytest.mark.long
 def test_a_table_whose_first_copy_is_under_way_is_left_out_and_the_others_are_whole(
     make_world: Callable[..., World],
 ) -> None:
@@ -177,6 +179,7 @@ def test_a_copy_that_cannot_be_written_is_named_and_the_mirror_is_in_order(world
         assert read(world) == "(3, 1)"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["app.db-wal", "link", "notes"])
 def test_nothing_but_a_copy_is_replaced_by_a_copy(world: World, name: str) -> None:
     """A path that is mistyped may be that of the source itself."""
@@ -239,6 +242,7 @@ def named(world: World, name: str, published_at: str) -> Settings:
 OTHERS_COPY = "the file that is there is a copy of another mirror, and is left as it is"
 
 
+@pytest.mark.long
 def test_a_mirror_is_not_replaced_by_the_copy_of_another_one(make_world: MakeWorld) -> None:
     """Its history is nowhere else."""
     world = filled(make_world(mode="temporal"))
@@ -334,6 +338,7 @@ def moved(world: World) -> Settings:
     return after
 
 
+@pytest.mark.long
 def test_a_mirror_may_be_moved_and_publish_its_copies_where_it_was(world: World) -> None:
     after = moved(world)
     for v in (2, 3, 4):

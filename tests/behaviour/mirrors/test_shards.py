@@ -51,6 +51,7 @@ def told(found: pa.Table) -> Any:
     return json.loads((found.schema.metadata or {})[b"rhei.watermark"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "parquet"])
 def test_shards_are_mirrors_of_their_own_and_read_as_one(
     make_world: Callable[..., World], storage: str | None
@@ -140,6 +141,7 @@ def test_what_is_not_of_one_shard_is_refused_with_the_way_out(world: World) -> N
         assert "t0" in htap.tables()
 
 
+@pytest.mark.long
 def test_commands_work_on_all_shards_or_on_one(
     make_world: Callable[..., World], tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_commands_work_on_all_shards_or_on_one(
     assert "t4" not in run("status").output
 
 
+@pytest.mark.long
 def test_a_person_is_forgotten_in_all_shards(
     make_world: Callable[..., World], tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def _is_data(method: str, path: str) -> bool:
     return method == "PUT" and "/data/" in _name(path)
 
 
+@pytest.mark.long
 def test_files_are_put_side_by_side(several: Several) -> None:
     together = threading.Barrier(2 * len(TABLES))
 
@@ -161,6 +162,7 @@ def test_what_fails_beside_others_leaves_nothing_behind(several: Several, s3_ser
         assert htap.verify().equal
 
 
+@pytest.mark.long
 def test_all_that_a_sync_reads_is_asked_for_once(several: Several) -> None:
     with closing(several.opened()) as htap:
         for _ in range(3):
@@ -176,6 +178,7 @@ def test_all_that_a_sync_reads_is_asked_for_once(several: Several) -> None:
         assert htap.verify().equal
 
 
+@pytest.mark.long
 def test_a_store_that_is_away_fails_a_sync_once(several: Several) -> None:
     """What failed in one sync is not told again by the next one."""
     with closing(several.opened(retry_seconds=0)) as htap:
@@ -247,6 +250,7 @@ def rows_published(published: Several, table: str) -> frozenset[tuple[object, ..
     return frozenset(arrow_rows(read_by_delta_rs(found)))
 
 
+@pytest.mark.long
 def test_tables_are_published_side_by_side(published: Several) -> None:
     together = threading.Barrier(len(TABLES))
 
@@ -265,6 +269,7 @@ def test_tables_are_published_side_by_side(published: Several) -> None:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", [".parquet", ".json"])
 def test_a_table_that_cannot_be_published_keeps_no_other_from_it(
     published: Several, what: str
@@ -290,6 +295,7 @@ def test_a_table_that_cannot_be_published_keeps_no_other_from_it(
         )
 
 
+@pytest.mark.long
 def test_who_only_asks_publishes_nothing_beside_the_writer(published: Several) -> None:
     with closing(published.opened()) as writer:
         writer.sync_now()
@@ -394,6 +400,7 @@ def test_whatever_a_store_answers_it_is_an_error_of_ours(
     files.close()  # which says nothing: it is one number less
 
 
+@pytest.mark.long
 def test_a_conflict_with_nobody_is_tried_again(several: Several) -> None:
     """S3 refuses a name while another request for it is under way, of a try that was given up."""
     with closing(several.opened(retry_seconds=0)) as htap:

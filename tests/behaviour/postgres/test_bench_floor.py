@@ -48,6 +48,7 @@ def test_the_floor_applies_each_kind_of_change_and_is_worth_nothing_where_it_dif
         assert mirror.execute("select lsn > '0/0' from position").fetchone() == (True,)
 
 
+@pytest.mark.long
 def test_our_cost_is_told_against_that_of_the_floor(
     connection: psycopg.Connection, dsn: str, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ _WAYS: dict[str, tuple[str, dict[str, Any], str, str | None]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", _WAYS)
 def test_keys_follow_the_source_in_whatever_order_it_keeps_them(
     way: str, make_ordered: Callable[[str], Make]

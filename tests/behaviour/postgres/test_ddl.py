@@ -247,6 +247,7 @@ def test_a_name_of_the_catalogue_that_changed_is_found_by_verify_and_healed_by_r
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @CASES
 def test_schemas_that_are_swapped_are_followed_by_their_names(
     make_postgres: MakeWorld, capture: dict[str, Any], mode: str, storage: str | None
@@ -275,6 +276,7 @@ def test_schemas_that_are_swapped_are_followed_by_their_names(
         synced(world, *names)
 
 
+@pytest.mark.long
 def test_partitions_that_come_and_go_are_seen(make_postgres: MakeWorld) -> None:
     for capture, mode, storage in (
         (LOGICAL, "temporal", None),
@@ -365,6 +367,7 @@ def test_a_table_that_others_inherit_from_is_named_and_its_heirs_flow(
     synced(world, "t", "heir")
 
 
+@pytest.mark.long
 def test_a_publication_that_was_altered_is_mended_and_what_it_left_out_is_read(
     make_postgres: MakeWorld,
 ) -> None:
@@ -463,6 +466,7 @@ def test_rows_that_row_security_hides_for_a_moment_are_not_taken_for_deleted_one
     synced(world)
 
 
+@pytest.mark.long
 def test_what_capture_keeps_in_the_source_is_no_table_to_mirror(
     make_postgres: MakeWorld, dsn: str
 ) -> None:
@@ -479,6 +483,7 @@ def test_what_capture_keeps_in_the_source_is_no_table_to_mirror(
     assert_left_out(world, "_rhei.capture", "holds capture's own tables")
 
 
+@pytest.mark.long
 def test_the_log_of_a_dropped_table_waits_for_every_history(make_postgres: MakeWorld) -> None:
     first = made(make_postgres, TRIGGER, "temporal", None, "t", "u")
     second = made(make_postgres, TRIGGER, "temporal", None, "t", "u")

@@ -116,6 +116,7 @@ def test_exactly_the_documented_grants_are_enough(way: str, world: PostgresWorld
     _works(world)
 
 
+@pytest.mark.long
 def test_what_another_user_keeps_for_triggers_is_shared_by_a_grant(world: PostgresWorld) -> None:
     _as_rhei(world, "trigger")
     world.run(*_granted("trigger", world.dsn))
@@ -201,6 +202,7 @@ def test_a_role_that_lends_replication_is_asked_for_where_there_is_one(
     assert not [found for found in _errors(world) if "replication" in found.what]
 
 
+@pytest.mark.long
 def test_a_publication_that_others_keep_is_never_touched(world: PostgresWorld) -> None:
     _as_rhei(world, "publication")
     world.run(*_granted("publication", world.dsn))
@@ -230,6 +232,7 @@ def test_a_publication_that_others_keep_is_never_touched(world: PostgresWorld) -
     assert world.app.execute("select pubname from pg_publication").fetchall() == [("shop",)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", sorted(_WAYS))
 def test_a_schema_whose_functions_may_run_as_our_user_is_named(
     way: str, world: PostgresWorld

@@ -35,6 +35,7 @@ def polled(name: str, **options: Any) -> dict[str, Any]:
     return {"name": name, "polling": {"updated_at": "at", "deletes": "reconcile"}, **options}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "parquet"])
 def test_a_type_is_taken_exactly_or_its_table_waits_for_a_way_out(
     make_postgres: MakePostgres, method: str, storage: str | None

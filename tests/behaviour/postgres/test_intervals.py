@@ -78,6 +78,7 @@ def _held(world: PostgresWorld, where: str = "") -> list[tuple[Any, ...]]:
         return connection.execute(_HELD.format(where)).fetchall()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("capture", "mode"),
     [
@@ -158,6 +159,7 @@ def test_an_interval_in_the_key_is_text_whatever_it_is(make_postgres: MakeWorld)
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["temporal", "destructive"])
 def test_text_becomes_intervals_and_back_with_its_history(
     make_postgres: MakeWorld, mode: str

@@ -154,6 +154,7 @@ def test_what_is_no_plain_array_is_a_dead_letter(make_postgres: MakeWorld) -> No
     assert world.present("keyed") == [{"k": "{1,2}", "v": [4]}]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["temporal", "destructive"])
 def test_text_becomes_lists_and_back_with_its_history(make_postgres: MakeWorld, mode: str) -> None:
     world = _make(make_postgres, None, mode=mode)

@@ -155,6 +155,7 @@ def test_copying_all_leaves_a_locked_table_out(
     _let_go(world, holder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["trigger", "polling"])
 def test_a_pipeline_begins_without_a_locked_table(
     make_postgres: MakeWorld, holder: psycopg.Connection[Any], method: str
@@ -169,6 +170,7 @@ def test_a_pipeline_begins_without_a_locked_table(
     _let_go(world, holder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("again", [False, True])
 def test_a_pipeline_opens_though_an_older_transaction_keeps_it_from_the_log(
     make_postgres: MakeWorld,
@@ -205,6 +207,7 @@ def test_a_pipeline_opens_though_an_older_transaction_keeps_it_from_the_log(
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 def test_of_many_tables_that_one_transaction_holds_one_is_waited_for(
     make_postgres: MakeWorld, holder: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +229,7 @@ def test_of_many_tables_that_one_transaction_holds_one_is_waited_for(
     world.assert_equal("free", "locked", *many)
 
 
+@pytest.mark.long
 def test_of_many_tables_that_a_migration_has_locked_one_is_waited_for_at_length(
     make_postgres: MakeWorld, holder: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +261,7 @@ def test_of_many_tables_that_a_migration_has_locked_one_is_waited_for_at_length(
     world.assert_equal("free", "locked", *many)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("storage", "mode"), MIRRORS)
 def test_a_copy_that_waits_for_an_older_transaction_keeps_no_other_table_waiting(
     make_postgres: MakeWorld, holder: psycopg.Connection[Any], storage: str | None, mode: str
@@ -287,6 +292,7 @@ def test_a_copy_that_waits_for_an_older_transaction_keeps_no_other_table_waiting
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 def test_a_copy_that_waited_is_copied_once_though_its_process_ended(
     make_postgres: MakeWorld, holder: psycopg.Connection[Any]
 ) -> None:
@@ -394,6 +400,7 @@ def _waiting_for_a_standby(world: PostgresWorld, statement: str) -> Iterator[Non
             work.join()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_a_commit_that_waits_for_a_standby_is_neither_shown_nor_lost(
@@ -430,6 +437,7 @@ def test_a_commit_that_waits_for_a_standby_is_neither_shown_nor_lost(
         assert [row["_rhei_operation"] for row in world.versions("t")] == ["I"] * 4
 
 
+@pytest.mark.long
 def test_no_column_is_read_while_a_commit_parts_the_log_from_the_rows(
     waiting_dsn: str, make_worlds: Any
 ) -> None:

@@ -104,6 +104,7 @@ def test_more_than_memory_should_hold_is_asked_for_instead(
     world.assert_equal("t")
 
 
+@pytest.mark.long
 def test_large_messages_are_asked_for_in_pieces(
     world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def _kind(world: PostgresWorld) -> str:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "mode"),
     [("logical", "temporal"), ("trigger", "destructive"), ("polling", "temporal")],
@@ -109,6 +110,7 @@ def test_maps_are_the_same_by_every_way(
     assert _kind(world) == "MAP(VARCHAR, VARCHAR)"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["temporal", "destructive"])
 def test_text_becomes_a_map_and_back_with_its_history(make_postgres: MakeWorld, mode: str) -> None:
     world = _make(make_postgres, None, mode=mode)

@@ -320,6 +320,7 @@ def test_a_log_is_made_anew_whole_or_not_at_all(
     told.assert_told()
 
 
+@pytest.mark.long
 def test_a_transaction_that_is_older_than_the_new_log_is_not_skipped(
     make_postgres: MakePostgres, dsn: str
 ) -> None:
@@ -353,6 +354,7 @@ def migrate_waits(told: Told) -> None:
     assert source.schema_version()
 
 
+@pytest.mark.long
 def test_a_reader_meets_no_log_but_the_one_of_its_own_moment(make_postgres: MakePostgres) -> None:
     """Tables are found by what is committed now, while their rows are as they were."""
     told = migrated(make_postgres)
@@ -394,6 +396,7 @@ VALUES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+@pytest.mark.long
 def test_values_are_exact_whichever_way_they_are_logged(make_postgres: MakePostgres) -> None:
     """The same values written before and after a column was renamed are equal in the mirror."""
     world = make_postgres(mode="temporal", capture={"method": "trigger"})

@@ -21,6 +21,7 @@ ASKED: dict[str, Callable[[HTAP, str], object]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["trigger", "logical"])
 def test_a_name_with_a_dot_needs_no_schema(
     make_postgres: Callable[..., PostgresWorld], method: str

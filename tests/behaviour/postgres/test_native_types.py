@@ -54,6 +54,7 @@ def _mirrored(world: PostgresWorld) -> list[tuple[Any, ...]]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("capture", "mode", "storage"),
     [
@@ -162,6 +163,7 @@ def test_what_is_asked_of_them_is_answered_alike(
             world.htap.query(f"select count(*) from t where {refused}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_a_mirror_from_before_keeps_text_until_it_is_copied(
     make_postgres: MakeWorld, mode: str
@@ -213,6 +215,7 @@ def _as_before(world: PostgresWorld) -> None:
     path.write_text(json.dumps(form))
 
 
+@pytest.mark.long
 def test_what_is_kept_as_text_is_named_until_it_is_copied_or_declared(
     make_postgres: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_transaction_that_began_long_before_the_poll_is_seen(
     world.assert_equal("t")
 
 
+@pytest.mark.long
 def test_a_prepared_transaction_is_seen_though_only_its_preparation_is_dated(make: Make) -> None:
     world = make()
     put(world, 9, "a")
@@ -549,6 +550,7 @@ def test_an_idle_poll_does_not_look_at_tables(make: Make, statements: list[str])
     assert not [text for text in statements if 'from "public"."t"' in text]
 
 
+@pytest.mark.long
 def test_a_poll_begins_where_the_last_one_ended_though_nothing_was_found(
     make: Make, statements: list[str]
 ) -> None:
@@ -824,6 +826,7 @@ def test_a_buffer_holds_what_is_polled(make: Make, tmp_path: Path) -> None:
     world.assert_equal("t")
 
 
+@pytest.mark.long
 def test_a_read_that_is_left_in_its_middle_spoils_nothing(make: Make) -> None:
     world = make()
     world.run("insert into t select g, repeat('x', 1000), now() from generate_series(1, 5000) g")

@@ -108,6 +108,7 @@ def _write(dsn: str, number: int, failures: list[Exception]) -> None:
         failures.append(error)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", _CAPTURES)
 def test_nothing_is_lost_through_a_pooler_and_nothing_stays_in_its_sessions(
     method: str,
@@ -178,6 +179,7 @@ def test_what_somebody_leaves_in_a_shared_session_is_seen(
         pass
 
 
+@pytest.mark.long
 def test_a_pooler_that_lends_sessions_whole_is_no_hindrance(
     make_installed: Callable[..., PostgresWorld], make_pooler: Callable[..., Pooler]
 ) -> None:
@@ -207,6 +209,7 @@ def test_a_pooler_that_lends_a_session_for_a_statement_is_refused_by_name(
     assert out.htap.sync_now().inserted == 1
 
 
+@pytest.mark.long
 def test_what_needs_a_session_names_the_way_round_the_pooler(
     make_installed: Callable[..., PostgresWorld],
     make_pooler: Callable[..., Pooler],

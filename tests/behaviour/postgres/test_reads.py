@@ -140,6 +140,7 @@ def test_no_hostile_statement_has_an_effect(
     }
 
 
+@pytest.mark.long
 def test_the_hostile_statements_do_harm_where_nobody_judges_them(dsn: str) -> None:
     """The comparison above can fail."""
     harmful = 0
@@ -372,6 +373,7 @@ def test_a_stream_ends_when_its_time_is_over(
     assert database.query("select 1 as a").num_rows == 1
 
 
+@pytest.mark.long
 def test_an_answer_is_not_held_beyond_its_bytes(
     dsn: str, open_database: Callable[..., PostgresDatabase]
 ) -> None:

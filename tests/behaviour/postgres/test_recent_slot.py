@@ -84,6 +84,7 @@ class Rounds:
         self.slots.append([name for (name,) in self._world.app.execute(SLOTS)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_cycles_beside_a_long_copy_do_not_decode_all_of_the_log_again(
     make: MakeWorld, mode: str
@@ -132,6 +133,7 @@ def test_the_sessions_and_the_process_may_end_at_any_turn(make: MakeWorld, mode:
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 def test_a_server_without_a_free_slot_has_all_of_the_log_decoded_as_before(
     make: MakeWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,6 +162,7 @@ def test_a_server_without_a_free_slot_has_all_of_the_log_decoded_as_before(
     world.assert_equal("big", "small")
 
 
+@pytest.mark.long
 def test_a_stream_gives_way_to_it(make: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "STREAM_BYTES", ROUND_BYTES)
     world = make(streaming=True)
@@ -175,6 +178,7 @@ def test_a_stream_gives_way_to_it(make: MakeWorld, monkeypatch: pytest.MonkeyPat
     assert world.app.execute(SLOTS).fetchall() == []
 
 
+@pytest.mark.long
 def test_after_an_error_in_its_session_there_is_another_one(make: MakeWorld) -> None:
     """The server drops it then."""
     world = make()
@@ -196,6 +200,7 @@ def test_after_an_error_in_its_session_there_is_another_one(make: MakeWorld) -> 
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_made_anew", [False, True])
 def test_a_slot_that_is_dropped_in_mid_copy_has_tables_copied_again(
     make: MakeWorld, *, is_made_anew: bool

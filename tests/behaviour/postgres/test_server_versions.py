@@ -174,6 +174,7 @@ def _newer(statement: str, version: int) -> set[str]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", [13, 14, 16, 17])
 def test_statements_name_only_what_the_version_has(
     version: int,
@@ -239,6 +240,7 @@ def test_a_server_older_than_all_we_know_is_refused_by_name(
         make_postgres().htap.sync_now()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", _CAPTURES)
 def test_an_installed_server_is_captured_by_each_way(
     method: str, make_installed: Callable[..., PostgresWorld]
@@ -246,6 +248,7 @@ def test_an_installed_server_is_captured_by_each_way(
     _all_of_it(make_installed, method)
 
 
+@pytest.mark.long
 @settings(max_examples=2)
 @given(actions=calm)
 def test_a_history_of_an_installed_server_is_exact_from_its_log(
@@ -254,6 +257,7 @@ def test_a_history_of_an_installed_server_is_exact_from_its_log(
     play(installed_dsn, actions, "temporal", 2, by_log(streaming=True), dated=True)
 
 
+@pytest.mark.long
 @settings(max_examples=2)
 @given(actions=triggers_stormy)
 def test_a_history_of_an_installed_server_is_exact_from_triggers(

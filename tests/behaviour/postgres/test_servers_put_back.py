@@ -70,6 +70,7 @@ def _world(server: InstalledServer, where: Path, **how: Any) -> PostgresWorld:
     return world
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("log", "session", "modes"), [("beyond", "closed", MODES), ("behind", "open", MODES[::-1])]
 )
@@ -113,6 +114,7 @@ def test_what_was_lost_and_what_is_written_since_is_found(
             assert past <= _closed(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_a_dump_that_is_put_back_is_followed_with_what_is_written_since(
     server: InstalledServer, disks: Path, tmp_path: Path, mode: str
@@ -137,6 +139,7 @@ def test_a_dump_that_is_put_back_is_followed_with_what_is_written_since(
             assert past <= _closed(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", ["log", "triggers"])
 def test_a_copy_that_had_begun_does_not_go_on_with_rows_that_are_gone(
     server: InstalledServer, disks: Path, tmp_path: Path, capture: str

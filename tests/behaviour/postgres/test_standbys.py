@@ -50,6 +50,7 @@ def worlds(tmp_path: Path) -> Iterator[dict[str, PostgresWorld]]:
             server.stop()
 
 
+@pytest.mark.long
 def test_a_standby_is_named_with_the_way_out_and_followed_once_it_is_promoted(
     worlds: dict[str, PostgresWorld],
 ) -> None:

@@ -123,6 +123,7 @@ def _kinds(world: PostgresWorld) -> set[str]:
     return {kind.partition("(")[0] for name, kind in found if name in TYPES}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "mode"),
     [("logical", "temporal"), ("trigger", "destructive"), ("polling", "temporal")],
@@ -164,6 +165,7 @@ def test_structs_are_the_same_by_every_way(
     assert _kinds(world) == {"STRUCT"}
 
 
+@pytest.mark.long
 def test_text_becomes_structs_and_back_with_its_history(make_postgres: MakeWorld) -> None:
     world = _make(make_postgres, None, mode="temporal")
     for key, row in enumerate(ROWS):

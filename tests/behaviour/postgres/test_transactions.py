@@ -51,6 +51,7 @@ def test_every_instant_shows_whole_transactions(
     move_between_tables(world)
 
 
+@pytest.mark.long
 def test_commit_times_of_the_server_date_whole_transactions(
     dating_dsn: str, tmp_path: Path
 ) -> None:

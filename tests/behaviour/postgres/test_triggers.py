@@ -214,6 +214,7 @@ def test_no_statement_of_an_application_fails_for_us(world: PostgresWorld, migra
     )
 
 
+@pytest.mark.long
 def test_types_of_an_application_can_be_altered_and_dropped(make: MakeWorld) -> None:
     world = make(
         "create type mood as enum ('sad', 'glad')",
@@ -581,6 +582,7 @@ def end_filling(world: PostgresWorld) -> None:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_what_a_subscription_wrote_is_mirrored_once_it_is_gone(
     world: PostgresWorld, publisher: psycopg.Connection, *, is_restarted: bool

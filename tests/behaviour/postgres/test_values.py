@@ -377,6 +377,7 @@ TEXTS = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=25)
 @given(
     rows=st.lists(
@@ -463,6 +464,7 @@ BEYOND = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "parquet"])
 def test_days_beyond_pythons_are_shown_as_the_source_writes_them(
     make_postgres: MakeWorld, storage: str | None

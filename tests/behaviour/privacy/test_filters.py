@@ -102,6 +102,7 @@ def test_a_mirror_of_sqlite_has_what_is_in_the_filter(
     walk(make_world(tables=[table(), table(name="u", where="id > 0")], **way))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "mode"),
     [("logical", "temporal"), ("trigger", "temporal"), ("polling", "destructive")],

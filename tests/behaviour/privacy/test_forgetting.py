@@ -194,6 +194,7 @@ def test_a_hashed_key_is_given_as_the_mirror_has_it(
     assert holding(world) == []
 
 
+@pytest.mark.long
 def test_every_text_is_searched_for_however_many_there_are(make_world: MakeWorld) -> None:
     world = make_world(mode="temporal")
     world.run("create table people(id integer primary key, name text, note text, n integer)")
@@ -211,6 +212,7 @@ def test_every_text_is_searched_for_however_many_there_are(make_world: MakeWorld
     assert "are not known any more" in again.beyond[0]
 
 
+@pytest.mark.long
 def test_a_command_that_could_not_forget_all_ends_as_one_that_failed(
     make_world: MakeWorld,
 ) -> None:
@@ -311,6 +313,7 @@ def test_the_buffer_of_an_open_pipeline_forgets_what_the_mirror_has(make_world: 
     assert world.htap.verify("people").equal
 
 
+@pytest.mark.long
 def test_an_answer_that_nobody_takes_does_not_hold_forgetting_up(make_world: MakeWorld) -> None:
     """What it keeps on the disk is named, and the same call again finishes."""
     world = make_world(mode="temporal")

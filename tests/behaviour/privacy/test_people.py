@@ -121,6 +121,7 @@ def test_one_person_is_forgotten_in_all_tables_at_once(
     assert holding(world) == []
 
 
+@pytest.mark.long
 def test_postgres_people_are_found_by_their_columns(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:
@@ -133,6 +134,7 @@ def test_postgres_people_are_found_by_their_columns(
     assert left(world) == OTHERS
 
 
+@pytest.mark.long
 def test_dead_letters_go_where_their_key_says_whose_they_are(make_world: MakeWorld) -> None:
     world = make_world(tables=TABLES, people=PEOPLE)
     live(world)
@@ -149,6 +151,7 @@ def test_dead_letters_go_where_their_key_says_whose_they_are(make_world: MakeWor
     assert report.is_clear
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "ipc"])
 def test_what_somebody_else_has_by_now_is_neither_forgotten_nor_to_be_deleted(
     make_world: MakeWorld, storage: str | None
@@ -217,6 +220,7 @@ def test_what_was_cut_off_between_two_tables_is_finished(
     assert holding(world) == []
 
 
+@pytest.mark.long
 def test_who_cannot_be_found_is_refused_with_the_way_out(
     make_world: MakeWorld, tmp_path: Path
 ) -> None:
@@ -257,6 +261,7 @@ def test_who_cannot_be_found_is_refused_with_the_way_out(
     assert (done["is_clear"], done["tables"]["orders"]["rows"]) == (True, 2)
 
 
+@pytest.mark.long
 def test_a_history_is_not_found_by_a_table_whose_past_is_gone(make_world: MakeWorld) -> None:
     people = {"customer": {"orders": "customer_id", "items": "order_id -> orders"}}
     plain, kept = {"name": "orders", "mode": "destructive"}, {"name": "items", "mode": "temporal"}
@@ -273,6 +278,7 @@ def test_a_history_is_not_found_by_a_table_whose_past_is_gone(make_world: MakeWo
     assert other.htap.forget_person("customer", 42).tables["items"].rows == 1
 
 
+@pytest.mark.long
 def test_a_dry_run_leaves_what_it_has_found_to_be_found(make_world: MakeWorld) -> None:
     world = make_world(tables=TABLES, people=PEOPLE)
     live(world)
@@ -298,6 +304,7 @@ def test_a_column_that_holds_no_keys_of_the_other_table_is_named(make_world: Mak
     assert MARK not in str(met.error)
 
 
+@pytest.mark.long
 def test_a_mask_under_which_nobody_is_found_is_named(make_world: MakeWorld) -> None:
     redacted = [TABLES[0], {**TABLES[1], "mask": {"customer_id": "redact"}}]
     world = make_world(tables=redacted, people={"customer": {"orders": "customer_id"}})

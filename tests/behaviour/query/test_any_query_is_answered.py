@@ -55,6 +55,7 @@ def test_deep_and_long_queries_are_answered(
         _assert_source_answers(world.htap, sql)
 
 
+@pytest.mark.long
 def test_conditions_that_no_planner_has_room_for_do_not_reach_it(
     make_world: Callable[..., World],
 ) -> None:
@@ -65,6 +66,7 @@ def test_conditions_that_no_planner_has_room_for_do_not_reach_it(
     assert "500 conditions" in world.htap.explain_route(sql).reason
 
 
+@pytest.mark.long
 def test_deep_queries_are_answered_as_postgres_does(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:

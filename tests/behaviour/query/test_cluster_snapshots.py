@@ -163,6 +163,7 @@ def test_a_cluster_that_ends_costs_the_day_that_it_was_at(
     assert len(asked) == 3
 
 
+@pytest.mark.long
 def test_where_the_cluster_is_away_the_mirror_finds_the_rows_and_dagster_says_why(
     make_world: Callable[..., World], nobody: str
 ) -> None:

@@ -185,6 +185,7 @@ def test_random_queries_have_the_answers_of_sqlite(
     assert check_sqlite(make_world(storage=storage), 7, 100)["olap"] > 66
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", STORAGES)
 def test_random_queries_on_extreme_numbers_have_the_answers_of_sqlite(
     make_world: Callable[..., World], storage: str | None
@@ -212,6 +213,7 @@ def test_random_queries_have_the_answers_of_postgres(
     assert check_postgres(make_postgres(storage=storage), 5, 80)["olap"] > 36
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", STORAGES)
 def test_random_queries_on_extreme_numbers_have_the_answers_of_postgres(
     make_postgres: Callable[..., PostgresWorld], storage: str | None
@@ -249,6 +251,7 @@ def check_nested(make_postgres: Callable[..., PostgresWorld], seed: int, count: 
     return compare(world.htap, "postgres", seed, count, nested=True)["olap"]
 
 
+@pytest.mark.long
 def test_random_queries_of_json_and_arrays_have_the_answers_of_postgres(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:

@@ -82,6 +82,7 @@ def test_what_is_written_to_break_out_stays_text_or_a_name(
     assert _compare(world, "?") > 6 * len(_WRITTEN)
 
 
+@pytest.mark.long
 def test_a_text_that_postgres_refuses_is_not_answered_by_the_mirror(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:

@@ -85,6 +85,7 @@ def check_documents(make_postgres: MakeWorld, seed: int, count: int) -> Counter[
     return Counter(assert_same(world.htap, Asked(sql, [])) for sql in json_queries(seed, count))
 
 
+@pytest.mark.long
 def test_random_documents_are_asked_as_postgres_is(make_postgres: MakeWorld) -> None:
     assert check_documents(make_postgres, 1, 120)[True] > 45
 

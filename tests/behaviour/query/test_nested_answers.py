@@ -142,6 +142,7 @@ def _fill(world: PostgresWorld) -> None:
             )
 
 
+@pytest.mark.long
 def test_random_questions_of_parts_are_answered_as_postgres_does(parts: PostgresWorld) -> None:
     answered = [assert_same(parts.htap, Asked(sql, [])) for sql in _queries(1, 150)]
     assert sum(answered) > 110

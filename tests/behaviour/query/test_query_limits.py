@@ -59,6 +59,7 @@ def test_a_query_that_takes_too_long_is_ended_whichever_side_answers(world: Worl
         assert htap.query(POINT).num_rows == 1
 
 
+@pytest.mark.long
 def test_an_answer_held_whole_takes_a_bounded_number_of_bytes(either: World) -> None:
     with opened(either, query_bytes=2**20) as htap:
         htap.sync_now()  # a mirror in memory begins again
@@ -109,6 +110,7 @@ def test_rows_are_bounded_over_flight_too(world: World) -> None:
                     cursor.fetch_arrow_table()
 
 
+@pytest.mark.long
 def test_a_read_of_single_rows_never_waits_behind_long_queries(world: World) -> None:
     with opened(world, at_once=2, turn_seconds=0) as htap:
         long = [htap.stream(LONG).batches for _ in range(2)]
@@ -146,6 +148,7 @@ def test_who_came_first_gets_the_first_free_place() -> None:
     assert places.take(0)
 
 
+@pytest.mark.long
 def test_a_streamed_query_is_timed_until_it_is_closed(world: World) -> None:
     with opened(world) as htap:
         told: list[tuple[str, float]] = []
@@ -159,6 +162,7 @@ def test_a_streamed_query_is_timed_until_it_is_closed(world: World) -> None:
         assert all(seconds > 0 for _, seconds in told)
 
 
+@pytest.mark.long
 def test_a_batch_of_wide_rows_has_few(either: World) -> None:
     either.run(
         "with recursive n(i) as (select 10 union all select i + 1 from n where i < 20000)"

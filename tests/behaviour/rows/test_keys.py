@@ -277,6 +277,7 @@ UNTYPED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["logical", "trigger", "polling"])
 @pytest.mark.parametrize(("mode", "storage"), [("destructive", "parquet"), ("temporal", None)])
 def test_keys_that_take_no_type_from_their_context_are_kept(

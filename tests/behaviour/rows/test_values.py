@@ -68,6 +68,7 @@ def test_values_by_copy_and_by_capture(
     assert world.htap.dead_letters().num_rows == 0
 
 
+@pytest.mark.long
 @settings(max_examples=10)
 @given(st.lists(st.floats(allow_nan=False), min_size=200, max_size=200))
 def test_every_double_comes_back_bit_for_bit(

@@ -34,6 +34,7 @@ PART_ROWS, PARTS = 200_000, 16
 LOGS = ("_rhei_log_t", "_rhei_log_n")
 
 
+@pytest.mark.long
 def test_a_comparison_in_duckdb_holds_no_rows_that_it_has_compared(tmp_path: Path) -> None:
     """Nor does its transaction: what is staged or registered in one, DuckDB keeps until its end."""
     table = Table(TableSchema("t", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))
@@ -393,6 +394,7 @@ def test_what_a_comparison_cannot_be_asked_for_is_wrong_usage(asked: list[str], 
     assert (done.exit_code, told in done.output) == (2, True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "storage"), [("logical", None), ("trigger", "parquet")])
 def test_postgres_is_compared_and_repaired_in_ranges_where_its_order_is_that_of_bytes(
     make_postgres: Callable[..., PostgresWorld], method: str, storage: str | None

@@ -136,6 +136,7 @@ _PARTS = (
 )
 
 
+@pytest.mark.long
 def test_a_column_of_a_partitioned_table_is_added_unless_a_partition_was_written_again(
     make: MakeWorld,
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_table_is_copied_where_more_was_done_than_columns_added(
     assert world.htap.verify("t").equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", ["sqlite", "logical"])
 def test_a_column_that_was_there_while_its_table_was_frozen_is_read(
     make: MakeWorld, capture: str
@@ -331,6 +333,7 @@ def test_a_history_has_a_default_as_versions_and_its_past_as_it_was(make: MakeWo
     assert [change.rows_read for change in world.htap.schema_log("t")] == [4]
 
 
+@pytest.mark.long
 def test_tables_without_history_keep_their_log_while_a_history_is_read(make: MakeWorld) -> None:
     tables = [{"name": "t"}, {"name": "h", "mode": "temporal"}]
     world = make(Way("logical", None), "t", "h", tables=tables)

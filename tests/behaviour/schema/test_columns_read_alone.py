@@ -242,6 +242,7 @@ def test_a_value_that_does_not_fit_its_new_column_is_named(make: MakeWorld) -> N
     world.assert_equal("t")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_what_others_write_while_the_column_is_read_is_not_lost(make: MakeWorld, mode: str) -> None:
     world, ended = make(Way("logical", None), mode=mode), threading.Event()

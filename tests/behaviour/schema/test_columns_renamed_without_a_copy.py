@@ -228,6 +228,7 @@ def test_a_table_is_copied_where_a_name_does_not_prove_its_column(
     assert not any("renamed" in change.what for change in world.htap.schema_log("t"))
 
 
+@pytest.mark.long
 def test_a_history_that_kept_a_column_of_the_new_name_keeps_it_apart(make: MakeWorld) -> None:
     world = make(Way("logical", None), mode="temporal")
     world.run("alter table t drop a")

@@ -120,6 +120,7 @@ def test_a_kept_column_is_the_sources_again_when_it_comes_back(make: MakeWorld, 
     assert world.htap.verify("t").equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_history_drops_a_column_where_that_is_said(make: MakeWorld, way: Way) -> None:
     world = make(way, "drop", mode="temporal")
@@ -186,6 +187,7 @@ def test_a_polled_table_keeps_and_drops_columns(
         world.assert_equal("t")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", SOME, ids=str)
 def test_another_setting_counts_for_the_columns_that_were_kept(make: MakeWorld, way: Way) -> None:
     for mode, before in (("destructive", "keep"), ("temporal", None)):
@@ -221,6 +223,7 @@ def test_a_crash_while_a_column_is_kept_or_dropped_loses_and_doubles_nothing(
     assert world.htap.verify("t").equal
 
 
+@pytest.mark.long
 def test_a_table_with_somebodys_index_keeps_and_drops_columns(make: MakeWorld) -> None:
     for mode, dropped in (("destructive", "keep"), ("temporal", "drop")):
         world = make(Way("sqlite", None), dropped, mode=mode)

@@ -120,6 +120,7 @@ def test_a_column_named_as_duckdb_finds_rows_leaves_its_table_out(
     assert world.htap.verify("t").equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("storage", "taken"), [(None, "Mirror"), (None, "temp"), ("ipc", "snapshot")]
 )

@@ -60,6 +60,7 @@ def follows(world: AnyWorld, mode: str, names: Sequence[str] = NAMES) -> None:
     assert world.htap.left_out == {}
 
 
+@pytest.mark.long
 @pytest.mark.each
 @MODES
 @STORAGES
@@ -73,6 +74,7 @@ def test_tables_of_sqlite_are_followed_whatever_their_names_look_like(
             world.htap.query(f"select * from {quote(asked)}", hint="olap")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("storage", "mode"), [(None, "temporal"), ("parquet", "destructive")])
 def test_tables_of_postgres_are_followed_whatever_their_names_look_like(
     make_postgres: Callable[..., PostgresWorld], mode: str, storage: str | None

@@ -71,6 +71,7 @@ def _declared(world: World | PostgresWorld) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_every_command_goes_on_with_the_rest_and_names_each_fault_once(
     make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,7 @@ def test_what_is_mended_is_taken_in_by_the_next_sync(make_world: MakeWorld) -> N
     assert len(world.versions("lost")) == 2
 
 
+@pytest.mark.long
 def test_a_table_that_loses_its_key_is_named_though_none_is_declared(
     make_world: MakeWorld,
 ) -> None:
@@ -342,6 +344,7 @@ def test_no_lag_is_told_of_a_table_whose_new_columns_are_still_to_be_read(
     _reshaped(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", ["logical", "trigger"])
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_nor_of_one_of_postgres(capture: str, mode: str, make_postgres: MakePostgres) -> None:

@@ -159,6 +159,7 @@ def test_a_frozen_table_goes_on_with_the_columns_that_it_had(
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("buffered", [False, True])
 def test_a_frozen_table_of_postgresql_goes_on_as_well(
     make_postgres: Callable[..., PostgresWorld], tmp_path: Path, *, buffered: bool

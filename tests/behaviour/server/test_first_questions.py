@@ -197,6 +197,7 @@ def test_a_datafusion_mirror_knows_what_tools_ask(make_world: Callable[..., Worl
     _check_mirror(world, (*_ALIVE, *_DATAFUSION), _DATAFUSION_REFUSES)
 
 
+@pytest.mark.long
 def test_a_postgres_source_knows_what_tools_ask(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:

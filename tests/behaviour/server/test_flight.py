@@ -396,6 +396,7 @@ def test_what_is_sent_can_be_encrypted(serve: Serve, tmp_path: Path) -> None:
         ask(connection, "select count(*) as n from orders")
 
 
+@pytest.mark.long
 def test_many_clients_read_whole_states_while_syncs_run(world: World, serve: Serve) -> None:
     server = serve()
     done = threading.Event()

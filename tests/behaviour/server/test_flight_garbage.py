@@ -119,6 +119,7 @@ def calls(client: flight.FlightClient, body: bytes) -> list[Callable[[], Any]]:
     ]
 
 
+@pytest.mark.long
 def test_garbage_is_answered_with_errors_that_tell_nothing_of_the_server(
     server: FlightSqlServer, world: World
 ) -> None:
@@ -172,6 +173,7 @@ def test_files_are_told_by_their_names_alone(text: str, told: str) -> None:
     assert without_places(text) == told
 
 
+@pytest.mark.long
 def test_slow_readers_take_bounded_memory(server: FlightSqlServer, world: World) -> None:
     world.run(
         "with recursive n(i) as (select 10 union all select i + 1 from n where i < 3000)"

@@ -134,6 +134,7 @@ def see_that_a_fork_harms_nobody(settings: Settings) -> None:
         assert parent.returncode == 0
 
 
+@pytest.mark.long
 def test_a_fork_uses_nothing_of_its_parent_and_ends_without_harm(
     make_world: Callable[..., World],
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_fork_uses_nothing_of_its_parent_and_ends_without_harm(
     see_that_a_fork_harms_nobody(world.settings)
 
 
+@pytest.mark.long
 def test_a_fork_ends_no_session_of_its_parent(make_postgres: Callable[..., PostgresWorld]) -> None:
     world = make_postgres(storage="parquet")
     world.run("create table orders(id integer primary key, status text)")

@@ -191,6 +191,7 @@ def test_every_question_is_answered_as_by_the_process_that_holds_the_mirror(
         assert guest.query("select count(*) as n from orders")["n"].to_pylist() == [4]
 
 
+@pytest.mark.long
 def test_a_mirror_of_postgres_is_answered_for(make_postgres: MakePostgres) -> None:
     world = make_postgres()
     world.run("create table t(id int primary key, v numeric)", "insert into t values (1, 1.10)")
@@ -222,6 +223,7 @@ def test_a_mirror_in_files_is_answered_for_and_given_away(make_world: MakeWorld)
         assert not guest.holds
 
 
+@pytest.mark.long
 def test_the_holder_steps_aside_for_what_needs_the_mirror_and_goes_on(temporal: World) -> None:
     settings = patient(temporal.settings)
     temporal.run("update orders set amount = 3 where id = 3")
@@ -273,6 +275,7 @@ def test_a_holder_killed_under_a_question_is_succeeded(temporal: World) -> None:
         assert guest.holds
 
 
+@pytest.mark.long
 def test_a_stream_of_a_holder_that_is_killed_ends_in_an_error(temporal: World) -> None:
     temporal.crash()
     temporal.run(*MANY_TEXTS)
@@ -286,6 +289,7 @@ def test_a_stream_of_a_holder_that_is_killed_ends_in_an_error(temporal: World) -
         assert guest.query("select count(*) as n from orders")["n"][0].as_py() == 299_994
 
 
+@pytest.mark.long
 def test_a_stream_of_a_holder_that_ends_is_not_called_cancelled(temporal: World) -> None:
     temporal.crash()
     temporal.run(*MANY_TEXTS)
@@ -340,6 +344,7 @@ def test_a_stream_whose_asker_goes_while_its_rows_are_made_is_ended() -> None:
     sent.look()  # there is no call to ask any more
 
 
+@pytest.mark.long
 def test_a_stream_that_is_taken_too_slowly_says_so(temporal: World) -> None:
     temporal.crash()
     temporal.run(*MANY_TEXTS)
@@ -398,6 +403,7 @@ def test_whoever_is_killed_while_the_holder_stands_aside_is_not_waited_for(
             assert guest.holds == (killed != "the other")
 
 
+@pytest.mark.long
 def test_ctrl_c_and_a_killed_asker_end_the_query_in_the_holder(
     temporal: World, tmp_path: Path
 ) -> None:
@@ -420,6 +426,7 @@ def test_ctrl_c_and_a_killed_asker_end_the_query_in_the_holder(
             assert guest.maintain().done
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ask", ["query", "stream"])
 def test_an_asker_that_stands_still_keeps_nobody(temporal: World, ask: str) -> None:
     temporal.crash()
@@ -446,6 +453,7 @@ def test_an_asker_that_stands_still_keeps_nobody(temporal: World, ask: str) -> N
             assert holder.end() == 0
 
 
+@pytest.mark.long
 def test_limits_hold_across(temporal: World) -> None:
     temporal.crash()
     with holding(patient(temporal.settings)) as holder:
@@ -489,6 +497,7 @@ def test_a_socket_of_the_dead_is_removed_and_only_the_user_may_enter(near: World
     assert not list(folder.iterdir())
 
 
+@pytest.mark.long
 def test_a_folder_that_others_can_enter_is_not_used(near: World) -> None:
     folder, lock = near.directory / ".rhei", near.directory / "mirror.duckdb.lock"
     folder.chmod(0o755)
@@ -546,6 +555,7 @@ def test_who_asks_from_time_to_time_holds_nothing_in_between(temporal: World) ->
         output_of(code, mirror)
 
 
+@pytest.mark.long
 def test_nobody_waits_in_silence(temporal: World, caplog: pytest.LogCaptureFixture) -> None:
     temporal.crash()
     mirror = {"mirror": {"lock_timeout_seconds": 1.5}}
@@ -627,6 +637,7 @@ def test_what_does_not_travel_is_refused_and_goes_as_a_text(temporal: World) -> 
         assert guest.query(sql, (str(Path("sent")),))["n"].to_pylist() == [1]
 
 
+@pytest.mark.long
 def test_a_holder_of_another_version_is_named_and_restarted(temporal: World) -> None:
     temporal.crash()
     settings = patient(temporal.settings)
@@ -644,6 +655,7 @@ def test_a_holder_of_another_version_is_named_and_restarted(temporal: World) -> 
         assert guest.row_count("orders") == 2
 
 
+@pytest.mark.long
 def test_adopting_has_the_holder_step_aside(temporal: World, tmp_path: Path) -> None:
     temporal.crash()
     settings = patient(temporal.settings)

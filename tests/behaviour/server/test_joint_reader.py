@@ -93,6 +93,7 @@ def test_one_statement_reads_two_mirrors_each_at_its_watermark(
                 reader.query(refused)
 
 
+@pytest.mark.long
 def test_files_are_read_beside_writers_and_duckdb_from_its_copy(make_world: MakeWorld) -> None:
     files, _ = two_worlds(make_world, "parquet")
     held, other = two_worlds(make_world, None)
@@ -121,6 +122,7 @@ def test_files_are_read_beside_writers_and_duckdb_from_its_copy(make_world: Make
         assert told(found, "read_from") == {"shop": "published copy", "bills": "file"}
 
 
+@pytest.mark.long
 def test_pipelines_are_told_apart_by_their_names(make_world: MakeWorld, tmp_path: Path) -> None:
     shop, files = make_world(), make_world(storage="parquet")
     for world in (shop, files):

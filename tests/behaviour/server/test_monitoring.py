@@ -149,6 +149,7 @@ def away(server: Server, dsn: str) -> Iterator[None]:
         admin.execute(f"alter database {name} allow_connections true".encode())
 
 
+@pytest.mark.long
 def test_while_the_source_is_away_every_series_stays_and_nothing_flaps(
     make_postgres: Callable[..., PostgresWorld], server: Server
 ) -> None:
@@ -186,6 +187,7 @@ def eventually(
     return found
 
 
+@pytest.mark.long
 def test_a_scrape_during_a_long_copy_tells_how_far_it_has_come(
     make_world: Callable[..., World],
 ) -> None:

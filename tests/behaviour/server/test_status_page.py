@@ -90,6 +90,7 @@ def test_a_line_of_lag_holds_ten_minutes_and_its_highest_point() -> None:
     assert recent.lags("t", NOW) == []
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_shows_the_page_and_runs_nothing(world: World, tmp_path: Path) -> None:
     world.run(f'create table "{HOSTILE}"(id integer primary key)')

@@ -64,6 +64,7 @@ def published(world: World) -> World:
     return world
 
 
+@pytest.mark.long
 def test_no_call_gives_up_a_lock(published: World) -> None:
     for name, call in CALLS.items():
         published.run("update orders set status = status || 'y'")
@@ -88,6 +89,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.long
 def test_no_command_gives_up_a_lock(published: World, monkeypatch: pytest.MonkeyPatch) -> None:
     published.crash()
     config = published.directory / "pipeline.yaml"
@@ -111,6 +113,7 @@ def test_no_command_gives_up_a_lock(published: World, monkeypatch: pytest.Monkey
         held.clear()
 
 
+@pytest.mark.long
 def test_syncs_beside_a_mirror_that_publishes_go_through_its_holder(published: World) -> None:
     published.htap.sync_now()
     for _ in range(3):
@@ -126,6 +129,7 @@ def lose_lock_of(file: Path) -> None:
     file.open("rb").close()
 
 
+@pytest.mark.long
 def test_our_own_lock_refuses_where_duckdbs_is_lost(world: World) -> None:
     world.htap.sync_now()
     mirror = world.directory / "mirror.duckdb"

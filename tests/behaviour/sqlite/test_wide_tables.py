@@ -57,6 +57,7 @@ def test_a_mirror_follows_every_statement_over_a_table_of_more_columns_than_one_
         ]
 
 
+@pytest.mark.long
 @BOTH_MODES
 @pytest.mark.parametrize("count", [1_000, COLUMNS])
 def test_changes_of_a_table_of_as_many_columns_as_there_can_be_are_read_whole(
@@ -113,6 +114,7 @@ def test_where_triggers_would_be_too_deep_the_table_is_refused_and_the_applicati
     world.assert_equal("good")
 
 
+@pytest.mark.long
 def test_triggers_of_before_that_do_harm_go_with_the_refusal(make_world: MakeWorld) -> None:
     world = make_world(tables=[{"name": "t"}])
     terms = ", ".join(f"c{number}" for number in range(900))
