@@ -13,8 +13,8 @@ module are the same by the same `--randomly-seed`.
 
 Of what is drawn, `make test` runs the short form, and `make test-long` the rest. Marked `long`, all
 of a test is in the rest: it takes seconds, and a cheaper one holds the same at one point. Each
-other test of the folders in `SHORTENED` has one combination in the short form, so that each mode,
-capture and mirror of a module is in one of its tests.
+other test of the folders in `SHORTENED` has one combination in the short form, or one for each step
+at which it fails. Each mode, capture and mirror of a module is in one of its tests.
 """
 
 from collections import Counter, defaultdict
@@ -38,6 +38,8 @@ CONDITIONS = {
 }
 #: What the tests of a module share in the short form.
 _IN_SHORT = {**CONDITIONS, **{name: name for name in ("way", "world", "source")}}
+#: What each test has all of in the short form: what is lost at one step is not at another.
+_EACH_IN_SHORT = {"step"}
 #: These mirrors differ in how a file is written; all else is one and the same.
 FILES = {"memory", "ipc", "parquet", "delta"}
 
@@ -119,8 +121,13 @@ def asked_in_turns(test: str, names: Iterable[str], values: Values) -> set[Hasha
 
 def asked_in_short(test: str, names: Iterable[str], values: Values) -> set[Hashable]:
     """Return what a combination has that a test, or a module, is to have in the short form."""
-    found = zip(names, values, strict=True)
-    return {test} | {(_IN_SHORT[name], value) for name, (value, _) in found if name in _IN_SHORT}
+    asked: set[Hashable] = {test}
+    for name, (value, _) in zip(names, values, strict=True):
+        if name in _IN_SHORT:
+            asked.add((_IN_SHORT[name], value))
+        elif name in _EACH_IN_SHORT:
+            asked.add((test, name, value))
+    return asked
 
 
 def _asked_in_short(test: pytest.Function) -> set[Hashable]:

@@ -11,6 +11,7 @@ from tests.behaviour.schema.test_drift import sample
 from tests.support.altered_tables import Way
 from tests.support.combinations import (
     Values,
+    asked_in_short,
     asked_in_turns,
     asked_of,
     covering,
@@ -129,6 +130,18 @@ def test_the_short_form_has_each_test_and_each_condition_of_a_module(
     ran = [short[test][0].callspec.params for test in ("one", "two", "three")]
     assert {params["mode"] for params in ran} == set(MODES)
     assert {params["storage"] for params in ran} == set(MIRRORS)
+
+
+def test_each_step_of_a_test_is_in_the_short_form() -> None:
+    steps, modes = ("begun", "applied", "committed"), ("destructive", "temporal")
+    found = [("one", step, mode) for step, mode in product(steps, modes)]
+    asked = [
+        asked_in_short(test, ("step", "mode"), ((step, step), (mode, mode)))
+        for test, step, mode in found
+    ]
+    kept = [found[number] for number in covering(asked)]
+    assert sorted(step for _, step, _ in kept) == sorted(steps)
+    assert {mode for _, _, mode in kept} == set(modes)
 
 
 def test_small_tests_have_all_their_combinations_in_the_short_form(
