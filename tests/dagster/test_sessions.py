@@ -87,6 +87,7 @@ def test_changes_of_a_table_that_is_left_out_open_no_session_again_and_again(
     assert isinstance(shop.tick(), dg.RunRequest)
 
 
+@pytest.mark.long
 def test_a_session_gives_way_in_the_middle_of_a_copy_and_the_next_one_goes_on(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def airline(tmp_path: Path) -> Settings:
     )
 
 
+@pytest.mark.long
 def test_an_asset_over_the_mirror_is_backfilled_and_checked(
     airline: Settings, tmp_path: Path
 ) -> None:

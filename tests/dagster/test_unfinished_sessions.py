@@ -112,6 +112,7 @@ def test_the_next_session_goes_on_where_one_was_killed(shop: Shop, step: str, nt
     assert_whole(shop)
 
 
+@pytest.mark.long
 def test_a_session_that_fails_again_and_again_is_not_called_up_to_date(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md")
 SHOWN = [page for page in PAGES if transcripts(page)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", SHOWN, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_commands_print_what_the_page_shows(page: Path) -> None:
     found = transcripts(page)

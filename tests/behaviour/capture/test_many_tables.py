@@ -255,6 +255,7 @@ def _settle(world: PostgresWorld, change: Callable[[], None]) -> None:
     world.htap.sync_now()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "mode"), [("trigger", "temporal"), ("trigger", "destructive"), ("polling", None)]
 )

@@ -115,6 +115,7 @@ def _goes_on(world: World | PostgresWorld) -> None:
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @BOTH_STORAGES
 def test_the_mirror_answers_without_a_sqlite_file(
     make_world: MakeWorld, storage: str | None

@@ -145,6 +145,7 @@ def world(request: pytest.FixtureRequest, make_postgres: Callable[..., PostgresW
     return make_postgres(capture=capture, mode="temporal", tables=tables)
 
 
+@pytest.mark.long
 def test_nothing_is_lost_or_doubled_beside_long_transactions(world: PostgresWorld) -> None:
     _lose(world, 500)
 

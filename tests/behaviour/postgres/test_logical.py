@@ -542,6 +542,7 @@ def test_the_doctor_names_each_obstacle_and_its_cure(make_postgres: MakeWorld) -
     assert "replica identity" in vague.remedy
 
 
+@pytest.mark.long
 def test_a_slot_the_server_gave_up_is_named_and_survived(
     make_postgres: MakeWorld, server: Server
 ) -> None:

@@ -278,6 +278,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("step", "nth"),
     [

@@ -37,6 +37,7 @@ def test_a_name_with_a_dot_needs_no_schema(
     assert world.htap.sync_now().tables["public.a.b"].inserted == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("method", ["trigger", "logical", "polling"])
 def test_a_table_of_that_schema_has_the_name_first(

@@ -108,6 +108,7 @@ def test_cycles_beside_a_long_copy_do_not_decode_all_of_the_log_again(
     assert world.app.execute(SLOTS).fetchall() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_the_sessions_and_the_process_may_end_at_any_turn(make: MakeWorld, mode: str) -> None:
     world = make(mode)

@@ -194,6 +194,7 @@ def test_what_somebody_else_has_by_now_is_neither_forgotten_nor_to_be_deleted(
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "ipc"])
 def test_what_was_cut_off_between_two_tables_is_finished(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, storage: str | None

@@ -107,6 +107,7 @@ def test_a_history_has_all_its_versions_under_the_new_name(make: MakeWorld, way:
     assert "renamed 'a' to 'amount'" in world.htap.schema_log("t")[0].what
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("way", [Way("logical", None), Way("logical", "parquet")], ids=str)

@@ -205,6 +205,7 @@ def test_another_setting_counts_for_the_columns_that_were_kept(make: MakeWorld, 
         world.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("way", SOME, ids=str)
