@@ -689,6 +689,39 @@ def test_a_mirror_built_by_triggers_goes_on_by_polling(make: Make) -> None:
     assert world.htap.sync_now().inserted == 1
 
 
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("deletes", ["disabled", "reconcile", "soft_delete:deleted_at"])
+@pytest.mark.parametrize(
+    ("key", "widened"), [("id", "v, id"), ("v, id", "id")], ids=["widened", "narrowed"]
+)
+def test_a_table_whose_key_gets_other_columns_is_followed(
+    make: Make, mode: str, deletes: str, key: str, widened: str
+) -> None:
+    world = make(mode=mode, deletes=deletes)
+
+    def rebuild(primary_key: str) -> None:
+        columns = "id integer not null, v text not null, updated_at text, deleted_at text"
+        world.run(
+            f"create table built({columns}, primary key ({primary_key}))",
+            "insert into built select * from t",
+            "drop table t",
+            "alter table built rename to t",
+        )
+
+    rebuild(key)
+    put(world, 1, "a")
+    put(world, 2, "b")
+    world.htap.sync_now()
+    rebuild(widened)
+    put(world, 3, "c")
+    assert not world.htap.sync_now().errors
+    put(world, 4, "d")
+    world.close()
+    assert not world.htap.sync_now().errors
+    assert mirrored(world) == {1: "a", 2: "b", 3: "c", 4: "d"}
+    assert world.htap.verify().equal
+
+
 def test_a_table_that_loses_its_timestamp_is_left_out_by_name(make: Make) -> None:
     world = make()
     put(world, 1, "a")

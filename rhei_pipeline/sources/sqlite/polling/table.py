@@ -160,7 +160,10 @@ class SqlitePolledTable:
         if known is None or known.at is None or known.key is None:
             return "true", []
         places, key = decode_key(known.key)
-        names = listed(self.poll.source.schema.primary_key)
+        primary_key = self.poll.source.schema.primary_key
+        if len(key) != len(primary_key):
+            return "false", []  # the table had another key then, so it cannot be compared
+        names = listed(primary_key)
         condition, params = self.poll.at(">=", known.at)
         found = (
             f"exists (select 1 from {self.poll.table}"
