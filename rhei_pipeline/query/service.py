@@ -118,7 +118,7 @@ class QueryService:
         if self._completeness.is_local(sql, self._engines):
             return Route("oltp", _LOCAL, _CURRENT)
         if self._engines.is_sidecar:
-            return Route("olap", ONLY_READ, self._freshness.described(needed))
+            return Route("olap", ONLY_READ, self._described(sql, needed))
         reason = plan.route.reason
         if plan.route.engine == "olap" and not plan.history:
             doubt = self._doubt(plan)
@@ -131,7 +131,13 @@ class QueryService:
             refuse_source(plan, reason)
             return Route("oltp", reason, _CURRENT)
         _, side = self._chosen(plan, results.bound(plan, params))
-        return replace(side, freshness=self._freshness.described(needed))
+        return replace(side, freshness=self._described(sql, needed))
+
+    def _described(self, sql: str, needed: int) -> str:
+        """Return how new an answer of the mirror would be."""
+        for name, since in self._completeness.not_followed(sql).items():
+            return f"table {name!r} is not followed since {since.isoformat()}"
+        return self._freshness.described(needed)
 
     def ask(
         self,

@@ -33,6 +33,7 @@ def test_an_answer_from_a_table_that_is_left_out_is_never_called_fresh(
         left_out.htap.query(PRESENT, hint=hint, max_staleness=0)
     with pytest.raises(QueryError, match="older than the query allows"):
         left_out.htap.query(PRESENT, hint=hint, after=written)
+    assert "'t' is not followed since" in str(left_out.htap.explain_route(PRESENT).freshness)
     found = left_out.htap.query(PRESENT, hint=hint)
     assert found["s"].to_pylist() == [1]
     assert list(json.loads(found.schema.metadata[b"rhei.not_followed"])) == ["t"]

@@ -520,7 +520,13 @@ def test_a_sidecar_refuses_writes_and_reads_the_mirror(make: Make) -> None:
         with pytest.raises(QueryError, match="source is read-only"):
             write()
     put(world, 2, "b")
-    assert world.htap.query("select count(*) as n from t").to_pylist() == [{"n": 1}]
+    read = "select count(*) as n from t"
+    assert world.htap.query(read).to_pylist() == [{"n": 1}]
+    assert "as of a sync" in str(world.htap.explain_route(read).freshness)
+    world.run("alter table t rename to other")
+    assert world.htap.sync_now().errors.keys() == {"t"}
+    assert "'t' is not followed since" in str(world.htap.explain_route(read).freshness)
+    assert world.htap.query(read).to_pylist() == [{"n": 1}]
 
 
 def test_a_local_database_stands_beside_the_source(tmp_path: Path) -> None:
