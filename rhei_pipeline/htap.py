@@ -357,6 +357,7 @@ class HTAP(Closing):
                 this machine alone, until this is closed; 0 chooses any free port.
         """
         access = self._access
+        access.refuse_closed()
         if metrics_port is not None and self.monitoring is None:
             self.monitoring = _monitoring(self, metrics_port)
         if self._background is None or not self._background.running:

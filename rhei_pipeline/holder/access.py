@@ -183,7 +183,7 @@ class Access:
         with ExitStack() as lent:
             while True:
                 with suppress(MirrorBusyError), self._moving:
-                    self._refuse_closed()
+                    self.refuse_closed()
                     mirror = lent.enter_context(self._lender.lent(fault))
                     break
                 if self._held is not None:
@@ -247,7 +247,7 @@ class Access:
         try:
             return self.answer_here(work)
         except StoodAsideError:
-            self._refuse_closed()
+            self.refuse_closed()
         waiting = self._waiting()
         if self._lock is None:
             self._take(waiting)
@@ -298,6 +298,7 @@ class Access:
     def watch(self, on_sync: OnSync, on_query: OnQuery) -> None:
         """Call `on_sync` with each sync's report, `on_query` with each query's side and seconds."""
         with self._moving:
+            self.refuse_closed()
             self._watchers.append((on_sync, on_query))
             if self._held is not None:
                 self._held.watch(on_sync, on_query)
@@ -310,7 +311,7 @@ class Access:
             StoodAsideError: Another process holds the mirror.
             MirrorError: It is closed.
         """
-        self._refuse_closed()
+        self.refuse_closed()
         if self._held is None:
             raise StoodAsideError
         return self._held
@@ -318,7 +319,7 @@ class Access:
     @property
     def holds(self) -> bool:
         """Whether this process holds the mirror."""
-        return self._held is not None
+        return self._held is not None and not self._is_closed
 
     def close(self) -> None:
         """Close everything; safe to repeat."""
@@ -412,7 +413,7 @@ class Access:
         """Return the answer of the process that holds the mirror; if none does, hold it."""
         waiting = self._waiting()
         while True:
-            self._refuse_closed()
+            self.refuse_closed()
             holder = self._found(waiting)
             if holder is not None:
                 try:
@@ -604,7 +605,7 @@ class Access:
 
     def _own_database(self) -> Database | None:
         with self._moving:
-            self._refuse_closed()
+            self.refuse_closed()
             if not self._has_own:
                 self._source = database = open_database(self._settings)
                 self._own.callback(database.close)
@@ -621,7 +622,8 @@ class Access:
 
         return Waiting(self._name, self._settings.mirror.lock_timeout_seconds, who)
 
-    def _refuse_closed(self) -> None:
+    def refuse_closed(self) -> None:
+        """Raise an error once it is closed."""
         if self._is_closed:
             raise mirror_closed()
 

@@ -565,8 +565,13 @@ def test_a_closed_object_says_so_and_a_notebook_shows_one_line(world: World) -> 
         htap.sync_now,
         lambda: htap.verify("orders"),
         lambda: htap.repair("orders"),
+        htap.start_sync,
+        lambda: htap.start_sync(0.1, metrics_port=0),
+        lambda: htap.watch(print, print),
     ):
         with pytest.raises(MirrorError, match=r"closed \(open it again") as raised:
             call()
     assert raised.value._render_traceback_() == [f"MirrorError: {raised.value}"]
+    assert not htap.holds
+    assert htap.monitoring is None
     assert world.app.execute("select count(*) from orders").fetchone() == (3,)
