@@ -24,19 +24,21 @@ class Pending:
     """What a sync would do with a table.
 
     Attributes:
-        work: What: copy, apply changes, nothing; or that it is left out.
-        events: Changes that would be applied.
+        work: What: copy, apply changes, nothing; or that it is left out, or that nobody knows.
+        events: Changes that would be applied; None where nobody can count them.
         rows: Rows that would be copied; None where none are, or only the copy will count them.
         about_seconds: Roughly how long that takes; None where that is not known.
         error: Why it is left out.
+        reason: Why nobody knows, and what the next sync does.
     """
 
     table: str
     work: str
-    events: int = 0
+    events: int | None = 0
     rows: int | None = None
     about_seconds: int | None = None
     error: str | None = None
+    reason: str | None = None
 
 
 def is_new(settings: "Settings") -> bool:
@@ -93,7 +95,9 @@ def pending(htap: "HTAP") -> Iterator[Pending]:
 
 
 def _changes(name: str, status: "TableStatus") -> Pending:
-    events = status.lag_events or 0
+    events = status.lag_events
+    if events is None:
+        return Pending(name, "not known", events, reason=status.doubt)
     work = "apply changes" if events else "nothing"
     return Pending(name, work, events, about_seconds=math.ceil(events / _EVENTS_EACH_SECOND))
 

@@ -93,6 +93,9 @@ def _show_pending(config: Path, table: str | None, *, as_json: bool) -> None:
     columns = ("table", "work", "events", "rows", "about_seconds")
     rare = ("events", "rows", "about_seconds")
     show({"pending": rows}, rows, columns, as_json=as_json, rare=rare)
+    for each in found:
+        if each.reason is not None:
+            print_note(f"table {each.table!r}: {each.reason}")
     errors = {each.table: each.error for each in found if each.error is not None}
     name_errors(errors)
     exit_if(bool(errors), LEFT_OUT)

@@ -334,6 +334,28 @@ def test_a_dry_run_says_what_is_pending_and_changes_nothing(project: Path, world
     assert "apply changes" in done("sync", "--dry-run", "--table", "orders")
 
 
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("alter table orders add column priority int default 3", "its columns have changed"),
+        ("drop table _rhei_log_orders", "no longer tells what changed"),
+    ],
+)
+def test_a_dry_run_does_not_say_that_nothing_is_pending_where_nobody_knows(
+    project: Path, world: World, statement: str, why: str
+) -> None:
+    done("sync")
+    world.run("update orders set status = 'sent' where id < 3", statement)
+    answer = rhei("sync", "--dry-run", "--json")
+    (found,) = json.loads(answer.stdout)["pending"]
+    assert (found["work"], found["events"]) == ("not known", None)
+    assert why in found["reason"]
+    assert why in " ".join(answer.stderr.split())
+    assert "not known" in done("sync", "--dry-run")
+    done("sync")
+    assert "nothing" in done("sync", "--dry-run")
+
+
 @pytest.mark.long
 def test_a_dry_run_says_what_would_be_left_out(project: Path, world: World) -> None:
     world.run("create table other(id integer primary key)", "insert into other values (1)")
