@@ -20,6 +20,10 @@ _BEGIN, _ORIGIN, _RELATION, _TRUNCATE = b"BORT"
 _INSERT, _UPDATE, _DELETE = b"IUD"
 _NEW = ord("N")
 _UNCHANGED, _TEXT = b"ut"
+#: Replica identities by a key: the primary one, or that of an index.
+_BY_KEY = b"di"
+#: The flag of a column that belongs to it.
+_OF_KEY = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +32,14 @@ class LoggedRelation:
 
     Attributes:
         types: The oids of the columns' types.
+        key: The columns that name a row in its messages; none where the table had no key. None:
+            its whole rows do, or nothing does.
     """
 
     oid: int
     columns: tuple[str, ...]
     types: tuple[int, ...]
+    key: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -281,15 +288,18 @@ def _relation(buffer: bytes, place: int) -> LoggedRelation:
     oid = int.from_bytes(buffer[place + 1 : place + 5], "big")
     place = buffer.index(b"\0", place + 5) + 1  # behind the namespace
     place = buffer.index(b"\0", place) + 2  # behind the name and the replica identity
+    is_named = buffer[place - 1] in _BY_KEY
     count = int.from_bytes(buffer[place : place + 2], "big")
     place += 2
-    columns, types = [], []
+    columns, types, key = [], [], []
     for _ in range(count):
         end = buffer.index(b"\0", place + 1)
         columns.append(buffer[place + 1 : end].decode())
+        if buffer[place] & _OF_KEY:
+            key.append(columns[-1])
         types.append(int.from_bytes(buffer[end + 1 : end + 5], "big"))
         place = end + 9  # behind type and modifier
-    return LoggedRelation(oid, tuple(columns), tuple(types))
+    return LoggedRelation(oid, tuple(columns), tuple(types), tuple(key) if is_named else None)
 
 
 def _truncated(buffer: bytes, place: int) -> list[int]:

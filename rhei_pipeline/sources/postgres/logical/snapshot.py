@@ -77,18 +77,20 @@ class LogicalSnapshot(TableReads):
         memory: What is known of positions.
         look: Returns what a snapshot of the rows sees now.
         wait_for_writers: Waits for running transactions; returns the log's end before that.
+        key_at: Returns the key of a table at a version of the schema; empty where it is gone.
         view: Reads rows; changes that it does not see are left out.
     """
 
     shares_log = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  (what it reads, and what it asks for)
         self,
         read: ReadLog,
         moment: LogMoment,
         memory: LogMemory,
         look: Callable[[], Visible],
         wait_for_writers: Callable[[], int],
+        key_at: Callable[[str, int], frozenset[str]],
         view: RowView | None = None,
     ) -> None:
         self._read = read
@@ -105,6 +107,9 @@ class LogicalSnapshot(TableReads):
         self._silent = moment.silent
         self._columns = moment.columns
         self._wait_for_writers = wait_for_writers
+        self._key_at = key_at
+        #: Behind which position a table is read.
+        self._after: dict[str, Position] = {}
         self._view = view
         #: What was read of our slot, and of the one that has the newest part.
         self._spool: Spool | None = None
@@ -121,18 +126,26 @@ class LogicalSnapshot(TableReads):
         return self._spool is not None and self._spool.is_empty
 
     def head(self, table: Table) -> Position:
-        """Return the end of what is read: before the first commit that is not seen."""
+        """Return the end of what is read: before the first commit that is not seen.
+
+        Of a table in its shape of before: where it got another key.
+        """
         self._loaded()
         found = self._heads.get(table.name)
         if found is None:
-            place = self._place_at(table, self._head, self._last_before_head(table))
+            after, end = self._after.get(table.name), None
+            if after is not None:
+                end = self._other_key_from(table, self._runs(after))
+            end = self._head if end is None else end
+            place = self._place_at(table, end, self._last_before(table, end))
             found = self._heads[table.name] = self._memory.position(table.name, place)
         return found
 
     def origin(self, table: Table) -> Position:
         """Wait for the running transactions; return the log's end before that."""
         self._loaded()
-        found = self._place_at(table, self._wait_for_writers(), self._last_before_head(table))
+        last = self._last_before(table, self._head)
+        found = self._place_at(table, self._wait_for_writers(), last)
         return replace(found, known=self._head).position()
 
     def _place(self, position: Position) -> LogPosition:
@@ -146,11 +159,11 @@ class LogicalSnapshot(TableReads):
         base = self._memory.bases.get(table.name, 0)
         return LogPosition(lsn, self._relation(table), base, last)
 
-    def _last_before_head(self, table: Table) -> TableCommit | None:
-        """Return a table's last commit before the head; what was read may begin behind it."""
+    def _last_before(self, table: Table, end: int) -> TableCommit | None:
+        """Return a table's last commit before a place; what was read may begin behind it."""
         oid, lasts = _relation_of(self._relation(table), self._server), self._lasts
         for spool in filter(None, (self._newest, self._spool)):
-            found = spool.last_commit(oid, 0, self._head)
+            found = spool.last_commit(oid, 0, end)
             if found != NO_COMMIT:
                 return found
         is_all_read = self._spool is not None and self._slot is not None
@@ -177,6 +190,7 @@ class LogicalSnapshot(TableReads):
         if not is_held or not self._is_of_this_log(table, position, place):
             return False
         self._heads.pop(table.name, None)  # it stands upon what is proved
+        self._after[table.name] = position
         self._memory.bases[table.name] = place.base
         if place.last is not None:
             self._lasts[table.name] = place.last
@@ -205,19 +219,19 @@ class LogicalSnapshot(TableReads):
         """Return whether the server keeps much of its log for this position alone."""
         return self._end - self._place(position).lsn > RETAINED_BYTES
 
-    def pending(self, _table: Table, after: Position) -> int:
+    def pending(self, table: Table, after: Position) -> int:
         """Count the changes after the position."""
-        return sum(len(run.order) for _, run in self._runs(after))
+        return sum(len(run.order) for _, run in self._runs_of(table, after))
 
-    def oldest_pending(self, _table: Table, after: Position) -> datetime | None:
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
         """Return when the first change after the position was committed."""
-        found = [int(run.committed_at.min()) for _, run in self._runs(after)]
+        found = [int(run.committed_at.min()) for _, run in self._runs_of(table, after)]
         return instant(min(found)) if found else None
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Yield every change, in commit order."""
         schema = table.schema
-        for chunk, logged in self._runs(after):
+        for chunk, logged in self._runs_of(table, after):
             run = self._by_places(table, logged)
             for start in range(0, len(run.order), limit):
                 part = run.take(np.arange(start, min(start + limit, len(run.order))))
@@ -237,6 +251,32 @@ class LogicalSnapshot(TableReads):
         if not {*table.schema.names} <= {*own} or len(own) != len(run.relation.columns):
             return run
         return replace(run, relation=replace(run.relation, columns=own))
+
+    def _runs_of(self, table: Table, after: Position) -> Sequence[tuple[Chunk, pgoutput.Run]]:
+        """Return a table's changes behind a position, up to where it got another key."""
+        runs = self._runs(after)
+        end = self._other_key_from(table, runs)
+        if end is None:
+            return runs
+        parts = [(chunk, run.take(np.flatnonzero(run.lsn < end))) for chunk, run in runs]
+        return [(chunk, part) for chunk, part in parts if len(part.order)]
+
+    def _other_key_from(
+        self, table: Table, runs: Sequence[tuple[Chunk, pgoutput.Run]]
+    ) -> int | None:
+        """Return where a table's rows begin to have another key than the one it is read by.
+
+        None: all of them can be read by that. Two rows of the new key may be one of the old.
+        """
+        key = frozenset(table.schema.primary_key)
+        doubtful = [
+            run for _, run in runs if run.relation.key is None or {*run.relation.key} != key
+        ]
+        now = self._key_at(table.name, self.schema_version) if doubtful else key
+        if now in {key, frozenset[str]()}:
+            return None
+        others = [int(run.lsn[0]) for run in doubtful if _may_have(run.relation, now)]
+        return min(others, default=None)
 
     def _runs(self, after: Position) -> Sequence[tuple[Chunk, pgoutput.Run]]:
         """Return a table's changes behind a position; a cycle asks for them several times."""
@@ -424,6 +464,11 @@ class _Rows:
             array, _ = admit_text(self._read(became.but(~live | self._moved[rows], was)), column)
             columns.append(array)
         return pa.table(columns, list(self._schema.primary_key))
+
+
+def _may_have(relation: pgoutput.LoggedRelation, key: frozenset[str]) -> bool:
+    """Return whether rows may have been logged under a key; a full identity does not tell."""
+    return relation.key is not None or key <= {*relation.columns}
 
 
 @lru_cache(_REMEMBERED)

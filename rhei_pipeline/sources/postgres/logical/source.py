@@ -168,6 +168,7 @@ class LogicalSource:
         self._ahead: _ReadAhead | None = None
         self._installed: dict[str, PostgresTable] = {}
         self._renamed: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self._keys: dict[str, tuple[int | None, frozenset[str]]] = {}
         self._advanced = self._noted = 0
         self._copy_start = CopyStart()
         self._may_note = True
@@ -385,6 +386,7 @@ class LogicalSource:
                 self._positions,
                 self._visible,
                 self._wait_for_writers,
+                self._key_at,
                 view,
             )
             stack.callback(snapshot.close)
@@ -578,6 +580,18 @@ class LogicalSource:
         self._sessions.close()
         if self._reader is not None:
             self._reader.close()
+
+    def _key_at(self, name: str, version: int) -> frozenset[str]:
+        """Return a table's key; read once for each version of the schema."""
+        read_at, key = self._keys.get(name, (None, frozenset[str]()))
+        if read_at == version:
+            return key
+        try:
+            key = frozenset(self._table(name).schema.primary_key)
+        except SchemaError:
+            key = frozenset()
+        self._keys[name] = version, key
+        return key
 
     def _table(self, name: str) -> PostgresTable:
         options = self._options.get(_plain(name), TableOptions())
