@@ -219,6 +219,44 @@ def test_a_replayed_dead_letter_is_read_again(make_world: MakeWorld) -> None:
 
 
 @BOTH_MODES
+@pytest.mark.parametrize(
+    ("method", "buffered"), [("trigger", False), ("trigger", True), ("polling", False)]
+)
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("text", "cast(x'ff41' as text), x'ff42', cast(x'ff43' as text), x'ff43', 'a'"),
+        ("decimal(10, 2)", "1.50, 2"),
+    ],
+)
+def test_letters_stay_as_they_are_where_a_replay_finds_their_rows_as_they_were(
+    make_world: MakeWorld, mode: str, method: str, kind: str, keys: str, *, buffered: bool
+) -> None:
+    values = [f"({key}, 1, cast(x'ff' as text))" for key in keys.split(", ")]
+    polling = {"updated_at": "u", "deletes": "disabled"} if method == "polling" else None
+    world = make_world(
+        mode=mode,
+        method=method,
+        buffered=buffered,
+        tables=[{"name": "t", **({"polling": polling} if polling else {})}],
+    )
+    world.run(f"create table t(id {kind} primary key, u integer, v text)")
+    world.run(f"insert into t values {', '.join(values)}")
+
+    def letters() -> list[tuple[str, str]]:
+        found = world.htap.dead_letters().to_pylist()
+        return sorted((letter["key"], letter["column_name"]) for letter in found)
+
+    world.htap.sync_now()
+    before = letters()
+    world.htap.replay_dead_letters()
+    assert letters() == before
+    world.run("delete from t")
+    world.htap.replay_dead_letters()
+    assert letters() == []
+
+
+@BOTH_MODES
 def test_a_column_of_no_declared_type_keeps_its_type_and_names_what_does_not_fit(
     make_world: MakeWorld, mode: str
 ) -> None:

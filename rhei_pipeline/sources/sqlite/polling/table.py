@@ -22,9 +22,10 @@ from rhei_pipeline.sources.sqlite.admission import Admission, Values, key_first
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
 from rhei_pipeline.sources.sqlite.cursors import RowCursor, Take, fetch, size_of
 from rhei_pipeline.sources.sqlite.event_rows import event_batches
+from rhei_pipeline.sources.sqlite.given_keys import stored_keys
 from rhei_pipeline.sources.sqlite.rows import SqliteRowReader
 from rhei_pipeline.sources.sqlite.types import admit_column, decode_key
-from rhei_pipeline.sql.text import listed, quote
+from rhei_pipeline.sql.text import conjunction, listed, quote
 
 _SECOND = 1_000_000
 #: SQLite's clock shows milliseconds.
@@ -228,13 +229,13 @@ class SqlitePolledTable:
         return next(fetch(self._connection, sql, (), 1))[0][0]
 
     def _rows_of(self, keys: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        schema, select = self.poll.source.schema, self.poll.select
-        nullable = self.poll.source.nullable_key
-        condition = " and ".join(
-            f"{quote(name)} {'is' if name in nullable else '='} ?" for name in schema.primary_key
-        )
-        missing = len(schema.value_columns)
-        for values in keys:
+        source, select = self.poll.source, self.poll.select
+        missing, names = len(source.schema.value_columns), source.schema.primary_key
+        for parts, values in stored_keys(self._connection, source, keys):
+            condition = conjunction(
+                f"{quote(name)} {'is' if name in source.nullable_key else '='} {part}"
+                for name, part in zip(names, parts, strict=True)
+            )
             rows = next(fetch(self._connection, f"{select} where {condition}", values, 1), [])
             yield rows[0] if rows else (0, None, *values, *([None] * missing))
 

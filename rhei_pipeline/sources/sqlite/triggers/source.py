@@ -31,6 +31,7 @@ from rhei_pipeline.sources.sqlite.catalog import (
 )
 from rhei_pipeline.sources.sqlite.column_identities import has_identities, kept_by_identity
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.given_keys import stored_keys
 from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
 from rhei_pipeline.sources.sqlite.triggers import (
     capture_format,
@@ -412,18 +413,10 @@ class SqliteTriggerSource:
             source = self._table(table.name)
             log = log_chain.current_log(self._connection, table.name)
             source = shared_log.logged_as(source, log)
-        into, places = quote(log_table(table.name)), key_places(source.schema)
-        marks = ", ".join("?" for _ in places)
-        statements = [f"insert into {into}(at, {', '.join(places)}) values({CLOCK}, {marks})"]
-        if table.mode is Mode.TEMPORAL:
-            parts = [f"?{number}" for number, _ in enumerate(places, 1)]
-            statements = image_inserts(source, parts)
-            if source.nullable_key:
-                statements.append(keyless_insert(source, parts))
         with self._writing():
-            for key in keys:
-                for statement in statements:
-                    self._connection.execute(statement, key)
+            for parts, values in stored_keys(self._connection, source, keys):
+                for statement in _logging(source, table.mode, parts):
+                    self._connection.execute(statement, values)
 
     def forget_mirror(self) -> None:
         """Delete the source's records of this mirror."""
@@ -564,6 +557,15 @@ def _connected(database: SqliteDatabase) -> sqlite3.Connection:
         if connection.execute("pragma journal_mode").fetchone()[0] != "wal":
             connection.execute("pragma journal_mode = wal")
     return connection
+
+
+def _logging(source: SqliteTable, mode: Mode, key: Sequence[str]) -> list[str]:
+    """Write the statements that log a key, the SQL of whose parts is given, as changed."""
+    if mode is not Mode.TEMPORAL:
+        into, places = quote(log_table(source.schema.name)), ", ".join(key_places(source.schema))
+        return [f"insert into {into}(at, {places}) values({CLOCK}, {', '.join(key)})"]
+    statements = image_inserts(source, key)
+    return [*statements, keyless_insert(source, key)] if source.nullable_key else statements
 
 
 def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:
