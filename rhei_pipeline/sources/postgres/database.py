@@ -47,7 +47,7 @@ from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.identity import identity
 from rhei_pipeline.sources.postgres.query import Reader, returned
 from rhei_pipeline.sources.postgres.read_sessions import ReadSessions
-from rhei_pipeline.sources.postgres.refusals import DENIED, FULL, Refusals
+from rhei_pipeline.sources.postgres.refusals import DENIED, FULL, WAYS_IN, Refusals
 from rhei_pipeline.sources.postgres.semantics import finds_public, meaning
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 from rhei_pipeline.sources.postgres.versions import Since, has, refuse_older
@@ -62,6 +62,8 @@ _SESSION_WORDS = {"set", "reset", "discard", "listen", "unlisten", "prepare", "d
 #: Statements that write rows, and set nothing for a session.
 _ROW_WORDS = {"insert", "update", "delete", "merge"}
 _RETRIES = 5
+#: How a line begins that goes on with what the one before it says, in every language.
+_DETAIL = re.compile(r"\S+\s?:\s\s")
 #: What a server or pooler says that has no connection free for a user, a database, or at all.
 _FULL = ("too many connections", "too many clients", "remaining connection slots")
 #: Classes of errors that the driver counts as trouble of the connection, which stands: what the
@@ -226,15 +228,21 @@ class PostgresDatabase:
         deadline = time.monotonic() + self._connect_timeout
         for _ in range(_RETRIES):
             try:
-                return connect()
+                with self._named(dsn):
+                    return connect()
             except psycopg.OperationalError as error:
-                self._refusals.name(error, dsn, self._connect_timeout)
                 if _is_refusal(error) or time.monotonic() + wait > deadline:
                     raise
             time.sleep(wait)
             wait *= 2
-        try:
+        with self._named(dsn):
             return connect()
+
+    @contextmanager
+    def _named(self, dsn: str) -> Iterator[None]:
+        """Give the error of a connection that is refused the server's code."""
+        try:
+            yield
         except psycopg.OperationalError as error:
             self._refusals.name(error, dsn, self._connect_timeout)
             raise
@@ -343,7 +351,9 @@ class PostgresDatabase:
 
     def default_zone(self) -> str:
         """Return the time zone of a session that sets none."""
-        with self.translated(), psycopg.connect(self._dsn, autocommit=True) as connection:
+        with self.translated(), self._named(self._dsn):
+            opened = psycopg.connect(self._dsn, autocommit=True)
+        with self.translated(), opened as connection:
             return str(connection.execute("show timezone").fetchone()[0])  # type: ignore[index]
 
     def meanings(
@@ -427,7 +437,8 @@ class PostgresDatabase:
     def _none_free(self) -> RheiError:
         """Return why a pool gave no connection, which by itself does not say it."""
         try:
-            psycopg.connect(self._dsn, **self._how).close()
+            with self._named(self._dsn):
+                psycopg.connect(self._dsn, **self._how).close()
         except psycopg.OperationalError as error:
             return translate(error)
         return SourceBusyError(
@@ -574,7 +585,7 @@ def _connection_error(error: psycopg.OperationalError) -> RheiError:
     if _is_refusal(error):
         return SourceError(
             f"the source refuses the connection: {_last_line(error)}",
-            hint="correct source.dsn, its user or its password",
+            hint=WAYS_IN.get(error.sqlstate or "", "correct source.dsn, its user or its password"),
         )
     return SourceUnreachableError(
         f"the source cannot be reached: {_last_line(error)}",
@@ -583,6 +594,7 @@ def _connection_error(error: psycopg.OperationalError) -> RheiError:
 
 
 def _last_line(error: psycopg.Error) -> str:
-    # Those that begin with a tab say what the one before them may mean.
+    # Those that begin with a tab say what the one before them may mean, and so do details.
     lines = [line for line in str(error).strip().splitlines() if line[:1] != "\t"]
-    return lines[-1] if lines else type(error).__name__
+    told = [line for line in lines if not _DETAIL.match(line)] or lines
+    return told[-1] if told else type(error).__name__

@@ -18,6 +18,13 @@ FULL = "53300"
 #: No such role, or it may not connect, maybe to this database alone; a wrong password; no such
 #: database.
 DENIED = frozenset({"28000", "28P01", "3D000", "42501"})
+#: What lets the user in, where it is no matter of the settings alone.
+WAYS_IN = {
+    "28000": "correct the user of source.dsn; or let it in: 'alter role ... login', and an entry of"
+    " the server's pg_hba.conf that fits",
+    "42501": "correct the database or the user of source.dsn, or let it in: 'grant connect on"
+    " database ... to ...'",
+}
 #: Between a message's severity and its words, in every language.
 _ANSWERED = ":  "
 _CODE = re.compile(rb'\tErrorResponse\t.*? C "(\w{5})"')

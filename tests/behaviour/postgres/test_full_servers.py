@@ -4,7 +4,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
@@ -143,6 +143,62 @@ def test_what_a_server_refuses_is_known_whatever_its_language(
             PostgresDatabase(dsn)
         assert type(met.value) is kind
         assert len(asked) == tries
+
+
+@pytest.mark.parametrize(
+    ("shut", "opened", "kind", "told", "way"),
+    [
+        (
+            "alter role {role} nologin",
+            "alter role {role} login",
+            SourceError,
+            "not permitted to log in",
+            "'alter role ... login'",
+        ),
+        (
+            "alter role {role} connection limit 0",
+            "alter role {role} connection limit 5",
+            SourceFullError,
+            "too many connections for role",
+            "'alter role ... connection limit'",
+        ),
+        (
+            "revoke connect on database {name} from public",
+            "grant connect on database {name} to public",
+            SourceError,
+            "permission denied for database",
+            "'grant connect on database ... to ...'",
+        ),
+    ],
+)
+def test_a_query_tells_why_its_user_is_shut_out_since_the_process_began(
+    few: Callable[..., PostgresWorld],
+    shut: str,
+    opened: str,
+    kind: type[RheiError],
+    told: str,
+    way: str,
+) -> None:
+    world = few(5, "trigger")
+    how = {"role": ROLE, "name": world.app.info.dbname}
+    dsn = psycopg.conninfo.make_conninfo(world.dsn, user=ROLE)
+    with closing(PostgresDatabase(dsn, connect_timeout_seconds=2)) as source:
+        source.query("select 1", ())
+        world.run(shut.format(**how))
+        world.run(
+            f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = '{ROLE}'"
+        )
+        for ask in (
+            lambda: source.query("select 1", ()),
+            lambda: source.execute("update t set v = v"),
+            source.default_zone,
+        ):
+            with pytest.raises(kind, match=told) as met:
+                ask()
+            assert type(met.value) is kind
+            assert way in str(met.value.hint)
+        world.run(opened.format(**how))
+        assert source.query("select 1 as one", ()).to_pylist() == [{"one": 1}]
 
 
 @pytest.mark.parametrize(
