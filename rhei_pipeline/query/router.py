@@ -19,6 +19,7 @@ from rhei_pipeline.query.translation.parsing import Parsed, numbered, parse
 from rhei_pipeline.query.translation.placeholders import parameter_types
 from rhei_pipeline.query.translation.queries import Query, outputs_alone, translate
 from rhei_pipeline.query.translation.scope import TranslationContext
+from rhei_pipeline.sql.placeholders import judged_form
 from rhei_pipeline.sql.read_only import WRITING, statement_tokens, way_out
 
 Side = Literal["oltp", "olap", "cluster"]
@@ -245,6 +246,8 @@ def tables_read(sql: str, dialect: str) -> frozenset[str]:
     Empty if it cannot be parsed.
     """
     try:
+        if dialect != "sqlite":  # which has no text between dollars
+            sql = judged_form(sql)
         parsed = sqlglot.parse_one(sql, dialect="duckdb" if dialect == "datafusion" else dialect)
     except Exception:  # noqa: BLE001  (see `plan`)
         return frozenset()

@@ -17,6 +17,7 @@ from sqlglot.errors import SqlglotError
 from sqlglot.tokenizer_core import Token, TokenType
 
 from rhei_pipeline.errors import QueryError
+from rhei_pipeline.sql.placeholders import judged_form
 
 #: How many texts are remembered as harmless; an application repeats its few.
 _REMEMBERED = 1024
@@ -172,7 +173,7 @@ def _calls_unknown(sql: str, dialect: str) -> bool:
     if dialect == "sqlite":
         return False  # none of its functions writes
     try:
-        parsed = sqlglot.parse_one(sql, dialect=_read_as(dialect))
+        parsed = sqlglot.parse_one(_plain(sql, dialect), dialect=_read_as(dialect))
     except SqlglotError:
         return True
     return parsed.find(exp.Anonymous) is not None
@@ -185,7 +186,7 @@ def statement_tokens(sql: str, dialect: str) -> list[Token]:
         QueryError: It is no statement, or more than one, or cannot be read as tokens.
     """
     try:
-        tokens = sqlglot.tokenize(sql, dialect=_read_as(dialect))
+        tokens = sqlglot.tokenize(_plain(sql, dialect), dialect=_read_as(dialect))
     except SqlglotError as error:
         raise QueryError(
             "the statement cannot be parsed: a quote or comment is not closed", hint="close it"
@@ -205,6 +206,10 @@ def statement_tokens(sql: str, dialect: str) -> list[Token]:
 def _read_as(dialect: str) -> str:
     # sqlglot has no DataFusion; its SQL is closest to PostgreSQL's.
     return "postgres" if dialect == "datafusion" else dialect
+
+
+def _plain(sql: str, dialect: str) -> str:
+    return judged_form(sql) if dialect == "datafusion" else sql
 
 
 def explained(sql: str, dialect: str) -> str | None:
@@ -308,7 +313,7 @@ def _file_names(sql: str) -> frozenset[str]:
     if inner is not None:
         return _file_names(inner)
     try:
-        parsed = sqlglot.parse_one(sql, dialect=_read_as("datafusion"))
+        parsed = sqlglot.parse_one(judged_form(sql), dialect=_read_as("datafusion"))
     except RecursionError:
         raise too_deep() from None
     except SqlglotError:

@@ -5,6 +5,7 @@ from sqlglot.tokenizer_core import Token
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.sql import read_only
+from rhei_pipeline.sql.placeholders import judged_form, numbered_placeholders
 from rhei_pipeline.sql.read_only import refuse_files, refuse_writing, returns_nothing
 
 READS = [
@@ -14,6 +15,7 @@ READS = [
     ("sqlite", "pragma table_info(t)"),
     ("sqlite", "explain query plan select 1"),
     ("datafusion", "select 1"),
+    ("datafusion", "select $1+$2, f($1,$a,$b), $t$copy '$t$ || $$'$$"),
 ]
 REFUSED = [
     ("sqlite", "insert into t values (1)", "INSERT"),
@@ -35,6 +37,8 @@ REFUSED = [
     ("datafusion", "create external table t stored as csv location 'x'", "CREATE"),
     ("datafusion", "copy t to 'x'", "COPY"),
     ("datafusion", "insert into t values (1)", "INSERT"),
+    ("datafusion", "select $1$ ' $1$, glob(1), $1$ ' $1$", "glob"),
+    ("datafusion", "select $t$x$t$ || 'open", "quote"),
 ]
 
 
@@ -108,3 +112,40 @@ def test_a_word_that_is_like_no_other_keeps_its_way_out(word: str) -> None:
     with pytest.raises(QueryError) as refused:
         refuse_writing(f"{word} t", "postgres")
     assert "did you mean" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("sql", "judged"),
+    [
+        ("select $1+$2", "select  null + null "),
+        ("select $t$a'$1$t$||$$b$$, $1,$a_1", "select 'a''$1'||'b',  null , null "),
+        ("select a$1, x.b$c$d from t", "select a$1, x.b$c$d from t"),
+        (
+            "select '$1', \"$2\", `$3`, 'it''s $4', $5",
+            "select '$1', \"$2\", `$3`, 'it''s $4',  null ",
+        ),
+        ("select E'\\'$1' || $1", "select E'\\'$1' ||  null "),
+        ("select 1 -- $1,\n, $2", "select 1 -- $1,\n,  null "),
+        ("select /* '/* $1 */ $$ */ $2", "select /* '/* $1 */ $$ */  null "),
+        ("select /* $1", "select /* $1"),
+        ("select $", "select $"),
+    ],
+)
+def test_texts_between_dollars_and_placeholders_are_told_apart(sql: str, judged: str) -> None:
+    assert judged_form(sql) == judged
+
+
+@pytest.mark.parametrize(
+    ("sql", "numbered"),
+    [
+        ("select ?+?, ?::int, ?", "select $1+$2, $3::int, $4"),
+        ("select ?2, ?1, $3", "select $2, $1, $3"),
+        ("explain select ? /* ? */, '?', $a$ ? $a$, \"?\" -- ?", None),
+        ("select $1,$2", "select $1,$2"),
+    ],
+)
+def test_placeholders_are_numbered_outside_texts_and_comments(
+    sql: str, numbered: str | None
+) -> None:
+    first = sql.replace("?", "$1", 1)
+    assert numbered_placeholders(sql) == (first if numbered is None else numbered)

@@ -9,7 +9,7 @@ import pytest
 
 from rhei_pipeline.model.schema import Column, Mode, TableSchema
 from rhei_pipeline.model.semantics import Kind, MirroredTable
-from rhei_pipeline.query.router import Plan, Router, plan
+from rhei_pipeline.query.router import Plan, Router, plan, tables_read
 from rhei_pipeline.query.translation.meaning import Catalog
 
 ORDERS = TableSchema(
@@ -266,6 +266,13 @@ def test_parameters_may_be_numbered() -> None:
     assert found.query.sql.index("$p2") < found.query.sql.index("$p1")
     unused = plan("select count(*) from orders where id = ?", [1, 2], SQLITE)
     assert (unused.route.engine, unused.query) == ("oltp", None)
+
+
+def test_parameters_of_postgres_may_stand_side_by_side() -> None:
+    sql = "select count(*) from orders where id in (%s,%s) or id = %s+%s"
+    assert plan(sql, [1, 2, 3, 4], POSTGRES).route.engine == "olap"
+    found = tables_read("select 1 from orders where id in ($1,$2)", "postgres")
+    assert found == {"orders", "public.orders"}
 
 
 def test_what_asks_for_history_goes_to_the_mirror_as_it_is() -> None:

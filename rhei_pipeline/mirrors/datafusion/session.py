@@ -29,7 +29,6 @@ from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredT
 from rhei_pipeline.mirrors.datafusion.parameters import (
     Params,
     named_values,
-    numbered_placeholders,
     refuse_surplus,
 )
 from rhei_pipeline.mirrors.datafusion.planned_query import PlannedQuery
@@ -50,6 +49,7 @@ from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, whole
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.type_names import INSTANT
+from rhei_pipeline.sql.placeholders import judged_form, numbered_placeholders
 from rhei_pipeline.sql.read_only import refuse_files, refuse_writing, statement_tokens
 
 #: The catalogue whose tables need not be qualified.
@@ -309,7 +309,7 @@ class ReadingSession:
 
 def _words(sql: str) -> set[str]:
     """Return all words of a statement in lower case, which include its tables' names."""
-    return {token.text.lower() for token in statement_tokens(sql, "duckdb")}
+    return {token.text.lower() for token in statement_tokens(judged_form(sql), "duckdb")}
 
 
 def _batches(table: pa.Table) -> list[pa.RecordBatch]:

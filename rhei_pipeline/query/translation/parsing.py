@@ -281,9 +281,12 @@ def _like(token: Token, kind: TokenType, text: str) -> Token:
 
 
 def numbered(sql: str) -> tuple[str, int]:
-    """Write `$1`, `$2` for psycopg's `%s`, wherever it stands, as psycopg does; and count them."""
+    """Write `$1`, `$2` for psycopg's `%s`, wherever it stands, as psycopg does; and count them.
+
+    A blank behind each keeps `$1,$` from being read as the beginning of a text.
+    """
     pieces = sql.replace("%%", "\0").split("%s")
     if any("%" in piece for piece in pieces):
         raise SqlglotError("a placeholder of another form")
-    text = pieces[0] + "".join(f"${place}{piece}" for place, piece in enumerate(pieces[1:], 1))
+    text = pieces[0] + "".join(f"${place} {piece}" for place, piece in enumerate(pieces[1:], 1))
     return text.replace("\0", "%"), len(pieces) - 1
