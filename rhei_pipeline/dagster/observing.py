@@ -12,6 +12,7 @@ import dagster as dg
 from rhei_pipeline.dagster.check_records import is_news, last_evaluations, last_evaluations_anew
 from rhei_pipeline.dagster.checks import EQUALS_SOURCE
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.relay import RETRY_SECONDS
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.dagster.state_checks import StateCheck, checks_of, followed, lag, unknown_lag
@@ -19,6 +20,7 @@ from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.declared_schemas import declared_schemas
+from rhei_pipeline.wiring.unfollowed import unfollowed_tables
 
 _LOOK_SECONDS = 60.0
 #: How often a table of the source is observed at most, and the stream of changes while a session
@@ -55,6 +57,8 @@ class Observer:
         self._look_at = self._table_at = 0.0
         self._observed: dict[dg.AssetKey, tuple[float, object]] = {}
         self._can_follow_again = self._tells_of_waiting = False
+        self._unfollowed: frozenset[str] = frozenset()
+        self._is_asking, self._ask_again_at = False, 0.0
         self._never_told = {
             declaration.key(Stage.MIRROR, table): table.name for table in declaration.tables
         }
@@ -63,6 +67,11 @@ class Observer:
     def can_follow_again(self) -> bool:
         """Whether a table that was found at fault is at fault no more: a session has to see it."""
         return self._can_follow_again
+
+    @property
+    def unfollowed(self) -> Sequence[str]:
+        """Return the tables that differ from what is followed, once: a session has to see them."""
+        return sorted(self._unfollowed) if self._is_asking else ()
 
     def never_told(self, instance: dg.DagsterInstance) -> list[str]:
         """Return the tables whose mirrors no session has reported, though none leaves them out.
@@ -80,7 +89,7 @@ class Observer:
     def look(self, context: dg.SensorEvaluationContext, cdc: CdcResource, *, is_open: bool) -> None:
         """Report, where it is time for it; never fails because of the source."""
         if is_open:
-            self._can_follow_again = False
+            self._can_follow_again = self._is_asking = False
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + _LOOK_SECONDS
@@ -105,10 +114,22 @@ class Observer:
         if found.source_fault is not None:
             return
         self._tell_faults(instance, found.faults)
-        if standing.pending == 0:
+        unfollowed = self._look_for_unfollowed(settings) - found.faults.keys()
+        if standing.pending == 0 and not unfollowed:
             self._tell_lag_is_over(instance)
             if not found.faults:
                 self._tell_quiet(instance)
+
+    def _look_for_unfollowed(self, settings: Settings) -> frozenset[str]:
+        """Return the tables that differ from what is followed, and ask for a session, once.
+
+        What that could not follow, either, is asked for again when other tables left out are.
+        """
+        found, now = unfollowed_tables(settings), time.monotonic()
+        if not found <= self._unfollowed or (found and now > self._ask_again_at):
+            self._is_asking, self._ask_again_at = True, now + RETRY_SECONDS
+        self._unfollowed = found
+        return found
 
     def _observations(
         self, standing: SourceStanding, *, is_open: bool

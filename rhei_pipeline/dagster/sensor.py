@@ -106,6 +106,9 @@ def _to_open(
     """Decide whether to open a session where none is open."""
     if observer.can_follow_again:
         return dg.RunRequest(tags={"rhei/reason": "a table can be followed again"})
+    if observer.unfollowed:
+        told = "".join(named("other columns, or no capture any more", observer.unfollowed))
+        return dg.RunRequest(tags={"rhei/reason": told})
     return _of_source(context, cdc, job_name, observer.never_told(context.instance))
 
 

@@ -18,17 +18,17 @@ _log = logging.getLogger(__name__)
 
 
 def find_pending(
-    known: Collection[Table], source: ChangeSource, mirror: Mirror, blame: Blame
+    known: Collection[Table], source: ChangeSource, mirror: Mirror, blame: Blame, broken: set[str]
 ) -> list[Table]:
     """Return which mirrored tables to bring up to date before capture is made again, if any.
 
     They are read in the shape they were made in, so no version is lost to a migration. The
     tables that the migration left alone come along, so that the mirror stays one state.
-    `blame` is left with the table at which an error came up.
+    `blame` is left with the table at which an error came up. Tables whose capture is not as it was
+    made are added to `broken`.
     """
     ledger = _without_overtaken_copies(known, source, mirror, blame)
     ready = [table for table in known if ledger.state(table.name) is TableState.READY]
-    broken = set()
     for table in ready:
         with blame.of(table.name):
             if not source.is_installed(table):

@@ -52,7 +52,7 @@ from rhei_pipeline.sync.reporting import summed, table_reports
 from rhei_pipeline.sync.schema_policy import Said, nothing_said
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import ATTEMPTS, SchemaWatch
-from rhei_pipeline.sync.status import StatusCache, read_status, with_changed_shapes
+from rhei_pipeline.sync.status import DeclaredTable, StatusCache, lost_tables, read_status
 from rhei_pipeline.sync.table_checks import TableChecks
 from rhei_pipeline.sync.verify_parts import VerifyBudget
 
@@ -427,10 +427,16 @@ class Pipeline:
 
     def _read_standing(self, modes: Mapping[str, Mode], tables: Collection[Table]) -> Standing:
         by_name, errors = {table.name: table for table in tables}, self._left_out.errors
-        found = read_status(modes, by_name, errors, self._source, self._mirror, self._blame)
-        return with_changed_shapes(found, [t.name for t in tables if self._has_changed_shape(t)])
+        reshaped = {table.name for table in tables if self._is_reshaped(table)}
+        found = {
+            name: DeclaredTable(mode, by_name.get(name), errors.get(name), name in reshaped)
+            for name, mode in modes.items()
+        }
+        standing = read_status(found, self._source, self._mirror, self._blame)
+        self._registry.note_due(lost_tables(standing))
+        return standing
 
-    def _has_changed_shape(self, table: Table) -> bool:
+    def _is_reshaped(self, table: Table) -> bool:
         known = self._registry.table(table.name)
         return known is not None and known.schema != table.schema
 
@@ -511,6 +517,7 @@ class Pipeline:
 
         self._registry.save(*(self._tables[name] for name in reports), followed=followed)
         self._registry.note_owing(reports, owe=False)
+        self._registry.note_synced()
         self._copies.note_cycle()
         self._left_out.went_well(reports.keys())
         told = table_reports(reports, self._left_out.told, self._watch.take_drained(), copied)

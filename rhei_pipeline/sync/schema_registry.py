@@ -31,7 +31,7 @@ FORMAT = 2
 WITHOUT_REGISTERED = 1
 _NOT_FOLLOWED, _LEFT, _REGISTERED = "not_followed_since", "left_at", "registered"
 _CHECKED, _SCHEMA_LOG, _STORAGE = "checked", "schema_log", "storage"
-_OWES_COPY = "owes_copy"
+_OWES_COPY, _OWES_SYNC = "owes_copy", "owes_sync"
 #: Older schema changes are forgotten.
 _MOST_CHANGES = 1_000
 
@@ -72,6 +72,7 @@ class Registry:
         self._left: dict[str, datetime] = {}
         self._coverage: dict[str, Coverage] = {}
         self._owing: set[str] = set()
+        self._due: frozenset[str] = frozenset()
         self._schema_log: list[SchemaChange] = []
         self._registered = _NOTHING
         self._is_unwritten = False
@@ -100,6 +101,7 @@ class Registry:
                 if _CHECKED in entry:
                     self._coverage[name] = Coverage.from_json(entry[_CHECKED])
                 self._owing |= {name} if entry.get(_OWES_COPY) else set()
+                self._due |= {name} if entry.get(_OWES_SYNC) else set()
                 for key, known in ((_NOT_FOLLOWED, self._not_followed), (_LEFT, self._left)):
                     if key in entry:
                         known[name] = datetime.fromisoformat(entry[key])
@@ -229,6 +231,19 @@ class Registry:
             self._owing = known
             self._save()
 
+    def note_due(self, names: Collection[str]) -> None:
+        """Keep that a sync has to see to tables though nothing of them is pending, until it did."""
+        self._keep_due(self._due.union(names).intersection(self._tables))
+
+    def note_synced(self) -> None:
+        """Keep that a sync has seen to all tables, and named those that it could not follow."""
+        self._keep_due(frozenset())
+
+    def _keep_due(self, names: frozenset[str]) -> None:
+        if names != self._due:
+            self._due = names
+            self._save()
+
     def coverage(self, table: Table) -> Coverage:
         """Return what of a table was compared, by the key that it has now."""
         known, key = self._coverage.get(table.name), table.schema.primary_key
@@ -246,6 +261,7 @@ class Registry:
             self._left.pop(name, None)
             self._coverage.pop(name, None)
             self._owing.discard(name)
+            self._due -= {name}
             self._save()
 
     def _save(self) -> None:
@@ -286,6 +302,7 @@ class Registry:
         entry |= {} if checked is None else {_CHECKED: checked.to_json()}
         entry |= {} if since is None else {_NOT_FOLLOWED: since.isoformat()}
         entry |= {_OWES_COPY: True} if name in self._owing else {}
+        entry |= {_OWES_SYNC: True} if name in self._due else {}
         entry |= {_STORAGE: table.schema.storage} if table.schema.storage else {}
         return entry | ({} if left is None else {_LEFT: left.isoformat()})
 
@@ -323,6 +340,12 @@ def _beside(schema: TableSchema) -> tuple[Mapping[str, str], str]:
 def mirror_id_of(path: Path) -> str | None:
     """Return the mirror that a registry is of; None where there is no registry."""
     return str(_load(path)["mirror"]) if _stands(path) else None
+
+
+def due_tables(path: Path) -> int:
+    """Return how many tables a sync has to see to though nothing of them is pending."""
+    tables = _load(path)["tables"] if _stands(path) else {}
+    return sum(bool(entry.get(_OWES_SYNC)) for entry in tables.values())
 
 
 def _stands(path: Path) -> bool:

@@ -78,6 +78,7 @@ class SchemaWatch:
         self._found: dict[str, str] = {}
         self._unclear: dict[str, SchemaError] = {}
         self._undescribed: set[str] = set()
+        self._due: set[str] = set()
         self._busy: dict[str, TableBusyError] = {}  # in this round, and waited for in vain
         self._drained: list[TableReport] = []
         self._source = source
@@ -209,6 +210,8 @@ class SchemaWatch:
         # Before a position is recorded at which the source has other columns that are not mirrored.
         tables = self._tables.values()
         self._registry.save(*(t for t in tables if self._registry.table(t.name) == t))
+        self._registry.note_due(self._due)
+        self._due.clear()
         self.version = version
 
     def _is_mended(self) -> bool:
@@ -271,7 +274,10 @@ class SchemaWatch:
 
     def _find_pending(self, tables: Collection[Table]) -> list[Table]:
         with reading_together(self._source, [table.name for table in tables]):
-            return find_pending(tables, self._source, self._mirror, self._blame)
+            broken = set[str]()
+            found = find_pending(tables, self._source, self._mirror, self._blame, broken)
+            self._due |= broken
+            return found
 
     def _refresh_table(
         self, declared: Declared, standing: Mapping[str, Table], names: TakenNames
@@ -307,6 +313,7 @@ class SchemaWatch:
             if known.name != table.name:
                 changes = f"called it {known.name!r} before"
             _log.warning("table %r: its source %s, and its mirror follows", table.name, changes)
+            self._due.add(known.name)
         self._tables[table.name] = table
         names.add(table)
 

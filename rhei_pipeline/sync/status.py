@@ -4,23 +4,25 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.capabilities import bytes_held_by, doubt_about, kept_since
+from rhei_pipeline.capabilities import bytes_held_by, doubt_about, kept_since, rescan_due
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.blame import Blame
-from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.progress import Ledger, Watermark
 from rhei_pipeline.model.reports import Standing, TableStatus
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import (
     ChangeSource,
     MirrorRecords,
+    Rescan,
     SourcePositions,
 )
 from rhei_pipeline.sync.cycle_reports import age_of_oldest
@@ -34,6 +36,10 @@ _UNKNOWN_PLACE = (
 )
 #: Of a table that has columns, or types, which no sync has brought to the mirror yet.
 _OTHER_SHAPE = "its columns have changed since the last sync: the next one brings what they hold"
+#: Of a table that is polled, once it is to be compared: what was deleted, no poll shows.
+_COMPARISON_DUE = (
+    "a comparison of all its rows is due, which alone shows what was deleted: the next sync does it"
+)
 
 
 class StatusCache:
@@ -89,55 +95,49 @@ class StatusCache:
             self._known = replace(self._known, unreadable=None)
 
 
+@dataclass(frozen=True, slots=True)
+class DeclaredTable:
+    """What is known of a declared table before source and mirror are asked.
+
+    Attributes:
+        mode: The mode in which it is mirrored.
+        table: The table as it is captured; None where it is left out.
+        error: Why it is left out.
+        is_reshaped: Whether no sync has brought the columns that it has now.
+    """
+
+    mode: Mode
+    table: Table | None
+    error: RheiError | None = None
+    is_reshaped: bool = False
+
+
 def read_status(
-    declared: Mapping[str, Mode],
-    tables: Mapping[str, Table],
-    errors: Mapping[str, RheiError],
-    source: ChangeSource,
-    mirror: MirrorRecords,
-    blame: Blame,
+    declared: Mapping[str, DeclaredTable], source: ChangeSource, mirror: MirrorRecords, blame: Blame
 ) -> Standing:
     """Look at one state of the source and at the mirror; changes nothing.
 
-    Of the tables declared, with their modes, some are captured and others left out for an error.
-    `blame` is left with the table at which another error came up.
+    `blame` is left with the table at which another error than its own came up.
     """
     with source.snapshot() as snapshot:
         ledger = mirror.ledger()
         open_letters = mirror.dead_letters()
         letters = Counter(open_letters["table_name"].to_pylist())
         kept, found = kept_since(mirror), {}
-        for name, mode in declared.items():
+        for name, of in declared.items():
             with blame.of(name):
-                table, waiting = tables.get(name), letters[name]
-                status = _status(name, mode, table, snapshot, ledger, waiting)
+                waiting = letters[name]
                 reasons = _reasons(open_letters, name) if waiting else MappingProxyType({})
+                status = _status(name, of, snapshot, ledger, waiting)
                 found[name] = replace(
                     status, kept_since=kept.get(name), dead_letter_reasons=reasons
                 )
-    shown = {
-        name: _left_out(status, errors[name]) if name in errors else status
-        for name, status in found.items()
-    }
     unpublished = mirror.not_published
     return Standing(
-        MappingProxyType(shown),
+        MappingProxyType(found),
         MappingProxyType(dict(bytes_held_by(source))),
         not_published=None if unpublished is None else str(unpublished),
     )
-
-
-def with_changed_shapes(found: Standing, names: Collection[str]) -> Standing:
-    """Return a standing in which nobody says how far these tables are behind.
-
-    What was logged in a former shape may be applied, and the values of new columns not be read.
-    """
-    tables = {
-        name: replace(found.tables[name], lag_events=None, lag_seconds=None, doubt=_OTHER_SHAPE)
-        for name in names
-        if name in found.tables and found.tables[name].error is None
-    }
-    return replace(found, tables=MappingProxyType({**found.tables, **tables})) if tables else found
 
 
 def status_of_mirror(modes: Mapping[str, Mode], mirror: MirrorRecords) -> dict[str, TableStatus]:
@@ -161,11 +161,6 @@ def status_of_mirror(modes: Mapping[str, Mode], mirror: MirrorRecords) -> dict[s
     return found
 
 
-def _left_out(status: TableStatus, error: RheiError) -> TableStatus:
-    """Return the state of a table that no sync brings up to date: nobody measures its lag."""
-    return replace(status, error=str(error), lag_events=None, lag_seconds=None)
-
-
 def _reasons(letters: pa.Table, table: str) -> Mapping[str, int]:
     """Return the most frequent reasons of a table's dead letters, each with its number."""
     own = letters.filter(pc.equal(letters["table_name"], table))
@@ -174,29 +169,55 @@ def _reasons(letters: pa.Table, table: str) -> Mapping[str, int]:
 
 
 def _status(
-    name: str,
-    mode: Mode,
-    table: Table | None,
-    snapshot: SourcePositions,
-    ledger: Ledger,
-    letters: int,
+    name: str, declared: DeclaredTable, snapshot: SourcePositions, ledger: Ledger, letters: int
 ) -> TableStatus:
-    mark = ledger.watermarks.get(name)
-    lag_events = lag_seconds = None
-    doubt = None if table is None else doubt_about(snapshot, table)
-    if table is not None and mark is not None:
-        if snapshot.proves(table, mark.position):
-            lag_events = snapshot.pending(table, mark.position)
-            lag_seconds = age_of_oldest(table, snapshot, mark.position) if lag_events else 0.0
-        else:
-            doubt = _UNKNOWN_PLACE
+    mark, error = ledger.watermarks.get(name), declared.error
+    lag = _Lag() if declared.table is None else _lag(declared, declared.table, snapshot, mark)
     return TableStatus(
         name,
-        mode.value,
+        declared.mode.value,
         ledger.state(name),
         None if mark is None else mark.position.order,
-        lag_events,
-        lag_seconds,
+        # Of a table that is left out nobody measures it: no sync brings it up to date.
+        lag.events if error is None else None,
+        lag.seconds if error is None else None,
         letters,
-        doubt=doubt,
+        error=None if error is None else str(error),
+        doubt=lag.doubt,
     )
+
+
+class _Lag(NamedTuple):
+    """How far a table is behind; None where nobody can tell, and why that is doubted."""
+
+    events: int | None = None
+    seconds: float | None = None
+    doubt: str | None = None
+
+
+def _lag(
+    declared: DeclaredTable, table: Table, snapshot: SourcePositions, mark: Watermark | None
+) -> _Lag:
+    doubt = doubt_about(snapshot, table)
+    if mark is None:
+        return _Lag(doubt=doubt)
+    if declared.is_reshaped:  # its log may have been applied in the shape of before
+        return _Lag(doubt=_OTHER_SHAPE)
+    if not snapshot.proves(table, mark.position):
+        return _Lag(doubt=_UNKNOWN_PLACE)
+    events = snapshot.pending(table, mark.position)
+    if rescan_due(snapshot, table, mark.position) is Rescan.ALL:
+        doubt = _COMPARISON_DUE
+        if not events:
+            return _Lag(doubt=doubt)
+    seconds = age_of_oldest(table, snapshot, mark.position) if events else 0.0
+    return _Lag(events, seconds, doubt)
+
+
+def lost_tables(standing: Standing) -> list[str]:
+    """Return the followed tables of which nobody knows how far they are behind, until a sync."""
+    return [
+        name
+        for name, of in standing.tables.items()
+        if of.watermark is not None and of.lag_events is None and of.error is None
+    ]

@@ -21,7 +21,7 @@ from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.pipeline import Pipeline, no_step
-from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
+from rhei_pipeline.sync.schema_registry import Registry, due_tables, mirror_id_of
 from rhei_pipeline.wiring.adoption import claim, claim_buffer
 from rhei_pipeline.wiring.cluster import heavy_reads
 from rhei_pipeline.wiring.declarations import all_tables
@@ -217,6 +217,7 @@ def bridge(settings: Settings, on_step: OnStep = no_step) -> int:
 def unseen_events(settings: Settings) -> int | None:
     """Count the source's events that the mirror has not acknowledged, without opening it.
 
+    A table of which a process has found that only a sync can tell what changed counts as one more.
     None when nothing was ever synced.
     """
     mirror_id = mirror_id_of(settings.registry.path)
@@ -227,7 +228,7 @@ def unseen_events(settings: Settings) -> int | None:
         return None
     name, unapplied = reader
     behind = unread(settings, name)
-    return None if behind is None else behind + unapplied
+    return None if behind is None else behind + unapplied + due_tables(settings.registry.path)
 
 
 def unbridged_events(settings: Settings) -> int | None:

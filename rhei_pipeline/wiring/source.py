@@ -214,7 +214,7 @@ def unread_logs(settings: Settings) -> list[Finding]:
 
 
 def _abandoned_logs(settings: Settings, database: SourceDatabase) -> Iterator[Finding]:
-    reader = _reader_of(settings) if settings.capture_method == "trigger" else None
+    reader = reader_of(settings) if settings.capture_method == "trigger" else None
     if isinstance(database, SqliteDatabase):
         with database.reader() as connection:
             yield from abandoned_logs.findings(connection, reader)
@@ -232,7 +232,7 @@ def _validate_sessions(database: SourceDatabase) -> list[Finding]:
     return postgres.creators(postgres.of_postgres(database))
 
 
-def _reader_of(settings: Settings) -> str | None:
+def reader_of(settings: Settings) -> str | None:
     """Return the name by which the source knows this pipeline; None where nothing was synced."""
     buffer = settings.capture.buffer
     with suppress(RheiError):  # a damaged buffer is named by whoever needs what it holds

@@ -1,5 +1,6 @@
 """Sessions, their sensor and their checks: each in this process, on real databases."""
 
+import sqlite3
 import time
 from collections.abc import Collection
 from contextlib import closing
@@ -439,6 +440,63 @@ def test_a_report_of_all_tables_asks_once_what_their_checks_found(
     monkeypatch.setattr("rhei_pipeline.dagster.mirrors.last_evaluations_anew", looked_up)
     assert shop.sync().success
     assert [tables for tables in asked if tables] == [{"orders", "items"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("alter table orders add column note text default 'none'", "orders"),
+        ("drop trigger {trigger}", "items"),
+    ],
+)
+def test_a_table_that_is_not_as_it_is_followed_opens_one_session(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, change: str, told: str
+) -> None:
+    assert shop.sync().success
+    repository, now = shop.definitions.get_repository_def(), [1e6]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr("rhei_pipeline.dagster.observing.time", clock)
+    assert "up to date" in str(shop.tick(repository=repository))
+    with closing(sqlite3.connect(shop.settings.sqlite_path)) as connection:
+        (trigger,) = connection.execute(
+            "select min(name) from sqlite_master where type = 'trigger' and tbl_name = 'items'"
+        ).fetchone()
+    shop.write(change.format(trigger=trigger))
+    now[0] += 61
+    asked = shop.tick(repository=repository)
+    assert isinstance(asked, dg.RunRequest)
+    assert asked.tags["rhei/reason"] == f"other columns, or no capture any more: {told}"
+    assert shop.sync().success
+    now[0] += 61
+    assert "up to date" in str(shop.tick(repository=repository))
+
+
+def test_a_table_that_no_session_can_follow_is_not_asked_for_in_each_tick(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shop.sync().success
+    now = [1e6]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr("rhei_pipeline.dagster.observing.time", clock)
+    monkeypatch.setattr(
+        "rhei_pipeline.dagster.observing.unfollowed_tables", lambda _: frozenset({"orders"})
+    )
+    observer = Observer(Declaration.of(shop.settings))
+    cdc: Any = SimpleNamespace(
+        standing=lambda: SourceStanding(0, waiting={}), settings=lambda: shop.settings
+    )
+    context: Any = SimpleNamespace(instance=shop.instance)
+
+    def asked(later: float, *, is_open: bool) -> list[str]:
+        now[0] += later
+        observer.look(context, cdc, is_open=is_open)
+        return list(observer.unfollowed)
+
+    assert asked(61, is_open=False) == ["orders"]
+    assert asked(1, is_open=False) == ["orders"]  # until there is a session
+    assert asked(1, is_open=True) == []
+    assert asked(61, is_open=False) == []
+    assert asked(300, is_open=False) == ["orders"]
 
 
 def test_the_sensor_observes_the_source(shop: Shop) -> None:

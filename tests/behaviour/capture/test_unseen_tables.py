@@ -1,0 +1,203 @@
+"""Tables that only a sync brings up to date, though no change of theirs is pending."""
+
+from collections.abc import Callable
+
+import pytest
+
+from rhei_pipeline.wiring.engine import unseen_events
+from rhei_pipeline.wiring.unfollowed import unfollowed_tables
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+AnyWorld = World | PostgresWorld
+POLLED = {"updated_at": "u", "deletes": "disabled"}
+ADDED = "alter table t add column x integer not null default 5"
+SLOT = "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+OF_T = " where database = current_database()"
+
+
+def drop_triggers(world: World) -> None:
+    """Drop the table's triggers, as who makes the table anew does."""
+    found = "select name from sqlite_master where type = 'trigger'"
+    world.run(*(f'drop trigger "{name}"' for (name,) in world.app.execute(found).fetchall()))
+
+
+def look(world: AnyWorld, ask: Callable[[AnyWorld], object]) -> None:
+    """Open the engine for something that syncs nothing, and close it."""
+    ask(world)
+    world.crash()
+
+
+def status(world: AnyWorld) -> None:
+    """Ask how far the table is behind, which nobody knows."""
+    assert world.htap.sync_status().tables["t"].lag_events is None
+
+
+def comparison_due(world: AnyWorld) -> None:
+    """Ask how far a table is behind whose newest row is gone."""
+    found = world.htap.sync_status().tables["t"]
+    assert (found.lag_events, found.lag_seconds) == (None, None)
+    assert "a comparison of all its rows is due" in str(found.doubt)
+
+
+def query(world: AnyWorld) -> None:
+    """Ask for rows, and for nothing else."""
+    world.htap.query("select count(*) from t", hint="olap")
+
+
+def assert_asked_for_once(world: AnyWorld) -> None:
+    """Something is to be done until a sync has done it."""
+    assert unseen_events(world.settings) != 0
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.crash()
+    assert unseen_events(world.settings) == 0
+    assert unfollowed_tables(world.settings) == set()
+
+
+def made(world: World) -> World:
+    """Have a table mirrored, of which nothing is pending, and close the engine."""
+    world.run("create table t(id integer primary key, u integer)", "insert into t values (1, 1)")
+    settle(world)
+    return world
+
+
+def settle(world: AnyWorld) -> None:
+    """Sync, and close the engine."""
+    world.htap.sync_now()
+    world.crash()
+    assert unseen_events(world.settings) == 0
+    assert unfollowed_tables(world.settings) == set()
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("ask", [status, query])
+@pytest.mark.parametrize("method", ["trigger", "polling"])
+def test_a_column_that_was_added_to_a_quiet_table_is_something_to_see_to(
+    make_world: Callable[..., World], method: str, ask: Callable[[AnyWorld], None], mode: str
+) -> None:
+    tables = [{"name": "t", **({"polling": POLLED} if method == "polling" else {})}]
+    world = made(make_world(mode=mode, tables=tables, method=method))
+    world.run(ADDED)
+    assert unfollowed_tables(world.settings) == {"t"}
+    look(world, ask)
+    assert_asked_for_once(world)
+
+
+def test_triggers_that_were_dropped_are_something_to_see_to(
+    make_world: Callable[..., World],
+) -> None:
+    world = made(make_world())
+    drop_triggers(world)
+    world.run("insert into t values (2, 2)")
+    assert unfollowed_tables(world.settings) == {"t"}
+    look(world, query)
+    assert_asked_for_once(world)
+
+
+def test_a_buffered_table_with_another_column_is_something_to_see_to(
+    make_world: Callable[..., World],
+) -> None:
+    world = made(make_world(buffered=True))
+    world.run(ADDED)
+    assert unfollowed_tables(world.settings) == {"t"}
+    look(world, status)
+    assert_asked_for_once(world)
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("ask", [status, query])
+@pytest.mark.parametrize("method", ["trigger", "logical", "polling"])
+def test_a_column_that_was_added_on_a_server_is_something_to_see_to(
+    make_postgres: Callable[..., PostgresWorld],
+    method: str,
+    ask: Callable[[AnyWorld], None],
+    mode: str,
+) -> None:
+    tables = [{"name": "t", **({"polling": POLLED} if method == "polling" else {})}]
+    world = make_postgres(mode=mode, tables=tables, capture={"method": method})
+    world.run("create table t(id integer primary key, u timestamptz)")
+    world.run("insert into t values (1, now())")
+    settle(world)
+    world.run(ADDED)
+    assert unfollowed_tables(world.settings) == {"t"}
+    look(world, ask)
+    assert_asked_for_once(world)
+
+
+@pytest.mark.parametrize("ask", [status, query])
+@pytest.mark.parametrize(
+    ("method", "broken"),
+    [
+        ("logical", SLOT + OF_T),
+        ("logical", "drop publication {publication}"),
+        ("trigger", "alter table t disable trigger all"),
+    ],
+)
+def test_capture_that_a_command_made_anew_on_a_server_is_something_to_see_to(
+    make_postgres: Callable[..., PostgresWorld],
+    method: str,
+    broken: str,
+    ask: Callable[[AnyWorld], None],
+) -> None:
+    world = make_postgres(tables=[{"name": "t"}], capture={"method": method})
+    world.run("create table t(id integer primary key, u integer)", "insert into t values (1, 1)")
+    settle(world)
+    (publication,) = world.app.execute("select max(pubname) from pg_publication").fetchone() or ()
+    world.run(broken.format(publication=publication))
+    assert unfollowed_tables(world.settings) == {"t"}
+    world.run("update t set u = 2")
+    look(world, ask)
+    assert_asked_for_once(world)
+
+
+def test_a_table_that_was_published_anew_is_something_to_see_to_once_it_was_asked_for(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(tables=[{"name": "t"}], capture={"method": "logical"})
+    world.run("create table t(id integer primary key, u integer)", "insert into t values (1, 1)")
+    settle(world)
+    (publication,) = world.app.execute("select max(pubname) from pg_publication").fetchone() or ()
+    world.run(f"alter publication {publication} drop table t")
+    world.run(f"alter publication {publication} add table t")
+    look(world, status)
+    assert_asked_for_once(world)
+
+
+def test_a_change_that_waits_for_somebody_is_nothing_to_see_to(
+    make_world: Callable[..., World],
+) -> None:
+    world = made(make_world(tables=[{"name": "t", "schema_changes": "freeze"}]))
+    world.run(ADDED)
+    assert unfollowed_tables(world.settings) == set()
+    world.htap.sync_now()
+    world.crash()
+    assert unseen_events(world.settings) == 0
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_comparison_that_is_due_makes_the_lag_unknown(
+    make_world: Callable[..., World], mode: str
+) -> None:
+    tables = [{"name": "t", "polling": {"updated_at": "u", "deletes": "reconcile"}}]
+    world = made(make_world(mode=mode, tables=tables, method="polling"))
+    world.run("insert into t values (2, 2)")
+    assert world.htap.sync_status().tables["t"].lag_events == 1
+    world.htap.sync_now()
+    world.run("delete from t where id = 2")
+    look(world, comparison_due)
+    assert_asked_for_once(world)
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_comparison_that_is_due_on_a_server_makes_the_lag_unknown(
+    make_postgres: Callable[..., PostgresWorld], mode: str
+) -> None:
+    tables = [{"name": "t", "polling": {"updated_at": "u", "deletes": "reconcile"}}]
+    world = make_postgres(mode=mode, tables=tables, capture={"method": "polling"})
+    world.run("create table t(id integer primary key, u timestamptz)")
+    world.run("insert into t values (1, now() - interval '1 hour'), (2, now())")
+    settle(world)
+    world.run("delete from t where id = 2")
+    look(world, comparison_due)
+    assert_asked_for_once(world)
