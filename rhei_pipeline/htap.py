@@ -572,7 +572,7 @@ class HTAP(Closing):
         Raises:
             SchemaError: The mirror cannot remove versions, and `history` asks for it.
         """
-        return self._access.hold(lambda held: held.maintain())
+        return self._access.answer(lambda it: it.maintain())
 
     def forget(self, table: str, keys: Sequence[Key], *, dry_run: bool = False) -> ForgetReport:
         """Remove keys from the mirror with all their past, and search the files for them.

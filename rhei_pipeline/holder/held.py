@@ -81,7 +81,7 @@ ANSWERED = frozenset(
     {
         *("query", "stream", "as_of", "dead_letters", "changes", "stream_changes", "diff"),
         *("sync_now", "sync_status", "verify", "row_parity", "row_count", "known_since"),
-        *("broken_histories", "propose_types", "schema_log"),
+        *("broken_histories", "propose_types", "schema_log", "maintain"),
         *("explain_route", "reads", "reads_single_rows", "describe", "prepare"),
         *("tables", "left_out", "table_schemas", "views", "owner_unless"),
     }

@@ -21,8 +21,10 @@ from rhei_pipeline.model import reports
 from rhei_pipeline.model.change_feed import ChangePosition, ChangeStream, TableChanges
 from rhei_pipeline.model.coverage import CheckedPart
 from rhei_pipeline.model.progress import TableState
+from rhei_pipeline.model.retention import ExpiredHistory
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.model.schema_log import SchemaChange
+from rhei_pipeline.model.upkeep import MaintenanceReport
 from rhei_pipeline.query.freshness import Demand, Written
 from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.router import Route
@@ -33,7 +35,10 @@ _CHANGES = b"rhei.changes"
 _PLAIN = {str, bool, int, type(None)}
 _REPORTS: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (*vars(reports).values(), CheckedPart, Demand, Prepared, Route, SchemaChange)
+    for kind in (
+        *vars(reports).values(),
+        *(CheckedPart, Demand, ExpiredHistory, MaintenanceReport, Prepared, Route, SchemaChange),
+    )
     if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 _ENUMS: dict[str, type[StrEnum]] = {kind.__name__: kind for kind in (TableState, reports.Severity)}

@@ -223,6 +223,35 @@ def test_a_mirror_in_files_is_answered_for_and_given_away(make_world: MakeWorld)
         assert not guest.holds
 
 
+@pytest.mark.parametrize("storage", [None, "ipc"])
+def test_a_mirror_is_maintained_beside_a_long_query_of_the_holder(
+    make_world: MakeWorld, storage: str | None
+) -> None:
+    world = make_world(storage=storage, mode="temporal")
+    world.run("create table t(id integer primary key, v integer)")
+    world.run(
+        "insert into t with recursive n(i) as (select 1 union all select i + 1 from n"
+        " where i < 5000) select i, i from n"
+    )
+    world.htap.sync_now()
+    world.run("update t set v = 2 where id = 1")
+    world.htap.sync_now()
+    world.crash()
+    slow = "select count(*) from t a cross join t b cross join t c where a.v + b.v + c.v = 7"
+    ask = (
+        "import sys, rhei_pipeline as rhei; from rhei_pipeline import Settings;"
+        "htap = rhei.open(Settings.model_validate_json(sys.argv[1])); print('ready', flush=True);"
+        f"htap.query({slow!r}, hint='olap')"
+    )
+    settings = patient(world.settings)
+    with OtherProcess(ask, settings.model_dump_json()) as holder, rhei.open(settings) as guest:
+        report = guest.maintain()
+        assert report.done
+        assert guest.sync_now().tables["t"].watermark
+        assert holder.process.poll() is None
+        assert not guest.holds
+
+
 @pytest.mark.long
 def test_the_holder_steps_aside_for_what_needs_the_mirror_and_goes_on(temporal: World) -> None:
     settings = patient(temporal.settings)
@@ -233,7 +262,6 @@ def test_the_holder_steps_aside_for_what_needs_the_mirror_and_goes_on(temporal: 
         lambda htap: htap.initial_sync("orders"),
         lambda htap: htap.initial_sync_all(),
         lambda htap: htap.repair("orders"),
-        lambda htap: htap.maintain(),
         lambda htap: htap.snapshot("orders", {datetime.now(UTC).date(): datetime.now(UTC)}),
         lambda htap: htap.register_table("orders"),
         lambda htap: htap.add_column("orders", "note", pa.string()),
@@ -423,7 +451,7 @@ def test_ctrl_c_and_a_killed_asker_end_the_query_in_the_holder(
                 asker.process.send_signal(number)
                 asker.process.wait(30)
             # The holder steps aside only when nothing is under way.
-            assert guest.maintain().done
+            guest.repair("orders")
 
 
 @pytest.mark.long
@@ -449,7 +477,7 @@ def test_an_asker_that_stands_still_keeps_nobody(temporal: World, ask: str) -> N
             still.stop()
             if ask == "query":  # its answer needs the mirror no more
                 with rhei.open(settings) as guest:
-                    assert guest.maintain().done
+                    guest.repair("orders")
             assert holder.end() == 0
 
 
@@ -468,7 +496,7 @@ def test_limits_hold_across(temporal: World) -> None:
     with holding(quick), rhei.open(patient(temporal.settings)) as guest:
         with pytest.raises(QueryLimitError, match=r"longer than 0\.5 s"):
             guest.query(LONG, hint="olap")
-        assert guest.maintain().done
+        guest.repair("orders")
 
 
 @pytest.fixture
