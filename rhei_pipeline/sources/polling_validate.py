@@ -44,7 +44,7 @@ def findings(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
             yield Finding(Severity.ERROR, error.message, _LEFT_OUT, hint, where)
             continue
         if mending:
-            what = "no index begins with its timestamp"
+            what = "no index begins with the timestamp"
             why = "every poll that follows a commit reads the whole table"
             yield Finding(Severity.WARNING, what, why, mending, table.name)
     with source.snapshot() as snapshot:

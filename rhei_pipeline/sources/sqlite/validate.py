@@ -55,7 +55,7 @@ def _table(connection: sqlite3.Connection, name: str, options: TableOptions) -> 
     if connection.execute(_TRIGGER, (schema.name,)).fetchone() is None:
         yield Finding(
             Severity.NOTE,
-            "its changes are not captured yet",
+            "changes are not captured yet",
             "triggers are installed by the first sync",
             "rhei sync",
             schema.name,

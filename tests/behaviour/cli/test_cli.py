@@ -101,6 +101,7 @@ def test_check_says_what_is_wrong_and_what_mends_it(rhei: Rhei, world: World) ->
     assert "not captured yet" in str(before["findings"])
     assert not world.settings.mirror.path.exists()
     assert "ready to sync" in rhei("check").output
+    assert "orders: changes are not captured yet" in rhei("check").output
     rhei("sync")
     assert "not captured yet" not in str(answer(rhei("check", "--json")))
     world.run("drop table orders", "create table orders(id integer, status text)")

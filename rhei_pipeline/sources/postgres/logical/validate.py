@@ -94,12 +94,12 @@ def _examined(connection: Connection, tables: Sequence[str], known: _Known) -> I
         if table.oid in members:
             continue
         if known.foreign is None:
-            yield from grants.owning(connection, table, "only its owner may publish it")
+            yield from grants.owning(connection, table, "only the owner may publish a table")
         else:
             yield Finding(
                 Severity.ERROR,
-                f"publication {known.foreign!r} does not publish all changes of it",
-                f"its changes are not sent to the mirror; {grants.LEFT_OUT}",
+                f"publication {known.foreign!r} does not publish all changes",
+                f"changes are not sent to the mirror; {grants.LEFT_OUT}",
                 addition(connection, known.foreign, table),
                 table.schema.name,
             )

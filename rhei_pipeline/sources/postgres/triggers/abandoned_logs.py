@@ -49,7 +49,7 @@ def findings(connection: Connection, mirror_id: str | None) -> Iterator[Finding]
             statements += former_remains(former)
         yield Finding(
             Severity.WARNING,
-            f"no mirror has read its log for {FORGET_MIRROR_AFTER}; it has {size}",
+            f"no mirror has read the log for {FORGET_MIRROR_AFTER}; it has {size}",
             "the log grows with every write of the application until a mirror reads it",
             "run 'rhei sync' where the table is to be mirrored; or end its capture in the source: "
             + "; ".join(["begin", *statements, *remains(oid), "commit"]),

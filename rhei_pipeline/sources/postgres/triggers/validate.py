@@ -122,7 +122,7 @@ def findings(
         shown = found.schema.name
         lacking = [
             *grants.reading(connection, found),
-            *grants.owning(connection, found, "only its owner may enable triggers always"),
+            *grants.owning(connection, found, "only the owner may enable triggers always"),
         ]
         yield from lacking
         if lacking or not one(connection, _HAS_LOG, found.oid)[0]:
@@ -130,7 +130,7 @@ def findings(
         if not source.is_installed(Table(found.schema)):
             yield Finding(
                 Severity.WARNING,
-                "its triggers were disabled, or were changed",
+                "triggers were disabled, or were changed",
                 "changes may have been missed",
                 "rhei sync creates them again, and copies the table by its difference",
                 shown,

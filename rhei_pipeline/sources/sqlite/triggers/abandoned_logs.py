@@ -26,7 +26,7 @@ def findings(connection: sqlite3.Connection, mirror_id: str | None) -> Iterator[
         (entries,) = connection.execute(f"select count(*) from {quote(log.name)}").fetchone()
         yield Finding(
             Severity.WARNING,
-            f"no mirror has read its log for {FORGET_MIRROR_AFTER.days} days; it has {entries}"
+            f"no mirror has read the log for {FORGET_MIRROR_AFTER.days} days; it has {entries}"
             " entries",
             "the log grows with every write of the application until a mirror reads it",
             "run 'rhei sync' where the table is to be mirrored; or end its capture in the source: "
