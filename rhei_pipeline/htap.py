@@ -399,7 +399,9 @@ class HTAP(Closing):
     def _status(self, patience_seconds: float | None) -> SyncStatus:
         if patience_seconds is None:
             return self._access.answer(lambda it: it.sync_status(None))
-        return self._access.answer_of_mirror(lambda it: it.sync_status(patience_seconds))
+        return self._access.answer_of_mirror(
+            lambda it: it.sync_status(patience_seconds), is_named=True
+        )
 
     def watch(
         self,

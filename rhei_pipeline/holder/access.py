@@ -150,9 +150,12 @@ class Access:
                 raise
             raise _naming_mirror(error) from error
 
-    def answer_of_mirror(self, ask: Callable[[Held | MirrorAlone], _Found]) -> _Found:
+    def answer_of_mirror(
+        self, ask: Callable[[Held | MirrorAlone], _Found], *, is_named: bool = False
+    ) -> _Found:
         """Return the answer; where the source cannot be opened, what the mirror answers alone.
 
+        Why it cannot is logged, unless the answer itself says so: `is_named`.
         A source that could not be opened just now is not tried for it again.
         """
         fault = self._known_fault()
@@ -167,7 +170,11 @@ class Access:
                 if error not in self._source_faults:
                     raise
                 fault = error
-        return self._asked_mirror(fault, ask)
+        found, of = self._asked_mirror(fault, ask)
+        if of is not None and not is_named:
+            what = f"the source cannot be opened; the mirror answers, its last change is of {of}"
+            self._name_fault(fault, what)
+        return found
 
     def _known_fault(self) -> RheiError | None:
         if self._held is not None:
@@ -178,7 +185,8 @@ class Access:
 
     def _asked_mirror(
         self, fault: RheiError, ask: Callable[[Held | MirrorAlone], _Found]
-    ) -> _Found:
+    ) -> tuple[_Found, str | None]:
+        """Return the answer of the mirror alone, and of when it is; None where another answered."""
         waiting = self._waiting()
         with ExitStack() as lent:
             while True:
@@ -187,19 +195,15 @@ class Access:
                     mirror = lent.enter_context(self._lender.lent(fault))
                     break
                 if self._held is not None:
-                    return self.answer_of_mirror(ask)
+                    return self.answer_of_mirror(ask), None
                 holder = self._found(waiting)
                 if holder is not None:
                     with suppress(HolderGoneError):
-                        return ask(cast("Held", holder))
+                        return ask(cast("Held", holder)), None
                     self._forget(holder)
                 waiting.pause()
             lent.enter_context(self._as_closed())
-            found, of = ask(mirror), f"{mirror.synced_at:%Y-%m-%d %H:%M:%S} UTC"
-        self._name_fault(
-            fault, f"the source cannot be opened; the mirror answers, its last change is of {of}"
-        )
-        return found
+            return ask(mirror), f"{mirror.synced_at:%Y-%m-%d %H:%M:%S} UTC"
 
     def stream_without(
         self, ask: Callable[[Held], Streamed], alone: Callable[[SourceAlone], Streamed]

@@ -1,11 +1,13 @@
 """What is answered where the source cannot be opened: all that the mirror can answer alone."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -29,8 +31,12 @@ from rhei_pipeline.sync.kept_history import find_mirrored
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.status import status_of_mirror
 from rhei_pipeline.wiring.adoption import is_ours
+from rhei_pipeline.wiring.declarations import plain_name
+from rhei_pipeline.wiring.discovery import mirrored_before
 from rhei_pipeline.wiring.engine import query_limits
 from rhei_pipeline.wiring.mirror import OwnedMirror, is_made, open_mirror
+
+_log = logging.getLogger(__name__)
 
 #: For so long those who come share what is open; then the source is tried again, after the last.
 _SHARED_SECONDS = 10.0
@@ -118,7 +124,10 @@ class MirrorAlone(Closing):
             marks = self._mirror.ledger().watermarks.values()
             if not marks or not is_ours(settings, self._mirror):
                 raise fault
-            self._registry = Registry(settings.registry.path, self._mirror.mirror_id)
+            path, mirror_id = settings.registry.path, self._mirror.mirror_id
+            self._registry, self._unread = _registry(path, mirror_id)
+            self._plain, declared = plain_name(settings), mirrored_before(settings, self._registry)
+            self._modes = {self._plain(of.name): of.mode for of in declared}
             opened.pop_all()
         #: When the mirror last took something from its source.
         self.synced_at = max(mark.recorded_at for mark in marks)
@@ -164,6 +173,8 @@ class MirrorAlone(Closing):
 
     def schema_log(self, table: str | None) -> list[SchemaChange]:
         """Return the schema changes that the mirror has followed, of one table or of all."""
+        if self._unread is not None:
+            raise self._unread
         known = None if table is None else self._table(table).name
         return [each for each in self._registry.schema_log if known in (None, each.table)]
 
@@ -178,7 +189,10 @@ class MirrorAlone(Closing):
             running=False,
             tables=tables | {name: replace(tables[name], error=_told(name)) for name in left_out},
             not_followed=left,
-            unreadable=f"how far the source is ahead is not known: {self.fault}",
+            unreadable=(
+                f"how far the source is ahead is not known: {self.fault}; the last change in the"
+                f" mirror is of {self.synced_at:%Y-%m-%d %H:%M:%S} UTC"
+            ),
         )
 
     @property
@@ -187,9 +201,11 @@ class MirrorAlone(Closing):
         return self._registry.not_followed
 
     def _mode(self, name: str) -> Mode:
-        """Return a table's mode; of one that is copied for the first time, the default."""
+        """Return a table's mode; of one that is copied for the first time, as it is declared."""
         found = find_mirrored(name, self._mirror)
-        return self._default_mode if found is None else found.mode
+        if found is not None:
+            return found.mode
+        return self._modes.get(self._plain(name), self._default_mode)
 
     def _table(self, name: str) -> Table:
         found = find_mirrored(name, self._mirror)
@@ -197,6 +213,15 @@ class MirrorAlone(Closing):
             known = sorted(table.name for table in self._mirror.tables().values())
             raise SchemaError("it is not in the mirror", table=name, hint=nearest(name, known))
         return found
+
+
+def _registry(path: Path, mirror_id: str) -> tuple[Registry, SchemaError | None]:
+    """Return what the registry knows, and why that is nothing: rows are read without it."""
+    try:
+        return Registry(path, mirror_id), None
+    except SchemaError as error:
+        _log.warning("which tables are not followed any more is not known: %s", error)
+        return Registry(None, mirror_id), error
 
 
 def _told(table: str) -> str:

@@ -28,6 +28,7 @@ from rhei_pipeline.errors import (
 from rhei_pipeline.holder import access
 from rhei_pipeline.holder.mirror_alone import MirrorAlone
 from rhei_pipeline.model.query_limits import QueryClock
+from rhei_pipeline.protocols import Step
 from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, serving
 from rhei_pipeline.settings.source import SqliteSettings
@@ -340,6 +341,56 @@ def test_what_is_no_longer_followed_is_named_without_the_source_too(make_world: 
     assert "'rhei sync' says why, once the source can be opened" in str(status.tables["bad"].error)
     (world.directory / "moved.db").rename(world.directory / "app.db")
     assert "no primary key" in world.htap.sync_now().errors["bad"]
+
+
+def test_without_source_and_registry_the_mirror_answers_what_needs_neither(
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(mode="temporal")
+    before, told = _filled(world)
+    path = world.directory / "registry.json"
+    path.write_text("{")
+    (world.directory / "app.db").rename(world.directory / "moved.db")
+    with HTAP(world.settings, hold=False) as htap:
+        assert htap.query(ROWS, hint="olap").to_pylist() == told["query"]
+        assert htap.as_of("t", before).to_pylist() == told["as_of"]
+        assert f"registry {str(path)!r} cannot be read" in caplog.text
+        assert htap.sync_status(1.0).tables["t"].mode == "temporal"
+        with pytest.raises(SchemaError, match="cannot be read"):
+            htap.schema_log()
+
+
+def test_a_first_copy_has_the_mode_that_is_declared_without_the_source_too(
+    make_world: MakeWorld,
+) -> None:
+    tables = [{"name": "T", "mode": "temporal"}, {"name": "other"}]
+    world = make_world(tables=tables, batch_rows=1)
+    world.run("create table other (id integer primary key)", "insert into other values (1)")
+    world.run("create table t (id integer primary key)", "insert into t values (1), (2), (3)")
+    world.htap.initial_sync("other")
+    world.faults.arm(Step.COPY_BATCH, 2)
+    assert world.surviving(world.htap.sync_now)
+    (world.directory / "app.db").rename(world.directory / "moved.db")
+    with HTAP(world.settings, hold=False) as htap:
+        tables_told = htap.sync_status(1.0).tables
+    assert {name: of.mode for name, of in tables_told.items()} == {
+        "other": "destructive",
+        "t": "temporal",
+    }
+
+
+def test_the_status_names_why_the_source_is_away_once(
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(mode="temporal")
+    _filled(world)
+    (world.directory / "app.db").rename(world.directory / "moved.db")
+    config = world.directory / "p.yaml"
+    config.write_text("source: {path: app.db}\nmirror: {path: mirror.duckdb}\nmode: temporal\n")
+    done = CliRunner().invoke(app, ["status", "--config", str(config)])
+    assert done.exit_code == 1
+    assert (done.output + caplog.text).count("does not exist") == 1
+    assert "the last change in the mirror is of 2" in done.output
 
 
 def test_a_long_query_of_the_mirror_alone_holds_nobody_up(make_world: MakeWorld) -> None:
