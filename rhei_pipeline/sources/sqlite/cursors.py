@@ -10,6 +10,7 @@ from typing import Any
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.portions import portions
+from rhei_pipeline.sources.sqlite.placeholders import by_number
 from rhei_pipeline.sources.sqlite.types import InvalidText
 from rhei_pipeline.sql.read_only import no_unicode
 
@@ -90,7 +91,7 @@ def run(on: sqlite3.Connection | sqlite3.Cursor, sql: str, params: Sequence[Any]
         QueryError: SQLite has no such value, or text.
     """
     try:
-        return on.execute(sql, params)
+        return on.execute(by_number(sql, params), params)
     except OverflowError:
         raise QueryError(
             "a value is larger than the integers of SQLite", hint="give it as a text or a real"

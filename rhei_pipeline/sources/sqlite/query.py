@@ -12,6 +12,7 @@ from rhei_pipeline.errors import QueryError, QueryLimitError
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.sources.sqlite.cursors import fetch, gather, run, size_of
+from rhei_pipeline.sources.sqlite.placeholders import by_number
 from rhei_pipeline.sources.sqlite.types import InvalidText, admit_column
 from rhei_pipeline.sql.read_only import WRITING, refuse_writing, returns_nothing
 
@@ -113,7 +114,8 @@ def _rows(
         if "UTF-8" not in str(error):
             raise
     cursor.close()
-    return names, _bounded(fetch(connection, sql, params, _fetched_at_once(limits)), limits)
+    found = fetch(connection, by_number(sql, params), params, _fetched_at_once(limits))
+    return names, _bounded(found, limits)
 
 
 def _fetched_at_once(limits: AnswerLimits) -> int:
