@@ -117,6 +117,7 @@ FOLLOWED = {
     "give a number above 0": "tests/behaviour/rows/test_verify.py::test_a_pace_is_kept_and_a_table_in_another_order_is_one_part",
     "run 'rhei sync', or call sync_now(), and query again": "tests/behaviour/sqlite/test_polling.py::test_a_local_database_stands_beside_the_source",
     "query each side alone, with the hint 'oltp' or 'olap', and join the answers": "tests/behaviour/sqlite/test_polling.py::test_a_local_database_stands_beside_the_source",
+    "ask without the hint 'olap': the source then answers; or leave such rows out with 'where abs(...) < 'infinity''": "tests/behaviour/query/test_infinite_extremes.py::test_the_extremes_of_groups_are_refused_where_reals_are_infinite",
     "ask without the hint 'olap', or widen what is added up, as in sum(arrow_cast(amount, 'Decimal256(76, {})'))": "tests/behaviour/query/test_decimal_sums.py::test_a_sum_without_room_is_exact_where_its_decimals_are_widened",
     "query the mirror; write with 'append'": "tests/behaviour/capture/test_event_logs.py::test_what_a_log_cannot_do_is_refused",
     "declare each column under 'types', such as 'types: {id: int64, v: string}', and 'primary_key: [id]'": "tests/behaviour/capture/test_event_logs.py::test_what_a_log_cannot_do_is_refused",

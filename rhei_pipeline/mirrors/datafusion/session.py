@@ -6,6 +6,7 @@ filters down to the segments, and skips parts of Parquet files by their statisti
 
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from rhei_pipeline.mirrors.datafusion import (
     guard_udfs,
     visibility_udfs,
 )
+from rhei_pipeline.mirrors.datafusion.aggregate_checks import AggregateChecks
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS
-from rhei_pipeline.mirrors.datafusion.decimal_sums import DecimalSums
 from rhei_pipeline.mirrors.datafusion.engine_errors import translated
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.parameters import (
@@ -82,6 +83,9 @@ _READING = (
     .with_allow_statements(allow=False)
 )
 
+#: What a statement may have that is looked at before it runs.
+_AGGREGATES = re.compile("sum|min|max", re.IGNORECASE)
+
 #: A table's quoted name, the table, and its rows.
 Frame = tuple[str, StoredTable, DataFrame]
 
@@ -104,7 +108,7 @@ class ReadingSession:
         self._segments: dict[str, Segment] = {}
         self._letters: str | None = ""
         self._shown: Manifest | None = None
-        self._sums = DecimalSums(self._context)
+        self._checks = AggregateChecks(self._context)
         self._exhausted_at = -math.inf
         self._wanted: dict[str, StoredTable] = {}
         self.damaged: dict[str, MirrorDamagedError] = {}
@@ -147,7 +151,7 @@ class ReadingSession:
     ) -> PlannedQuery:
         """Plan one read-only statement on a committed state.
 
-        A statement that adds up decimals may have to look at them first, until it is cancelled.
+        A statement that aggregates may have to look at the values first, until it is cancelled.
 
         Raises:
             QueryError: As of `query`.
@@ -165,8 +169,8 @@ class ReadingSession:
             asked = planned.on_same_tables(frame)
             return whole(asked.schema, asked.rows(cancel))
 
-        if "sum" in sql.lower():
-            translated(lambda: self._sums.refuse_wrapping(planned.frame, ask))
+        if _AGGREGATES.search(sql):
+            translated(lambda: self._checks.refuse_false(planned.frame, ask))
         return planned
 
     def _planned(
