@@ -175,3 +175,103 @@ def test_rows_that_share_only_a_former_key_are_rows_of_their_own(
     assert world.htap.sync_now().updated == 1
     assert world.htap.sync_status().lag_events == 0
     world.assert_equal("t", "u")
+
+
+@pytest.mark.parametrize("way", ["logical", "streaming", "buffer"])
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "reopened"])
+def test_a_transaction_that_gives_a_table_another_key_is_read_by_both_keys(
+    make_postgres: MakePostgres, way: str, tmp_path: Path, *, is_open: bool
+) -> None:
+    capture: dict[str, Any] = {"method": "logical", "streaming": way == "streaming"}
+    if way == "buffer":
+        capture["buffer"] = {"path": tmp_path / "cdc"}
+    world = make_postgres(mode="temporal", tables=[{"name": "t"}, {"name": "u"}], capture=capture)
+    world.run(
+        "create table t(id int primary key, a int not null, v text)",
+        "create table u(told timestamptz primary key)",
+        "insert into t values (1, 1, 'x'), (2, 2, 'y'), (4, 4, 'w')",
+    )
+    world.htap.sync_now()
+    if not is_open:
+        world.crash()
+    world.run(
+        "update t set v = 'p' where id = 1",
+        # As a migration does it: what is not fit for the new key is removed first.
+        "begin; delete from t where id = 2; update t set v = 'q' where id = 1;"
+        " insert into t values (2, 3, 'z'); update t set id = 5 where id = 4;"
+        " alter table t drop constraint t_pkey, add primary key (a, id);"
+        " insert into t values (1, 7, 'new'); delete from t where a = 1; commit",
+        "update t set v = 'newer' where a = 7",
+        "insert into u values (clock_timestamp())",
+    )
+    assert not world.htap.sync_now().errors
+    assert [list(row.values()) for row in world.htap.query(_VERSIONS, hint="olap").to_pylist()] == [
+        [1, 1, "x", "I", True],
+        [1, 1, "p", "U", True],
+        [1, 1, "q", "D", True],
+        [2, 2, "y", "D", True],
+        [3, 2, "z", "I", False],
+        [4, 4, "w", "D", True],
+        [4, 5, "w", "I", False],
+        [7, 1, "new", "I", True],
+        [7, 1, "newer", "U", False],
+    ]
+    assert world.htap.verify().equal
+    assert world.htap.sync_now().events == 0
+
+
+#: All versions of `t`, and whether each ended before the application's last word in `u`.
+_VERSIONS = """
+select a, id, v, _rhei_operation, coalesce(_rhei_valid_to < (select max(told) from u), false)
+from t order by a, id, _rhei_valid_from, v = 'q'
+"""
+
+
+@pytest.mark.parametrize("mode", ["temporal", "destructive"])
+def test_what_is_pending_is_counted_beyond_another_key(
+    make_postgres: MakePostgres, mode: str
+) -> None:
+    world = make_postgres(mode=mode, tables=[{"name": "t"}], capture={"method": "logical"})
+    world.run("create table t(id int primary key, a int not null)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    world.run(
+        "insert into t values (2, 2)",
+        "alter table t drop constraint t_pkey, add primary key (a, id)",
+        "insert into t values (2, 3), (2, 4)",
+    )
+    status = world.htap.sync_status().tables["t"]
+    assert (status.lag_events, status.doubt) == (3, None)
+    assert status.lag_seconds
+    world.htap.sync_now()
+    assert world.htap.sync_status().tables["t"].lag_events == 0
+
+
+def test_what_is_left_of_a_dropped_table_is_read_by_its_own_key(
+    make_postgres: MakePostgres,
+) -> None:
+    world = make_postgres(
+        mode="temporal", tables=[{"name": "t"}, {"name": "u"}], capture={"method": "logical"}
+    )
+    shape = "create table t(id int, a int, v text, primary key({}))"
+    world.run(
+        shape.format("id"),
+        "alter table t replica identity full",
+        "create table u(told timestamptz primary key)",
+        "insert into t values (1, 1, 'x'), (2, 2, 'y')",
+    )
+    world.htap.sync_now()
+    world.run(
+        "update t set v = 'p' where id = 1",
+        "delete from t where id = 2",
+        "insert into u values (clock_timestamp())",
+        "drop table t",
+        shape.format("a"),
+        "insert into t values (1, 7, 'new')",
+    )
+    assert not world.htap.sync_now().errors
+    assert [list(row.values()) for row in world.htap.query(_VERSIONS, hint="olap").to_pylist()] == [
+        [1, 1, "x", "I", True],
+        [1, 1, "p", "D", False],
+        [2, 2, "y", "D", True],
+        [7, 1, "new", "I", False],
+    ]

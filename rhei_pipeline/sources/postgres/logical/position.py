@@ -39,6 +39,8 @@ class LogPosition:
             the one before it would else be behind the mirror.
         last: The last commit before it; None where that is not known.
         known: Up to where that is known; 0: up to the position.
+        taken: How many changes of its table are before it that the transaction made which commits
+            at the place. It gave the table another key, and what follows is read by that one.
     """
 
     lsn: int
@@ -46,6 +48,7 @@ class LogPosition:
     base: int = 0
     last: TableCommit | None = None
     known: int = 0
+    taken: int = 0
 
     @property
     def noted_at(self) -> int:
@@ -57,8 +60,8 @@ class LogPosition:
         """Read the output of `position`, also of versions that noted no commit."""
         with suppress(ValueError, TypeError):
             relation, base, *last = json.loads(position.proof)
-            commit, known = (TableCommit(*last[:2]), last[2]) if last else (None, 0)
-            return cls(position.order - base, relation, base, commit, known)
+            commit = TableCommit(*last[:2]) if last[:1] not in ([], [None]) else None
+            return cls(position.order - base, relation, base, commit, *last[2:4])
         return cls(position.order, position.proof)
 
     def position(self) -> Position:
@@ -66,7 +69,11 @@ class LogPosition:
         order = self.lsn + self.base
         if not self.relation:
             return Position(order, "")
-        last = [] if self.last is None else [self.last.lsn, self.last.xid, self.known]
+        last: list[int | None] = []
+        if self.last is not None:
+            last = [self.last.lsn, self.last.xid, self.known]
+        if self.taken:
+            last = [*(last or [None, None, self.known]), self.taken]
         return Position(order, json.dumps([self.relation, self.base, *last]))
 
 

@@ -64,7 +64,8 @@ class LogicalSnapshot(TableReads):
         memory: What is known of positions.
         look: Returns what a snapshot of the rows sees now.
         wait_for_writers: Waits for running transactions; returns the log's end before that.
-        key_at: Returns the key of a table at a version of the schema; empty where it is gone.
+        key_at: Returns the key of a table, of this number, at a version of the schema; empty
+            where it is gone.
         view: Reads rows; changes that it does not see are left out.
     """
 
@@ -77,7 +78,7 @@ class LogicalSnapshot(TableReads):
         memory: LogMemory,
         look: Callable[[], Visible],
         wait_for_writers: Callable[[], int],
-        key_at: Callable[[str, int], frozenset[str]],
+        key_at: Callable[[str, int, int], frozenset[str]],
         view: RowView | None = None,
     ) -> None:
         self._read = read
@@ -120,13 +121,24 @@ class LogicalSnapshot(TableReads):
         self._loaded()
         found = self._heads.get(table.name)
         if found is None:
-            after, end = self._after.get(table.name), None
-            if after is not None:
-                end = self._other_key_from(table, self._runs(after))
-            end = self._head if end is None else end
+            end, taken = self._end_of(table)
             place = self._place_at(table, end, self._last_before(table, end))
+            place = replace(place, taken=taken)
             found = self._heads[table.name] = self._memory.position(table.name, place)
         return found
+
+    def _end_of(self, table: Table) -> tuple[int, int]:
+        """Return where reading a table ends, and how much is before it of the transaction there."""
+        after = self._after.get(table.name)
+        runs = [] if after is None else self._runs(after)
+        first = self._other_key_from(table, runs)
+        if after is None or first is None:
+            return self._head, 0
+        [end] = [int(lsn) for _, run in runs for lsn in run.lsn[run.order == first]]
+        place = self._place(after)
+        taken = place.taken if place.lsn == end else 0
+        before = [np.sum((run.lsn == end) & (run.order < first)) for _, run in runs]
+        return end, taken + int(sum(before))
 
     def origin(self, table: Table) -> Position:
         """Wait for the running transactions; return the log's end before that."""
@@ -206,13 +218,13 @@ class LogicalSnapshot(TableReads):
         """Return whether the server keeps much of its log for this position alone."""
         return self._end - self._place(position).lsn > RETAINED_BYTES
 
-    def pending(self, table: Table, after: Position) -> int:
-        """Count the changes after the position."""
-        return sum(len(run.order) for _, run in self._runs_of(table, after))
+    def pending(self, _table: Table, after: Position) -> int:
+        """Count the changes after the position, by whichever key they are read."""
+        return sum(len(run.order) for _, run in self._runs(after))
 
-    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
+    def oldest_pending(self, _table: Table, after: Position) -> datetime | None:
         """Return when the first change after the position was committed."""
-        found = [int(run.committed_at.min()) for _, run in self._runs_of(table, after)]
+        found = [int(run.committed_at.min()) for _, run in self._runs(after)]
         return instant(min(found)) if found else None
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
@@ -242,16 +254,16 @@ class LogicalSnapshot(TableReads):
     def _runs_of(self, table: Table, after: Position) -> Sequence[tuple[Chunk, pgoutput.Run]]:
         """Return a table's changes behind a position, up to where it got another key."""
         runs = self._runs(after)
-        end = self._other_key_from(table, runs)
-        if end is None:
+        first = self._other_key_from(table, runs)
+        if first is None:
             return runs
-        parts = [(chunk, run.take(np.flatnonzero(run.lsn < end))) for chunk, run in runs]
+        parts = [(chunk, run.take(np.flatnonzero(run.order < first))) for chunk, run in runs]
         return [(chunk, part) for chunk, part in parts if len(part.order)]
 
     def _other_key_from(
         self, table: Table, runs: Sequence[tuple[Chunk, pgoutput.Run]]
     ) -> int | None:
-        """Return where a table's rows begin to have another key than the one it is read by.
+        """Return the first change of a table's rows that has another key than it is read by.
 
         None: all of them can be read by that. Two rows of the new key may be one of the old.
         """
@@ -259,22 +271,23 @@ class LogicalSnapshot(TableReads):
         doubtful = [
             run for _, run in runs if run.relation.key is None or {*run.relation.key} != key
         ]
-        now = self._key_at(table.name, self.schema_version) if doubtful else key
+        if not doubtful:
+            return None
+        now = self._key_at(table.name, doubtful[0].relation.oid, self.schema_version)
         if now in {key, frozenset[str]()}:
             return None
-        others = [int(run.lsn[0]) for run in doubtful if _may_have(run.relation, now)]
+        others = [int(run.order[0]) for run in doubtful if _may_have(run.relation, now)]
         return min(others, default=None)
 
     def _runs(self, after: Position) -> Sequence[tuple[Chunk, pgoutput.Run]]:
         """Return a table's changes behind a position; a cycle asks for them several times."""
         spool = self._loaded(after)
         if after not in self._behind:
-            relation = _relation_of(self._place(after).relation, self._server)
-            self._behind[after] = [
-                (chunk, found)
-                for chunk, run in spool.of(relation)
-                if len((found := self._part_of(run, after)).order)
-            ]
+            place = self._place(after)
+            relation = _relation_of(place.relation, self._server)
+            parts = ((chunk, self._part_of(run, after)) for chunk, run in spool.of(relation))
+            found = [(chunk, run) for chunk, run in parts if len(run.order)]
+            self._behind[after] = [*_without_first(found, place.taken)] if place.taken else found
         return self._behind[after]
 
     def _part_of(self, run: pgoutput.Run, after: Position) -> pgoutput.Run:
@@ -358,6 +371,17 @@ class LogicalSnapshot(TableReads):
         for spool in (self._spool, self._newest):
             if spool is not None:
                 spool.close()
+
+
+def _without_first(
+    runs: Sequence[tuple[Chunk, pgoutput.Run]], taken: int
+) -> Iterator[tuple[Chunk, pgoutput.Run]]:
+    """Yield runs without so many of their first changes."""
+    for chunk, run in runs:
+        left = np.arange(taken, len(run.order))
+        taken = max(taken - len(run.order), 0)
+        if len(left):
+            yield chunk, run.take(left)
 
 
 def _may_have(relation: pgoutput.LoggedRelation, key: frozenset[str]) -> bool:

@@ -168,7 +168,7 @@ class LogicalSource:
         self._ahead: _ReadAhead | None = None
         self._installed: dict[str, PostgresTable] = {}
         self._renamed: dict[str, tuple[int, tuple[str, ...]]] = {}
-        self._keys: dict[str, tuple[int | None, frozenset[str]]] = {}
+        self._keys: dict[str, tuple[tuple[int, int] | None, frozenset[str]]] = {}
         self._advanced = self._noted = 0
         self._copy_start = CopyStart()
         self._may_note = True
@@ -581,16 +581,17 @@ class LogicalSource:
         if self._reader is not None:
             self._reader.close()
 
-    def _key_at(self, name: str, version: int) -> frozenset[str]:
-        """Return a table's key; read once for each version of the schema."""
+    def _key_at(self, name: str, oid: int, version: int) -> frozenset[str]:
+        """Return a table's key, none where another has its name; read once for each version."""
         read_at, key = self._keys.get(name, (None, frozenset[str]()))
-        if read_at == version:
+        if read_at == (oid, version):
             return key
         try:
-            key = frozenset(self._table(name).schema.primary_key)
+            found = self._table(name)
+            key = frozenset(found.schema.primary_key if found.oid == oid else ())
         except SchemaError:
             key = frozenset()
-        self._keys[name] = version, key
+        self._keys[name] = (oid, version), key
         return key
 
     def _table(self, name: str) -> PostgresTable:
