@@ -22,7 +22,7 @@ _ALIKE = {
     *(exp.Table, exp.TableAlias, exp.Alias, exp.Column, exp.Identifier, exp.Subquery, exp.Star),
     *(exp.And, exp.Or, exp.Not, exp.Paren, exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE),
     *(exp.Is, exp.Null, exp.Boolean, exp.Literal, exp.Neg, exp.In, exp.Case, exp.If),
-    *(exp.Count, exp.Distinct, exp.Min, exp.Max, exp.Sum, exp.Cast, exp.DataType),
+    *(exp.Count, exp.Distinct, exp.Min, exp.Max, exp.Sum, exp.Cast, exp.DataType, exp.Nullif),
     *(exp.DataTypeParam, exp.Order, exp.Ordered, exp.Limit, exp.Window, exp.RowNumber),
 }
 #: Arrow's names of types, and Spark's.
@@ -175,6 +175,7 @@ _CHECKS: dict[type[exp.Expr], Callable[[exp.Expr], bool]] = {
     exp.Cast: _is_alike_cast,
     exp.Sum: _is_alike_sum,
     exp.Is: lambda node: isinstance(node.expression, exp.Null),
+    exp.Nullif: lambda node: isinstance(node.expression, exp.Null),
     exp.In: lambda node: not node.args.get("query") and not node.args.get("unnest"),
     exp.Join: lambda node: (
         not node.args.get("using") and (node.args.get("side") or "LEFT") == "LEFT"

@@ -115,6 +115,10 @@ class Dialect(ABC):
         del kind
         return text
 
+    def value_of(self, subquery: str) -> str:
+        """Write a subquery as a value: null where it has no row."""
+        return subquery
+
     def nullif(self, text: str, other: str, kind: Kind) -> str:
         """Return null where two values are equal, else the first."""
         del kind
@@ -307,6 +311,10 @@ class DataFusionDialect(Dialect):
     def order_key(self, text: str, kind: Kind) -> str:
         """Write what rows are ordered by; a zero below zero sorts before zero here."""
         return f"({text} + cast(0 as double))" if kind in {Kind.REAL, Kind.NUMBER} else text
+
+    def value_of(self, subquery: str) -> str:
+        """Write it as what can be null: DataFusion takes a count for none, also without a row."""
+        return f"nullif({subquery}, null)"
 
     def nullif(self, text: str, other: str, kind: Kind) -> str:
         """Write it by `=`: its own NULLIF takes zeros of both signs for two values."""

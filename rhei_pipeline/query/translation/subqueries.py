@@ -18,6 +18,9 @@ from rhei_pipeline.sql.text import literal
 #: Digits that any integer of 64 bits may have.
 _PLAIN_DIGITS = 18
 _NULLS = "the mirror's engine forgets NULLs, or empty groups, in an IN or EXISTS of this form"
+_NO_ROW = "the mirror's engine finds a value where a subquery of this form has no row"
+#: What may leave a query without a row that has an aggregate.
+_MAY_LEAVE_NONE = ("group", "having", "limit", "offset", "distinct")
 
 
 def membership(
@@ -146,9 +149,21 @@ def scalar(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
         raise StaysWithSourceError("a subquery used as a value has several columns")
     found = columns[0][1]
     outer = _outer(text, columns, scope)
+    if outer.loose and not context.words.null_aware:
+        _refuse_rowless(node.this if isinstance(node, exp.Subquery) else node)
+    value = context.words.value_of(f"({text})")
     return derived(
-        f"({text})", found.kind, found.type, found, outer, loose=outer.loose, steady=found.steady
+        value, found.kind, found.type, found, outer, loose=outer.loose, steady=found.steady
     )
+
+
+def _refuse_rowless(query: exp.Expr) -> None:
+    """Refuse a subquery that may have no row, and that the engine makes a join with its groups.
+
+    To a row without a group it gives what the aggregates are of no rows, such as a count of 0.
+    """
+    if any(query.args.get(part) is not None for part in _MAY_LEAVE_NONE):
+        raise StaysWithSourceError(_NO_ROW)
 
 
 def _subselect(

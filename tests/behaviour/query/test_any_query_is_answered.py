@@ -1,5 +1,6 @@
 """Whatever the source can answer is answered, by either side, with the source's answer."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -86,6 +87,30 @@ _NULLS = (
     "select id, v in (select x from u) as found from t",
     "select id from t where 0 in (select count(*) from u where u.x = t.v)",
 )
+#: Subqueries that have no row, where a count or a coalesce is of something; each as a value.
+_ROWLESS = (
+    *(
+        "(select count(*) from u having count(*) > 5)",
+        "(select count(*) from u group by x limit 0)",
+    ),
+    *("(select 7 from u where x > 99)", "(select coalesce(x, 1) from u where x > 99)"),
+    "(select s.c from (select count(*) as c from u) s where s.c > 9)",
+    "(select s.c from (select count(*) as c from u) s where s.c > t.v + 9)",
+    *("(select 7 from u where x > 99 union select 8 from u where x > 99)",),
+    *(
+        f"(select {value} from u where u.x = t.v{behind})"
+        for value in ("count(*)", "coalesce(max(u.x), 7)", "max(u.x)")
+        for behind in ("", " group by u.x", " having count(*) > 5", " having count(*) = 0")
+    ),
+    "(select count(*) from u where u.x = t.v limit 0)",
+)
+#: And what is asked of a value.
+_ASKED = (
+    "select count(*) as n from t where {} is null",
+    "select count(*) as n from t where coalesce({}, 3) = 3",
+    "select count(*) as n, sum(t.id) as s from t where {} >= 1",
+    "select case when {} is null then 'none' else 'one' end as c, count(*) as n from t group by 1",
+)
 #: What the parser takes for something else than SQLite does.
 _SQLITE = (
     "select max(cast(c as string)) as x from t",
@@ -111,6 +136,26 @@ def test_nulls_and_odd_words_mean_what_they_mean_to_sqlite(
         _assert_source_answers(world.htap, sql)
     _assert_source_answers(world.htap, "select count(*) as n, max(?) as x from t", float("nan"))
     _assert_source_answers(world.htap, "select count(*) as n, max(?) as x from t", 1.5)
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
+def test_a_subquery_without_a_row_is_null_as_in_sqlite(
+    make_world: Callable[..., World], storage: str | None
+) -> None:
+    world = make_world(storage=storage)
+    _make(world, "real")
+    asked = [sql.format(value) for sql in _ASKED for value in _ROWLESS]
+    sides = Counter(_assert_source_answers(world.htap, sql) for sql in asked)
+    assert sides["olap"] >= 24  # those that are not of a row of the outer query, among others
+
+
+def test_a_subquery_without_a_row_is_null_as_in_postgres(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(storage="ipc")
+    _make(world, "double precision")
+    for sql in (asked.format(value) for asked in _ASKED[:3] for value in _ROWLESS):
+        _assert_source_answers(world.htap, sql)
 
 
 def test_a_semicolon_belongs_to_no_columns_name(make_world: Callable[..., World]) -> None:
