@@ -23,6 +23,7 @@ _PIECE = re.compile(
     """,
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
+_WORD = re.compile(r"\w")
 _COMMENT_ENDS = re.compile(r"/\*|\*/")
 #: Returns what is written in the place of a piece.
 _Written = Callable[[re.Match[str]], str]
@@ -38,7 +39,9 @@ def numbered_placeholders(sql: str) -> str:
         if not piece.startswith("?"):
             return found[0]
         number += piece == "?"
-        return f"${piece[1:] or number}"
+        # A word behind it would belong to it, as it does not to a question mark.
+        is_joined = _WORD.match(sql, found.end())
+        return f"${piece[1:] or number}{' ' if is_joined else ''}"
 
     return _rewritten(sql, written) if "?" in sql else sql
 

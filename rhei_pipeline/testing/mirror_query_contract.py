@@ -64,6 +64,7 @@ class MirrorQueryContract:
             ("v < $2 and v > $1", [1.0, 3.0]),
             ("v > $1+$2 and v<$1+$2+$2", [0.5, 0.9]),
             ("v in ($1,$2)and $t$a$t$ = 'a'", [2.0, 9.0]),
+            ("v >?and v <?or v >?2and v < 0", [1.0, 3.0]),
         ],
     )
     def test_values_are_bound_however_a_placeholder_is_written(

@@ -140,6 +140,7 @@ def test_texts_between_dollars_and_placeholders_are_told_apart(sql: str, judged:
     [
         ("select ?+?, ?::int, ?", "select $1+$2, $3::int, $4"),
         ("select ?2, ?1, $3", "select $2, $1, $3"),
+        ("v>?and v<?2or ?_", "v>$1 and v<$2 or $2 _"),
         ("explain select ? /* ? */, '?', $a$ ? $a$, \"?\" -- ?", None),
         ("select $1,$2", "select $1,$2"),
     ],
