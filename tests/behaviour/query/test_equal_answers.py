@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import QueryError
+from rhei_pipeline.mirrors.datafusion import formats
 from rhei_pipeline.model.plain_values import plain_values
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -164,6 +165,53 @@ def check_sqlite(world: World, seed: int, count: int, *, wild: bool = False) -> 
     return compare(world.htap, "sqlite", seed, count)
 
 
+def age(world: World, seed: int) -> None:
+    """Make both tables by a past: columns that came later or went, rows changed, gone, or null."""
+    chance = random.Random(seed)
+    names = ["id", "n", "m", "r", "w", "t", "u", "ok", "price", "made"]
+    later = {"r": "real", "w": "real", "u": "varchar(20)", "price": "decimal(10, 2)"}
+
+    def insert(numbers: range, known: list[str], *, null: bool = False) -> None:
+        for table in "ab":
+            found = [dict(zip(names, row(chance, n, sqlite=True), strict=True)) for n in numbers]
+            if null:
+                found = [{**dict.fromkeys(names), "id": n} for n in numbers]
+            wanted = [*known, "a_id"] if table == "b" else known
+            rows = [[(one | {"a_id": chance.randint(0, 150)})[k] for k in wanted] for one in found]
+            marks = ", ".join("?" * len(wanted))
+            world.app.executemany(
+                f"insert into {table} ({', '.join(wanted)}) values ({marks})", rows
+            )
+        world.htap.sync_now()
+
+    first = "n integer, m integer, t text, ok boolean, made timestamp, gone text"
+    world.run(f"create table a (id integer primary key, {first})")
+    world.run(f"create table b (id integer primary key, {first}, a_id integer)")
+    early = [name for name in names if name not in later]
+    insert(range(50), early)
+    insert(range(200, 230), early, null=True)
+    for table in "ab":
+        world.run(*(f"alter table {table} add column {k} {kind}" for k, kind in later.items()))
+    insert(range(50, 90), names)
+    for table in "ab":
+        world.run(
+            f"update {table} set n = n + 1, price = id / 4.0, r = null where id % 3 = 0",
+            f"delete from {table} where id % 7 = 0 or id between 20 and 25",
+            f"alter table {table} drop column gone",
+        )
+    insert(range(90, 110), names)
+    for number in range(0, 110, 9):
+        world.run(f"update a set w = {number}.5, t = 'ab' where id = {number}")
+        world.run(f"update b set u = null, n = {number % 5} where id = {number + 1}")
+        world.htap.sync_now()
+    world.crash()  # the mirror is opened again
+
+
+def check_aged(world: World, seed: int, count: int) -> Counter[str]:
+    age(world, seed)
+    return compare(world.htap, "sqlite", seed, count)
+
+
 def many(world: PostgresWorld, sql: str, found: list[tuple[object, ...]]) -> None:
     with world.app.cursor() as cursor:
         cursor.executemany(sql.encode(), found)
@@ -204,6 +252,14 @@ def test_temporal_mirrors_answer_with_what_is_valid_now(
     world.run("update a set n = n + 1 where id % 3 = 0", "delete from b where id % 4 = 0")
     world.htap.sync_now()
     assert compare(world.htap, "sqlite", 11, 60)["olap"] > 30
+
+
+@pytest.mark.parametrize("storage", [None, "parquet", "delta"])
+def test_random_queries_of_a_mirror_with_a_past_have_the_answers_of_sqlite(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, storage: str | None
+) -> None:
+    monkeypatch.setattr(formats, "_PART_ROWS", 16)  # several row groups in a file
+    assert check_aged(make_world(storage=storage), 21, 80)["olap"] > 50
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -470,6 +526,21 @@ def test_many_random_queries_have_the_answers_of_sqlite(
     make_world: Callable[..., World], seed: int, storage: str | None, *, wild: bool
 ) -> None:
     check_sqlite(make_world(storage=storage), 1000 + seed, 400, wild=wild)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("storage", [None, "memory", "ipc", "parquet", "delta"])
+@pytest.mark.parametrize("seed", _SEEDS[:8])
+def test_many_random_queries_of_a_mirror_with_a_past_have_the_answers_of_sqlite(
+    make_world: Callable[..., World],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    storage: str | None,
+    mode: str,
+) -> None:
+    monkeypatch.setattr(formats, "_PART_ROWS", 16)
+    check_aged(make_world(storage=storage, mode=mode), 4000 + seed, 400)
 
 
 @pytest.mark.soak
