@@ -422,11 +422,12 @@ class BufferedSource:
                 self._releasable[name] = after
                 continue
             with self._blame.of(name):
-                if not bridged.leads_on(inner):
+                has_more = _has_more(bridged, after, inner)
+                if has_more is None:
                     lost.append(name)
                     continue
                 self._releasable[name] = after
-                if not (inner.pending(bridged.table, after) or is_retained_for(inner, after)):
+                if not has_more:
                     continue
                 if self._has_drifted(bridged.table):
                     self._drifted.add(name)
@@ -508,6 +509,16 @@ def _drifted(names: Iterable[str]) -> dict[str, RheiError]:
         name: SourceBusyError("its schema changed while it was read", table=name, hint="sync again")
         for name in names
     }
+
+
+def _has_more(bridged: FollowedTable, after: Position, inner: SourceSnapshot) -> bool | None:
+    """Return whether the source has more than was drained of a table; None where that is lost."""
+    if not bridged.leads_on(inner):
+        return None
+    if not (inner.pending(bridged.table, after) or is_retained_for(inner, after)):
+        return False
+    # What is pending may tell that it cannot be read.
+    return True if bridged.leads_on(inner) else None
 
 
 def _form(bridged: FollowedTable) -> bytes:

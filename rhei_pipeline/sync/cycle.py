@@ -36,7 +36,7 @@ from rhei_pipeline.sync.added_columns import with_added
 from rhei_pipeline.sync.alterations import NOTHING_ALTERED, Alteration, alter, altered_of
 from rhei_pipeline.sync.column_reads import read_columns
 from rhei_pipeline.sync.cycle_reports import age_of_oldest, with_unchanged, with_waiting
-from rhei_pipeline.sync.due_tables import all_parted, all_proved, find_due
+from rhei_pipeline.sync.due_tables import all_parted, find_due
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.quarantine import (
     keep_letters,
@@ -132,11 +132,12 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
         if snapshot.schema_version != schema_version:
             return None
         started = time.monotonic()
-        if not all_proved(tables, snapshot, mirror.ledger(), blame):
+        found = find_due(tables, snapshot, mirror.ledger(), blame)
+        if found is None:
             return None
         if is_read and not all_parted(tables, snapshot, mirror.ledger(), blame):
             return None
-        due, behind = find_due(tables, snapshot, mirror.ledger(), blame)
+        due, behind = found
         mended = [t for t in tables if mending is not None and t.name == mending.table]
         due += [table for table in (*mended, *altered_of(tables, altered)) if table not in due]
         if due:

@@ -1,6 +1,6 @@
 """Which tables a cycle has something to do for."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from rhei_pipeline.capabilities import is_retained_for, rescan_due
 from rhei_pipeline.model.blame import Blame
@@ -10,7 +10,7 @@ from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Rescan, SourcePositions
 
 
-def all_proved(
+def _all_proved(
     tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
 ) -> bool:
     """Return whether the source still has all that these tables need."""
@@ -43,9 +43,21 @@ def all_parted(
 
 
 def find_due(
+    tables: Collection[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
+) -> tuple[list[Table], list[Table]] | None:
+    """Return the tables with something to do, and those that only follow the head.
+
+    None: the source has no longer all that they need. What is pending of a table may tell so.
+    """
+    if not _all_proved(tables, snapshot, ledger, blame):
+        return None
+    due, behind = _due_and_behind(tables, snapshot, ledger, blame)
+    return (due, behind) if _all_proved(due, snapshot, ledger, blame) else None
+
+
+def _due_and_behind(
     tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
 ) -> tuple[list[Table], list[Table]]:
-    """Return the tables with something to do, and those that only follow the head."""
     due: list[Table] = []
     behind: list[Table] = []
     for table in tables:

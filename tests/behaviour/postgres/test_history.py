@@ -275,3 +275,70 @@ def test_what_is_left_of_a_dropped_table_is_read_by_its_own_key(
         [2, 2, "y", "D", True],
         [7, 1, "new", "I", False],
     ]
+
+
+KEYED_OTHERWISE = ["alter table t drop constraint t_pkey", "alter table t add primary key (a, id)"]
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("way", ["logical", "streaming", "buffer"])
+@pytest.mark.parametrize("storage", [None, "parquet"])
+@pytest.mark.parametrize(
+    "then",
+    [
+        ("delete from t where a = 1", "id"),
+        ("delete from t where a = 1", "b, id"),
+        ("update t set id = 5 where a = 1", "id"),
+    ],
+    ids=["back", "a third one", "moved"],
+)
+def test_no_row_is_lost_that_shared_its_key_with_another_while_the_table_had_another_one(
+    make_postgres: MakePostgres,
+    mode: str,
+    way: str,
+    storage: str | None,
+    then: tuple[str, str],
+    tmp_path: Path,
+) -> None:
+    change, key = then
+    capture: dict[str, Any] = {"method": "logical", "streaming": way == "streaming"}
+    if way == "buffer":
+        capture["buffer"] = {"path": tmp_path / "cdc"}
+    world = make_postgres(mode=mode, storage=storage, tables=[{"name": "t"}], capture=capture)
+    world.run(
+        "create table t(id int primary key, a int not null, b int not null, v text)",
+        "insert into t values (1, 1, 1, 'x'), (2, 2, 1, 'y')",
+    )
+    world.htap.sync_now()
+    world.run(
+        *KEYED_OTHERWISE,
+        "insert into t values (1, 7, 1, 'new')",
+        change,
+        "alter table t drop constraint t_pkey",
+        f"alter table t add primary key ({key})",
+    )
+    assert not world.htap.sync_now().errors
+    assert world.htap.verify().equal
+    world.run("update t set v = 'last' where a = 7")
+    assert world.htap.sync_now().updated == 1
+    world.assert_equal("t")
+
+
+def test_a_key_that_is_renamed_and_renamed_back_is_the_same_in_the_log(
+    make_postgres: MakePostgres,
+) -> None:
+    world = make_postgres(mode="temporal", tables=[{"name": "t"}], capture={"method": "logical"})
+    world.run("create table t(id int primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    world.run(
+        "alter table t rename id to x",
+        "update t set v = 'b' where x = 1",
+        "delete from t where x = 1",
+        "alter table t rename x to id",
+    )
+    report = world.htap.sync_now()
+    assert not report.errors
+    assert [(row["v"], row["_rhei_operation"]) for row in world.versions("t")] == [
+        ("a", "I"),
+        ("b", "D"),
+    ]

@@ -86,11 +86,13 @@ class LogMemory:
         proved: By table, a position that was read or made in this session of the server. While it
             lasts, the server cannot be put back.
         places: What these positions mean: a cycle asks that of each table.
+        unfit: By table, a position behind which the log cannot be read.
     """
 
     bases: dict[str, int] = field(default_factory=dict)
     proved: dict[str, Position] = field(default_factory=dict)
     places: dict[Position, LogPosition] = field(default_factory=dict)
+    unfit: dict[str, Position] = field(default_factory=dict)
 
     def place(self, position: Position) -> LogPosition:
         """Return what a position means."""

@@ -188,6 +188,10 @@ class LogicalSnapshot(TableReads):
         )
         if not is_held or not self._is_of_this_log(table, position, place):
             return False
+        if not self._is_logged_by_key(table, position):
+            self._memory.unfit[table.name] = position
+        if self._memory.unfit.get(table.name) == position:
+            return False
         self._heads.pop(table.name, None)  # it stands upon what is proved
         self._after[table.name] = position
         self._memory.bases[table.name] = place.base
@@ -207,6 +211,26 @@ class LogicalSnapshot(TableReads):
                 return False
         self._memory.note(table.name, position, place)
         return True
+
+    def _is_logged_by_key(self, table: Table, position: Position) -> bool:
+        """Return whether rows behind a position had no other key than the one they are read by.
+
+        By that, two of them may then have been one. Without any key, rows were inserted only. Of
+        what nobody has asked for yet, nothing is read for this.
+        """
+        if not self._behind.get(position):
+            return True
+        key = frozenset(table.schema.primary_key)
+        logged = {self._key_of(table, run) for _, run in self._runs_of(table, position)}
+        return logged <= {key, frozenset(), None}
+
+    def _key_of(self, table: Table, run: pgoutput.Run) -> frozenset[str] | None:
+        """Return the key that rows were logged by, in the names that its columns have now."""
+        if run.relation.key is None:
+            return None
+        logged, own = run.relation.columns, self._by_places(table, run).relation.columns
+        names = dict(zip(logged, own, strict=True))
+        return frozenset(names[name] for name in run.relation.key)
 
     def _begin(self, lsn: int) -> int:
         """Return from where on the log is read, for what is behind a place."""
@@ -268,9 +292,7 @@ class LogicalSnapshot(TableReads):
         None: all of them can be read by that. Two rows of the new key may be one of the old.
         """
         key = frozenset(table.schema.primary_key)
-        doubtful = [
-            run for _, run in runs if run.relation.key is None or {*run.relation.key} != key
-        ]
+        doubtful = [run for _, run in runs if self._key_of(table, run) != key]
         if not doubtful:
             return None
         now = self._key_at(table.name, doubtful[0].relation.oid, self.schema_version)
