@@ -7,7 +7,7 @@ beginning of a text.
 import re
 from collections.abc import Callable, Iterator
 
-from rhei_pipeline.sql.text import literal
+from rhei_pipeline.sql.text import literal, quote
 
 #: What holds a `$` or a `?` that is no placeholder, and placeholders. Comments nest: they are read
 #: apart.
@@ -19,7 +19,7 @@ _PIECE = re.compile(
     | (?P<comment>/\*)
     | \$(?P<tag>\w*)\$(?P<text>.*?)\$(?P=tag)\$
     | (?P<placeholder>\$\w+ | \?\d*)
-    | [^\W\d][\w$@\#]*                  # a name, which may have a dollar in it
+    | (?P<name>(?:[^\W\d]|@-|[@\#])[\w$@\#]*)
     """,
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
@@ -49,12 +49,15 @@ def numbered_placeholders(sql: str) -> str:
 def judged_form(sql: str) -> str:
     """Return a statement in the form that any parser reads alike; it is not to be run.
 
-    Texts between dollars are as other texts are, and each placeholder is a null.
+    Texts between dollars are as other texts are, each placeholder is a null, and a name that has a
+    dollar in it is quoted: another parser may take its end for the beginning of a text.
     """
 
     def written(found: re.Match[str]) -> str:
         if found["text"] is not None:
             return literal(found["text"])
+        if "$" in (found["name"] or ""):
+            return quote(found["name"].lower())
         return " null " if found["placeholder"] else found[0]
 
     return _rewritten(sql, written) if "$" in sql else sql

@@ -39,6 +39,10 @@ REFUSED = [
     ("datafusion", "insert into t values (1)", "INSERT"),
     ("datafusion", "select $1$ ' $1$, glob(1), $1$ ' $1$", "glob"),
     ("datafusion", "select $t$x$t$ || 'open", "quote"),
+    *(
+        ("datafusion", f"select 1 as {name}$a$, glob(1), 2 as {name}b$a$", "glob")
+        for name in ("#", "@", "@-", "##", "a@", "_", "é")
+    ),
 ]
 
 
@@ -119,7 +123,8 @@ def test_a_word_that_is_like_no_other_keeps_its_way_out(word: str) -> None:
     [
         ("select $1+$2", "select  null + null "),
         ("select $t$a'$1$t$||$$b$$, $1,$a_1", "select 'a''$1'||'b',  null , null "),
-        ("select a$1, x.b$c$d from t", "select a$1, x.b$c$d from t"),
+        ("select a$1, x.B$c$d from t", 'select "a$1", x."b$c$d" from t'),
+        ("select 1 as #$a$, 2 as @-$a$", 'select 1 as "#$a$", 2 as "@-$a$"'),
         (
             "select '$1', \"$2\", `$3`, 'it''s $4', $5",
             "select '$1', \"$2\", `$3`, 'it''s $4',  null ",
