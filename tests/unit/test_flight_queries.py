@@ -1,6 +1,7 @@
 """Queries of a Flight server under way: cancelled, late, left by their client, and forgotten."""
 
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -45,7 +46,7 @@ def send(
 
 
 def watchers() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "rhei-asked"]
+    return [each for each in threading.enumerate() if each.name == "rhei-flight"]
 
 
 @pytest.fixture(autouse=True)
@@ -221,10 +222,18 @@ def test_a_query_that_is_ended_while_its_client_is_looked_for_stays_ended() -> N
         registry.send(b"it", ask, is_cancelled)
 
 
-def test_no_time_runs_while_a_query_waits_for_its_turn() -> None:
-    registry = QueryRegistry(FlightLimits(queries=1, seconds=0.2, turn_seconds=60))
+def test_no_time_runs_while_a_query_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
+    monkeypatch.setattr(running, "time", clock)
+    registry = QueryRegistry(FlightLimits(queries=1, seconds=10, turn_seconds=60))
     under_way = send(registry, lambda: None)
-    other = threading.Timer(0.4, under_way.close)
+
+    def end_the_other() -> None:
+        now[0] = 100.0
+        under_way.close()
+
+    other = threading.Timer(0.1, end_the_other)
     other.start()
     assert next(send(registry, lambda: None)) is BATCH
     other.join()
@@ -238,10 +247,22 @@ def test_a_server_whose_engine_is_busy_has_its_client_come_again() -> None:
         QueryRegistry(FlightLimits()).send(b"it", ask, lambda: False)
 
 
-def test_a_query_that_cannot_be_ended_keeps_no_other_from_being_ended() -> None:
-    def fail() -> None:
-        raise OSError("the server cannot be reached")
+def fail() -> None:
+    raise OSError("the server cannot be reached")
 
+
+def test_the_watch_goes_on_where_a_query_cannot_be_ended() -> None:
+    registry, heard = QueryRegistry(FlightLimits(seconds=0.05)), threading.Semaphore(0)
+    batches = [send(registry, fail, b"one"), send(registry, heard.release, b"other")]
+    assert all(heard.acquire(timeout=30) for _ in range(3))
+    for each in batches:
+        each.close()
+    late = send(registry, heard.release)
+    assert heard.acquire(timeout=30)
+    late.close()
+
+
+def test_a_query_that_cannot_be_ended_keeps_no_other_from_being_ended() -> None:
     heard, clock, cancel = threading.Semaphore(0), QueryClock(0.001), Cancel()
     with clock.timing() as one, clock.timing() as other, cancel.ending_by(fail):
         one.begun(cancel)

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -113,7 +113,8 @@ class _Query:
 
     def _interrupt(self) -> None:
         if self._cancel is not None:
-            self._cancel()
+            with suppress(Exception):  # others are to be ended
+                self._cancel()
 
 
 class QueryRegistry:
@@ -159,7 +160,7 @@ class QueryRegistry:
             self._queries.setdefault(handle, []).append(query)
             if not self._is_watched:
                 self._is_watched = True
-                threading.Thread(target=self._watch, name="rhei-asked", daemon=True).start()
+                threading.Thread(target=self._watch, name="rhei-flight", daemon=True).start()
         try:
             yield query
         finally:
@@ -170,12 +171,16 @@ class QueryRegistry:
 
     def _watch(self) -> None:
         """Look after the queries for as long as there are any."""
-        while self._is_watched:
+        while self._has_any():
             for query in self._all():
                 query.look()
             time.sleep(_LOOK_SECONDS)
-            with self._lock:
-                self._is_watched = bool(self._queries)
+
+    def _has_any(self) -> bool:
+        """Return whether there are queries; whoever begins one after the last begins a watch."""
+        with self._lock:
+            self._is_watched = bool(self._queries)
+            return self._is_watched
 
     def _all(self) -> list[_Query]:
         with self._lock:
