@@ -10,12 +10,15 @@ from typing import Any
 
 import obstore
 import pytest
+from datafusion.record_batch import RecordBatchStream
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError, MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.datafusion.planned_query import PlannedQuery
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.streaming import Begun
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
@@ -137,6 +140,26 @@ def test_a_file_that_goes_between_the_check_and_the_reading_is_missed(
     with pytest.raises(MirrorDamagedError, match=r"'t': .* is missing"):
         all_rows(asked["t"])
     assert all_rows(asked["u"]) == [{"v": 1}, {"v": 2}, {"v": 3}]
+
+
+def test_a_file_that_goes_before_several_mirrors_are_read_together_is_missed(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = filled(make_world(storage="parquet"))
+    mirror, begin = engine_of(world.htap).mirror, PlannedQuery._begun
+    assert isinstance(mirror, DataFusionMirror)
+    gone = [Path(mirror.path) / name for name in rows_of(mirror, "t")]
+
+    def begun(planned: PlannedQuery, cancel: Cancel) -> RecordBatchStream:
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return begin(planned, cancel)
+
+    with rhei.reader({"shop": world.settings, "bills": world.settings}) as joint:
+        monkeypatch.setattr(PlannedQuery, "_begun", begun)
+        with pytest.raises(MirrorDamagedError, match=r"'t': .* is missing"):
+            joint.query("select v from bills.t")
+        assert joint.query("select v from bills.u").num_rows == 3
 
 
 def test_a_file_that_is_put_back_between_the_check_and_the_reading_has_one_ask_again(
