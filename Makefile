@@ -32,7 +32,7 @@ SUITE := not soak and not combination and not cluster
 ifndef SEED
 SEED := $(shell date +%s)
 endif
-DRAWN := $(BIN)/python -m tests -n auto --maxprocesses 6 --dist worksteal --randomly-seed=$(SEED)
+DRAWN := echo "SEED=$(SEED)" && $(BIN)/python -m tests -n auto --maxprocesses 6 --dist worksteal --randomly-seed=$(SEED)
 
 test: $(READY) ## run the tests: the short form, in less than eight minutes
 	@$(DRAWN) -m "$(SUITE) and not long"
@@ -50,7 +50,7 @@ test-postgres: $(READY) ## run PostgreSQL's tests on an installed server: make t
 combinations: $(READY) ## run tests in all the modes, captures and mirrors of which the suite draws some
 	@$(BIN)/python -m tests -m '(each or pairs or turns) and not soak and not cluster' -n auto --maxprocesses 6 --dist worksteal
 
-soak: $(READY) ## run the long tests: thousands of crashes; then plot what a process takes
+soak: $(READY) ## play thousands of random histories and crashes; then plot what a process takes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0
 	@$(MAKE) memory
 

@@ -158,6 +158,9 @@ def test_the_short_form_and_the_rest_are_what_the_suite_draws() -> None:
     suite = options["ini_options"]["addopts"][-1]
     makefile = (project / "Makefile").read_text()
     assert f"\nSUITE := {suite}\n" in makefile
+    _, _, drawn = makefile.partition("\nDRAWN := ")
+    assert drawn.startswith('echo "SEED=$(SEED)" && ')  # pytest itself, told to be quiet, says none
+    assert drawn.split("\n")[0].endswith("--randomly-seed=$(SEED)")
     for target, form in (("test", "not long"), ("test-long", "long")):
         _, _, recipe = makefile.partition(f"\n{target}: ")
         assert recipe.split("\n")[1] == f'\t@$(DRAWN) -m "$(SUITE) and {form}"'
