@@ -205,9 +205,13 @@ def test_more_writers_are_given_sessions(world: PostgresWorld) -> None:
 def test_a_user_is_corrected_and_a_privilege_granted(world: PostgresWorld) -> None:
     world.run("drop role if exists ways_reader", "create role ways_reader login")
     try:
-        world.source = {"dsn": f"{world.dsn}&user=nobody_of_that_name"}
-        with refused("correct source.dsn, its user or its password", SourceError):
-            world.htap.sync_now()
+        for wrong, way_out in (
+            (world.dsn.replace("/test_", "/no_"), "correct source.dsn, its user or its password"),
+            (f"{world.dsn}&user=nobody_of_that_name", "correct the user of source.dsn"),
+        ):
+            world.source = {"dsn": wrong}
+            with refused(way_out, SourceError):
+                world.htap.sync_now()
         world.source = {"dsn": f"{world.dsn}&user=ways_reader"}
         world.tables = [{"name": "t"}]
         way_out = (
