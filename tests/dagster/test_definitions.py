@@ -375,6 +375,7 @@ def test_a_table_that_is_not_there_is_named_and_the_others_load(
     assert "mirror/orders" in keys
 
 
+@pytest.mark.long
 def test_a_check_shows_what_differs(settings: Settings, instance: dg.DagsterInstance) -> None:
     run(settings, instance, "initial_sync/orders", "initial_sync/odd_name_ef5b")
     write(settings, "insert into \"odd name\" values ('b', 'no number')")

@@ -158,6 +158,7 @@ def test_sessions_that_fail_whatever_is_done_are_opened_less_and_less_often(
     assert_whole(shop)
 
 
+@pytest.mark.long
 def test_a_table_declared_later_opens_a_session_though_nothing_has_changed(shop: Shop) -> None:
     assert shop.sync().success
     assert "up to date" in str(shop.tick())

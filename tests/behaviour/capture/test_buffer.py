@@ -116,6 +116,7 @@ def test_lag_counts_what_is_buffered_and_what_is_not(buffered: World) -> None:
     assert unseen_events(buffered.settings) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "step", [step for step in Step if "copy" not in step and "range" not in step]
 )

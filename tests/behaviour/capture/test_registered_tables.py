@@ -112,6 +112,7 @@ def test_a_polled_table_is_registered_with_how_it_is_polled(
     assert world.htap.tables() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_an_unregistered_table_leaves_nothing_in_the_source(
     make: Callable[..., AnyWorld], way: str

@@ -171,6 +171,7 @@ def test_init_does_not_overwrite(world: World, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
 
 
+@pytest.mark.long
 def test_serving_is_a_process_that_syncs_answers_and_ends(world: World, tmp_path: Path) -> None:
     config = tmp_path / "pipeline.yaml"
     config.write_text(

@@ -113,6 +113,7 @@ class Writes:
             self.seen += found["n"][0].as_py() == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("storage", [None, "parquet", "delta"])

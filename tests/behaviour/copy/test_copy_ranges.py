@@ -56,6 +56,7 @@ WRITER_STEPS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", FILES)
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("capture", CAPTURES)

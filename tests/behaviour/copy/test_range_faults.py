@@ -388,6 +388,7 @@ DDL: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-trigger", "postgres-logical"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("step", [Step.RANGES_PLANNED, Step.RANGE_RECORDED])

@@ -27,6 +27,7 @@ def test_a_mirror_of_sqlite_is_as_declared(
     Cell(capture, mode, storage).play(None, played, Counter())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("capture", [name for name in CAPTURES if name.startswith("postgres")])

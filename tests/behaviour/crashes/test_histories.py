@@ -179,6 +179,7 @@ def test_a_buffered_mirror_equals_its_source_through_crashes_and_migrations(
     play(actions, mode, 3, dated=False, buffered=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", DURABLE)
 @settings(max_examples=EXAMPLES)
 @given(actions=calm)

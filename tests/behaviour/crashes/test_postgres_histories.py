@@ -71,6 +71,7 @@ def test_a_temporal_mirror_equals_the_source_at_every_instant(
     play(dsn, actions, "temporal", batch_rows, by_log(streaming=streaming), dated=True)
 
 
+@pytest.mark.long
 @MODES
 @WAYS
 @settings(max_examples=EXAMPLES)

@@ -88,6 +88,7 @@ def test_syncs_at_once_in_one_process_double_nothing(make_world: MakeWorld) -> N
     assert len(world.versions("t")) == 500
 
 
+@pytest.mark.long
 def test_a_reader_sees_only_states_that_the_source_committed(make_world: MakeWorld) -> None:
     world = make_world(batch_rows=3)
     world.run("create table a(id integer primary key, n integer)", "insert into a values (1, 50)")

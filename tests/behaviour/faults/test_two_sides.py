@@ -101,6 +101,7 @@ def test_a_command_that_is_interrupted_ends_as_such(world: World) -> None:
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger", "polling"])
 def test_connections_that_ended_with_their_server_fail_nothing(
     make_postgres: MakePostgres, method: str

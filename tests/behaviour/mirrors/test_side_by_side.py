@@ -137,6 +137,7 @@ def test_a_commit_comes_after_all_that_it_names(several: Several, s3_server: int
             assert named <= there[f"{manifest.version:012d}.json"]
 
 
+@pytest.mark.long
 def test_what_fails_beside_others_leaves_nothing_behind(several: Several, s3_server: int) -> None:
     refused = threading.Event()
 

@@ -85,6 +85,7 @@ def _kinds(world: PostgresWorld) -> dict[str, str]:
     return {name: kind for name, kind in found if name in TYPES}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "mode"),
     [("logical", "temporal"), ("trigger", "destructive"), ("polling", "temporal")],

@@ -38,6 +38,7 @@ def longest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "mode"),
     [("trigger", "destructive"), ("trigger", "temporal"), ("polling", "destructive")],

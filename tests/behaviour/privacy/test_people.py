@@ -83,6 +83,7 @@ def left(world: AnyWorld) -> dict[str, int]:
 OTHERS = {"customers": 1, "orders": 1, "items": 1, "visits": 1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("storage", "tables"), [(None, TABLES), ("parquet", TABLES), ("ipc", HASHED), (None, HASHED)]
 )

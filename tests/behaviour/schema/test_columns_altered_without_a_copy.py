@@ -143,6 +143,7 @@ def test_a_column_of_an_own_type_is_read_alone(
         assert not world.htap.broken_histories("t").num_rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [Step.SNAPSHOT, Step.APPLIED, Step.RECORDED, Step.COMMITTED])
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_a_crash_while_a_column_is_widened_loses_and_doubles_nothing(

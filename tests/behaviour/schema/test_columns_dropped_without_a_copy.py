@@ -105,6 +105,7 @@ def test_a_history_keeps_a_dropped_column_and_has_null_in_it_from_then_on(
     assert world.htap.verify("t").equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("way", [Way("logical", None), Way("logical", "parquet")], ids=str)
@@ -207,6 +208,7 @@ def test_a_column_that_is_not_to_be_mirrored_any_more_takes_no_copy(
     assert world.htap.verify("t").equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", ["logical", "trigger"])
 @pytest.mark.parametrize("storage", [None, "parquet"])
 def test_histories_at_random_lose_nothing_to_columns_that_come_and_go(

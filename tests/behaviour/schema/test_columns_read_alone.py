@@ -178,6 +178,7 @@ def test_a_history_is_copied_where_what_was_written_before_may_read_otherwise(
     world.assert_equal("t")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("case", ["computed", "volatile"])

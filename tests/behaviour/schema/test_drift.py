@@ -52,6 +52,7 @@ def postgres(cell: Cell, request: pytest.FixtureRequest) -> Server | None:
     return request.getfixturevalue("server") if needed else None
 
 
+@pytest.mark.long
 @pytest.mark.each
 def test_a_sample_of_the_drift_matrix(cell: Cell, tmp_path: Path, postgres: Server | None) -> None:
     with staged(cell, tmp_path, postgres) as stage:

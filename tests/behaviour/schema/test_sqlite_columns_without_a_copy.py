@@ -114,6 +114,7 @@ def test_every_version_that_triggers_log_beside_a_change_is_kept(
     assert world.htap.verify("t").equal
 
 
+@pytest.mark.long
 @MODES
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("change", ["rename column a to amount", "drop column b", "add column n"])

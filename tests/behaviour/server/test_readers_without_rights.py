@@ -66,6 +66,7 @@ def with_rights(place: Path) -> None:
         Path(directory).chmod(0o755)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "parquet", "ipc", "delta"])
 def test_who_may_only_read_files_reads_them(place: Path, storage: str | None) -> None:
     world = World(place / "shop", storage=storage)
