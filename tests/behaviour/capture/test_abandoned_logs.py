@@ -59,7 +59,7 @@ def test_a_log_of_postgres_that_no_mirror_reads_is_named_until_it_is_ended(
     )
     other = _abandoned(world, seen, begun)
     (named,) = _named(world)
-    assert re.search(r"its log for 7 days; it has \d+ kB", named)
+    assert re.search(r"the log for 7 days; it has \d+ kB", named)
     world.run(named.partition("in the source: ")[2].removesuffix(")"))
     left = world.app.execute("select tgname from pg_trigger where tgrelid = 't'::regclass")
     assert left.fetchall() == []
