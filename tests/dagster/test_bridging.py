@@ -49,6 +49,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
         yield made
 
 
+@pytest.mark.long
 def test_changes_go_into_the_buffer_while_the_mirror_is_away_and_then_into_the_mirror(
     settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

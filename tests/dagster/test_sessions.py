@@ -40,6 +40,7 @@ def declared(shop: Shop, **schedule: Any) -> None:
     shop.settings = shop.settings.model_copy(update={"schedule": changed})
 
 
+@pytest.mark.long
 def test_a_table_that_is_left_out_turns_red_and_green_again(shop: Shop) -> None:
     assert shop.sync().success
     assert shop.failing("items") == shop.failing("orders") == set()
@@ -73,6 +74,7 @@ def test_the_sensor_turns_red_what_no_session_looks_at_and_has_a_session_turn_it
     assert shop.failing("items") == set()
 
 
+@pytest.mark.long
 def test_changes_of_a_table_that_is_left_out_open_no_session_again_and_again(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

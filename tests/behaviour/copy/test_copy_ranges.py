@@ -91,6 +91,7 @@ def test_the_mirror_equals_the_source_whoever_copied_which_range_and_whatever_wa
     assert_whole(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capture", ["sqlite-trigger", "postgres-logical"])
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("storage", FILES)

@@ -147,6 +147,7 @@ except RheiError as error:
 """
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_loses_nothing(make_world: MakeWorld) -> None:
     """A file that may not grow fails as a full disk does, at whatever write meets the limit."""
     world = make_world(mode="temporal")

@@ -166,6 +166,7 @@ def test_any_fault_of_one_sqlite_table_is_its_own(sqlite: World, fault: FaultIn)
     _every_fault(sqlite, fault)
 
 
+@pytest.mark.long
 def test_any_fault_of_one_postgres_table_is_its_own(
     postgres: PostgresWorld, fault: FaultIn
 ) -> None:

@@ -268,6 +268,7 @@ def test_the_command_says_from_when_on_the_history_is_known(make_world: MakeWorl
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.long
 def test_a_mirror_of_before_this_was_recorded_tells_what_its_versions_tell(
     make_world: MakeWorld,
 ) -> None:

@@ -67,6 +67,7 @@ def remote(make_world: MakeWorld, bucket: Store, request: pytest.FixtureRequest)
     return Settings(**form)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remote", ["parquet", "delta"], indirect=True)
 def test_an_object_that_is_deleted_behind_a_first_answer_is_missed_by_the_next(
     remote: Settings,

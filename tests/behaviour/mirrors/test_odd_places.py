@@ -91,6 +91,7 @@ def test_a_store_s_path_has_any_name_in_it(tmp_path: Path, bucket: Store) -> Non
     world.app.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_a_url_in_a_store_is_read_as_it_is_meant_or_refused(tmp_path: Path, bucket: Store) -> None:
     world = World(tmp_path, storage="parquet")

@@ -136,6 +136,7 @@ def test_an_order_is_asked_of_the_side_that_keeps_it(
             assert asked == world.htap.query(sql, hint="oltp").to_pylist(), sql
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["trigger", "logical", "polling"])
 @pytest.mark.parametrize(
     ("column", "exact"),

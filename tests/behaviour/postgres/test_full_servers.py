@@ -145,6 +145,7 @@ def test_what_a_server_refuses_is_known_whatever_its_language(
         assert len(asked) == tries
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shut", "opened", "kind", "told", "way"),
     [

@@ -86,6 +86,7 @@ def _works(world: PostgresWorld) -> None:
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", sorted(_WAYS))
 def test_the_documented_grants_are_enough_and_each_one_is_named_where_it_lacks(
     way: str, world: PostgresWorld

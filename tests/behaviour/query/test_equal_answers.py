@@ -262,6 +262,7 @@ def test_random_queries_of_a_mirror_with_a_past_have_the_answers_of_sqlite(
     assert check_aged(make_world(storage=storage), 21, 80)["olap"] > 50
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", STORAGES)
 def test_random_queries_have_the_answers_of_postgres(
     make_postgres: Callable[..., PostgresWorld], storage: str | None
