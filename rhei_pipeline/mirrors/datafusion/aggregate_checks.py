@@ -121,7 +121,7 @@ def _refuse_infinite(found: _Found, run: Run) -> None:
     ends = run(found.values.aggregate([], [f.min(column).alias("a"), f.max(column).alias("b")]))
     if not all(math.isfinite(end or 0) for end in (ends["a"][0].as_py(), ends["b"][0].as_py())):
         raise QueryError(
-            f"DataFusion does not find the {found.name} of a group where a real is infinite or NaN",
+            f"DataFusion finds a wrong {found.name} for a group where a real is infinite or NaN",
             hint="ask without the hint 'olap': the source then answers; or leave such rows out"
             " with 'where abs(...) < 'infinity''",
         )
