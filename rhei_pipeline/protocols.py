@@ -348,7 +348,9 @@ class CopyPromotion(Protocol):
 
         The schema is the columns, their types and the key. A temporal table's rows become
         baseline versions that are valid from `at`. An existing table with history is never
-        replaced: it is fitted to the new schema, if that changes nothing in its history.
+        replaced: it is fitted to the new schema, if that changes nothing in its history. A column
+        of local times that is of instants now, or the other way, is empty in its past; what it was
+        is kept in another one: see `model.set_aside`.
 
         Raises:
             SchemaDriftError: The table would lose its history, or its history does not fit the

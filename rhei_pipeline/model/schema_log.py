@@ -15,6 +15,7 @@ from rhei_pipeline.model.schema import (
     TableSchema,
     difference,
 )
+from rhei_pipeline.model.set_aside import others_by_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ class SchemaChange:
         return cls(
             after.name,
             version,
-            found.describe(keeps_dropped=_keeps_dropped(table, found)),
+            found.describe(keeps_dropped=_keeps_dropped(table, found))
+            + (" (former values are kept beside it)" if _keeps_former(before, table) else ""),
             _told(c for c in before.columns if c in found.dropped or c.name in touched),
             _told(c for c in after.columns if c in found.added or c.name in touched),
             followed.at,
@@ -97,6 +99,11 @@ class SchemaChange:
 def _keeps_dropped(table: Table, found: SchemaDifference) -> bool:
     """Return whether the mirror keeps them; another key ends those of a plain one."""
     return table.keeps_dropped and not (found.key_changed and table.mode is Mode.DESTRUCTIVE)
+
+
+def _keeps_former(before: TableSchema, table: Table) -> bool:
+    types = {column.name: column.type for column in before.columns}
+    return table.mode is Mode.TEMPORAL and any(others_by_now(table.schema, types))
 
 
 def _told(columns: Iterable[Column]) -> tuple[str, ...]:

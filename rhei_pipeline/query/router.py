@@ -13,6 +13,7 @@ from sqlglot.tokenizer_core import Token
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.schema import HISTORY_NAMES, Column
 from rhei_pipeline.model.semantics import Translated
+from rhei_pipeline.model.set_aside import is_kept_past
 from rhei_pipeline.query.translation.meaning import Catalog, StaysWithSourceError, Typed
 from rhei_pipeline.query.translation.names import postgres_name, sqlite_name, written
 from rhei_pipeline.query.translation.parsing import Parsed, numbered, parse
@@ -230,7 +231,8 @@ def _seen(tree: exp.Expr) -> _Seen:
         kind = type(node)
         kinds.add(kind)
         if kind is exp.Column:
-            history = history or node.name.lower() in HISTORY_NAMES
+            name = node.name.lower()
+            history = history or name in HISTORY_NAMES or is_kept_past(name)
         elif kind is exp.EQ or kind is exp.In:
             engines = (node.this, node.args.get("expression"))
             compared |= {side.name.lower() for side in engines if isinstance(side, exp.Column)}

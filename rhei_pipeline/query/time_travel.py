@@ -19,6 +19,7 @@ from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.progress import AsOf
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table
+from rhei_pipeline.model.set_aside import as_they_were
 from rhei_pipeline.model.snapshot_rows import SnapshotRows
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Mirror
@@ -43,7 +44,7 @@ def as_of(table: Table, instant: datetime, mirror: Mirror, begun: Begun | None =
     )
     # Maintenance may have removed versions while this was read.
     history_of(table, mirror).refuse_unknown(instant)
-    return found
+    return as_they_were(found)
 
 
 def known_since(table: Table, mirror: Mirror) -> datetime:

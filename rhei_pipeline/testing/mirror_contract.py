@@ -8,7 +8,7 @@ class TestMyMirror(MirrorContract, MirrorQueryContract):
         mirror.close()
 """
 
-from datetime import date
+from datetime import date, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from rhei_pipeline.model.changes import Counts, DeadLetter, NetChanges, Position
 from rhei_pipeline.model.progress import AsOf, TableState, Watermark
 from rhei_pipeline.model.schema import Column, Mode, Table
 from rhei_pipeline.model.schema import TableSchema as Schema
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.testing.column_contract import ColumnContract
 from rhei_pipeline.testing.copy_contract import CopyContract
@@ -36,6 +37,8 @@ from rhei_pipeline.testing.mirror_work import (
     rows,
     versions,
 )
+
+_LOCAL = pa.timestamp("us")
 
 
 class MirrorContract(ColumnContract, CopyContract):
@@ -285,6 +288,23 @@ class MirrorContract(ColumnContract, CopyContract):
         with pytest.raises(SchemaDriftError, match="its history does not fit"):
             copy(history, truth, truth.schema.arrow.empty_table())
         assert history.query("select v from h order by v")["v"].to_pylist() == [1, 2]
+
+    def test_a_history_keeps_what_a_column_was_that_means_something_else(
+        self, history: Mirror
+    ) -> None:
+        def typed(kind: pa.DataType) -> Table:
+            columns = (Column("k", pa.string()), Column("at", kind))
+            return Table(Schema("moments", columns, ("k",)), Mode.TEMPORAL)
+
+        noon, local, instants = datetime(2026, 1, 5, 12), typed(_LOCAL), typed(INSTANT)  # noqa: DTZ001
+        was = pa.table({"k": ["a"], "at": pa.array([noon], _LOCAL)})
+        assert copy(history, local, was) == 1
+        assert copy(history, instants, instants.schema.arrow.empty_table(), NOW + SECOND) is None
+        found, past = history.query("select * from moments"), history.past(instants)
+        assert (found["at"].type, found["at"].to_pylist()) == (INSTANT, [None])
+        assert found["_rhei_was_1_at"].to_pylist() == [noon]
+        assert past is not None
+        assert dict(past.left) == {"_rhei_was_1_at": NOW + SECOND}
 
     def test_history_is_not_given_up_for_a_destructive_table(self, history: Mirror) -> None:
         with pytest.raises(SchemaDriftError, match="'destructive'"):

@@ -16,6 +16,7 @@ from rhei_pipeline.mirrors.key_change import refuse_unfit_key
 from rhei_pipeline.model.changes import Counts, DeadLetter, LetterName, NetChanges
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import HISTORY_FIELDS, VALID_TO, Mode, Table, TableSchema
+from rhei_pipeline.model.set_aside import is_set_aside, names_aside, others_by_now
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.testing.oracle import exact
 
@@ -110,6 +111,7 @@ def take_on_shape(standing: StubTable, table: Table, at: datetime) -> None:
     refuse_unknown_key(schema, standing.fields)
     if standing.table.schema.primary_key != schema.primary_key:
         refuse_unfit_key(schema, standing.table.schema.primary_key, standing.arrow)
+    _set_aside(standing, schema)
     whole = standing.arrow
     for name, column in columns.items():
         old = standing.fields.get(name)
@@ -125,10 +127,19 @@ def take_on_shape(standing: StubTable, table: Table, at: datetime) -> None:
             ]
         standing.fields[name] = column.type
     if not table.keeps_dropped:
-        standing.fields = {name: standing.fields[name] for name in columns}
+        held = standing.fields.items()
+        standing.fields = {n: k for n, k in held if n in columns or is_set_aside(n, columns)}
     gone = standing.fields.keys() - columns.keys()
     standing.left = {name: standing.left.get(name, at) for name in gone}
     standing.table = table
+
+
+def _set_aside(standing: StubTable, schema: TableSchema) -> None:
+    others = others_by_now(schema, standing.fields)
+    filled = [name for name in others if any(row[name] is not None for row in standing.rows)]
+    names = {old: new for new, old in names_aside(filled, standing.fields).items()}
+    standing.fields = {names.get(name, name): kind for name, kind in standing.fields.items()}
+    standing.rows = [{names.get(n, n): value for n, value in r.items()} for r in standing.rows]
 
 
 def merge_into(rows: dict[Key, Named], schema: TableSchema, changes: NetChanges) -> Counts:

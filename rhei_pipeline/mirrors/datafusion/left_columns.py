@@ -18,6 +18,7 @@ from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.mirrors.exact_casts import in_other_types
 from rhei_pipeline.model.schema import HISTORY_NAMES, FormerNames, Mode, Table
+from rhei_pipeline.model.set_aside import is_set_aside, names_aside, others_by_now
 
 #: Appends rows of a table to a buffer of it.
 Append = Callable[[WriteBuffer, Table, pa.Table], None]
@@ -35,7 +36,25 @@ def left_names(schema: pa.Schema, table: Table) -> set[str]:
     """Return the columns that a history is not to keep."""
     if table.keeps_dropped:
         return set()
-    return {*schema.names} - {*table.schema.names} - HISTORY_NAMES
+    own = table.schema.names
+    left = {*schema.names} - {*own} - HISTORY_NAMES
+    return {name for name in left if not is_set_aside(name, own)}
+
+
+def find_aside(buffer: WriteBuffer, table: Table) -> FormerNames:
+    """Return the columns of a history to set aside, since their values mean something else now.
+
+    Returns:
+        The names that they have, by those that they are to have.
+    """
+    schema = buffer.schema
+    others = others_by_now(table.schema, dict(zip(schema.names, schema.types, strict=True)))
+    return names_aside([name for name in others if _has_values(buffer, name)], schema.names)
+
+
+def _has_values(buffer: WriteBuffer, name: str) -> bool:
+    parts = (rows for past in (True, False) for rows, _ in buffer.scan([name], past=past))
+    return any(rows[name].null_count < rows.num_rows for rows in parts)
 
 
 def with_kept(
@@ -78,16 +97,23 @@ def keep_left(
     return fresh
 
 
-def without_others(buffer: WriteBuffer, own: Collection[str], store: SegmentStore) -> WriteBuffer:
-    """Return a table of snapshots with these columns only; files of more are written again."""
-    return _named_as(buffer, {name: name for name in buffer.schema.names if name in own}, store)
+def fit_days(
+    buffer: WriteBuffer,
+    table: Table,
+    own: Collection[str],
+    former: FormerNames,
+    store: SegmentStore,
+) -> WriteBuffer:
+    """Return a table of snapshots whose columns have their new names; files of it are others.
 
-
-def with_new_names(buffer: WriteBuffer, former: FormerNames, store: SegmentStore) -> WriteBuffer:
-    """Return a table of snapshots whose columns have their new names; files of them are others."""
+    `own`: The columns that the history has. Others go where it is not to keep them.
+    """
     names = {name: name for name in buffer.schema.names}
     new = {old: name for name, old in former.items() if old in names and name not in names}
-    return _named_as(buffer, names | new, store)
+    named = _named_as(buffer, names | new, store)
+    if table.keeps_dropped:
+        return named
+    return _named_as(named, {name: name for name in named.schema.names if name in own}, store)
 
 
 def _named_as(buffer: WriteBuffer, names: Mapping[str, str], store: SegmentStore) -> WriteBuffer:

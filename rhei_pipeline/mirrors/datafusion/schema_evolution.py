@@ -24,7 +24,15 @@ from rhei_pipeline.mirrors.exact_casts import (
     past_does_not_fit,
 )
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, FormerNames, Mode, Table
+from rhei_pipeline.model.schema import (
+    NOTHING_RENAMED,
+    OPERATION,
+    VALID_FROM,
+    VALID_TO,
+    FormerNames,
+    Mode,
+    Table,
+)
 from rhei_pipeline.model.selection import columns_of, each_once
 
 _INTEGERS = (pa.int16(), pa.int32(), pa.int64())
@@ -53,10 +61,17 @@ def outgrown(buffer: WriteBuffer, table: Table) -> bool:
     return False
 
 
-def fit(buffer: WriteBuffer, table: Table, store: SegmentStore, append: Append) -> WriteBuffer:
+def fit(
+    buffer: WriteBuffer,
+    table: Table,
+    store: SegmentStore,
+    append: Append,
+    aside: FormerNames = NOTHING_RENAMED,
+) -> WriteBuffer:
     """Return a table with the new schema: unchanged where its rows can be cast while reading.
 
     It is rewritten if its index has another key, or if the cast changes values.
+    `aside`: Columns of a history that get these names.
 
     Raises:
         SchemaDriftError: Its history does not fit the new types, or the new key.
@@ -68,9 +83,11 @@ def fit(buffer: WriteBuffer, table: Table, store: SegmentStore, append: Append) 
     built = buffer.table.built
     if built is not None and _has_other_key(buffer, table):
         refuse_unfit_key(table.schema, built.primary_key, _versions(buffer, table))
-    shape, gone = _reshaped(buffer.schema, table), left_names(buffer.schema, table)
+    standing = _renamed(buffer.schema, aside)
+    shape, gone = _reshaped(standing, table), left_names(standing, table)
     if (
         not gone
+        and not aside
         and not _has_other_key(buffer, table)
         and _is_readable_as(buffer.schema, shape, table)
     ):
@@ -82,7 +99,8 @@ def fit(buffer: WriteBuffer, table: Table, store: SegmentStore, append: Append) 
     )
     for past in (True, False):
         for rows, _ in buffer.scan(buffer.schema.names, past=past):
-            append(fresh, table, _in_shape(rows, shape, table.name), past)
+            named = rows.rename_columns(standing.names)
+            append(fresh, table, _in_shape(named, shape, table.name), past)
     return fresh
 
 
@@ -140,17 +158,19 @@ def _rename(
     buffer: WriteBuffer, table: Table, former: FormerNames, store: SegmentStore, append: Append
 ) -> WriteBuffer:
     """Return a table whose columns have their new names; its files, which name them, are others."""
-    standing = set(buffer.schema.names)
-    names = {old: new for new, old in former.items() if old in standing}
-    if not names:
+    shape, own = _renamed(buffer.schema, former), _built(table)
+    if shape.names == buffer.schema.names:
         return buffer
-    fields = [field.with_name(names.get(field.name, field.name)) for field in buffer.schema]
-    shape, own = pa.schema(fields), _built(table)
     fresh = WriteBuffer(replace(buffer.table, schema=shape, segments=(), built=own), store)
     for past in (True, False) if VALID_TO in shape.names else (False,):
         for rows, _ in buffer.scan(buffer.schema.names, past=past):
             append(fresh, table, rows.rename_columns(shape.names), past)
     return fresh
+
+
+def _renamed(schema: pa.Schema, former: FormerNames) -> pa.Schema:
+    names = {old: new for new, old in former.items()}
+    return pa.schema([field.with_name(names.get(field.name, field.name)) for field in schema])
 
 
 def _built(table: Table) -> TableShape:

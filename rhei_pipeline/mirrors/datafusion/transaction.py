@@ -31,7 +31,7 @@ from rhei_pipeline.mirrors.datafusion.diff import (
 )
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
 from rhei_pipeline.mirrors.datafusion.feed import FileFeeds
-from rhei_pipeline.mirrors.datafusion.left_columns import keep_left, with_new_names, without_others
+from rhei_pipeline.mirrors.datafusion.left_columns import find_aside, fit_days, keep_left
 from rhei_pipeline.mirrors.datafusion.manifest import (
     COPY_PREFIX,
     SNAPSHOTS,
@@ -285,10 +285,11 @@ class FileTransaction:
         if self._stands(name):
             standing = self._buffer(table)
             if not outgrown(standing, table):
-                self._tables[name] = fit(standing, table, self.store, append_versions)
+                aside = find_aside(standing, table)
+                self._tables[name] = fit(standing, table, self.store, append_versions, aside)
                 note_columns(self._tables[name], table, at)
-                self._fit_snapshots(table, {})
-                self.feeds.fit(table)
+                self._fit_snapshots(table, aside)
+                self.feeds.reshaped(table, aside)
                 return None
             own, copy = mirror_table(table.schema, COPY_PREFIX), self._buffer(table, COPY_PREFIX)
             self._tables[own] = keep_left(standing, copy, table, self.store, append_rows)
@@ -352,9 +353,7 @@ class FileTransaction:
         days = snapshots_of(table.schema)
         if table.mode is Mode.TEMPORAL and self._stands(days):
             own = {*self._buffer(table).schema.names, DAY.name}
-            found = with_new_names(self._named(days, table), former, self.store)
-            keeps = table.keeps_dropped
-            self._tables[days] = found if keeps else without_others(found, own, self.store)
+            self._tables[days] = fit_days(self._named(days, table), table, own, former, self.store)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""

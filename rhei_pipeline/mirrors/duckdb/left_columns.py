@@ -12,8 +12,17 @@ import duckdb
 
 from rhei_pipeline.mirrors.duckdb.lent_rows import UPSERTS
 from rhei_pipeline.mirrors.duckdb.logical import is_indexed
-from rhei_pipeline.mirrors.duckdb.tables import SNAPSHOTS, copy_name, standing_name
-from rhei_pipeline.model.schema import HISTORY_NAMES, FormerNames, Mode, Table, TableSchema
+from rhei_pipeline.mirrors.duckdb.tables import SNAPSHOTS, arrow_type, copy_name, standing_name
+from rhei_pipeline.model.schema import (
+    HISTORY_NAMES,
+    NOTHING_RENAMED,
+    VALID_TO,
+    FormerNames,
+    Mode,
+    Table,
+    TableSchema,
+)
+from rhei_pipeline.model.set_aside import is_set_aside, names_aside, others_by_now
 from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
 
 #: A table that is written again, beside it; a copy may be there as well.
@@ -61,11 +70,38 @@ def drop_left(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
     """Drop such columns of a history that does not keep them, and of its snapshots."""
     if table.mode is Mode.DESTRUCTIVE or table.keeps_dropped:
         return
-    gone = {*left_columns(connection, table)}
+    own = table.schema.names
+    gone = {name for name in left_columns(connection, table) if not is_set_aside(name, own)}
     drop_columns(connection, table.schema, gone)
     days = _days(table)
     if gone and standing_name(connection, days) is not None:
         drop_columns(connection, days, gone)
+
+
+def set_aside(connection: duckdb.DuckDBPyConnection, table: Table) -> FormerNames:
+    """Set aside the columns of a history whose values mean something else now.
+
+    Returns:
+        The names that they had, by those that they have now.
+    """
+    if standing_name(connection, table.schema) is None:
+        return NOTHING_RENAMED
+    target = mirror_table(table.schema)
+    found = connection.sql(f"select * from {target} limit 0")
+    kinds = zip(found.columns, map(arrow_type, map(str, found.types)), strict=True)
+    types = {name: kind for name, kind in kinds if kind is not None}
+    if VALID_TO not in types:
+        return NOTHING_RENAMED
+    others = [*others_by_now(table.schema, types)]
+    filled = [name for name in others if _has_values(connection, target, name)]
+    aside = names_aside(filled, found.columns)
+    rename_columns(connection, table, aside)
+    return aside
+
+
+def _has_values(connection: duckdb.DuckDBPyConnection, target: str, name: str) -> bool:
+    found = connection.execute(f"select exists (from {target} where {quote(name)} is not null)")
+    return bool(found.fetchall()[0][0])
 
 
 def rename_columns(

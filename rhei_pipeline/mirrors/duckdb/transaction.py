@@ -24,7 +24,7 @@ from rhei_pipeline.mirrors.duckdb.housekeeping import (
     write_owner,
 )
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
-from rhei_pipeline.mirrors.duckdb.left_columns import values_kept
+from rhei_pipeline.mirrors.duckdb.left_columns import set_aside, values_kept
 from rhei_pipeline.mirrors.duckdb.lent_rows import UPSERTS, LentRows
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
@@ -299,13 +299,14 @@ class DuckDBTransaction:
         if self._has_another_spelling(table.name):
             self._records.read_anew()  # what is recorded of that name becomes this one's
         self._notes.highest.forget(table)
+        aside = set_aside(self._connection, table)
         with self.large_rows.read_again(table.name):
             adopted = adopt_copy(self._connection, table, at, self._names)
         if adopted is not None:
             self._forget_copy(table.name)
         if table.mode is Mode.TEMPORAL:
             if adopted is None:
-                self._feeds.fit(table)
+                self._feeds.reshaped(table, aside)
             else:
                 self._feeds.born(table, pa.scalar(at, INSTANT).cast(pa.int64()).as_py())
         return adopted

@@ -16,7 +16,6 @@ METHODS = ("logical", "trigger", "polling")
 #: where the new one does, "" where none does and the table begins again.
 TYPES = {
     "reals": ("double precision", "1.5", "integer", "2", "float64"),
-    "instants": ("timestamptz", "'2026-01-05 12:00+00'", "timestamp", "'2026-01-06 12:00'", ""),
     "blobs": ("bytea", "'ab'", "text", "'ab'", ""),
     "texts": ("text", "'007'", "integer using v::int", "8", "string"),
     "numbers": ("numeric(9,3)", "1.234", "numeric(9,1)", "7", "decimal(9,3)"),

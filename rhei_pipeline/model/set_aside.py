@@ -1,0 +1,93 @@
+"""Columns of a history whose values mean something else from some time on.
+
+A local time is no instant: which instant it was, nobody recorded. So a history whose `timestamp`
+becomes a `timestamptz` keeps the former values as they are, in a column of another name, and goes
+on with an empty one. The names are reserved ones, which no column of a source has.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import pyarrow as pa
+
+from rhei_pipeline.model.schema import RESERVED_PREFIX, FormerNames, TableSchema
+
+_NAME = re.compile(rf"{RESERVED_PREFIX}was_(\d+)_(.+)", re.DOTALL | re.IGNORECASE)
+
+
+def means_otherwise(old: pa.DataType, new: pa.DataType) -> bool:
+    """Return whether one type has instants and the other local times or dates."""
+    return (_is_instant(old) and _is_local(new)) or (_is_local(old) and _is_instant(new))
+
+
+def others_by_now(schema: TableSchema, standing: Mapping[str, pa.DataType]) -> Iterator[str]:
+    """Yield the columns whose values mean something else than in a history; none of the key."""
+    for column in schema.value_columns:
+        old = standing.get(column.name)
+        if old is not None and means_otherwise(old, column.type):
+            yield column.name
+
+
+def names_aside(columns: Iterable[str], standing: Iterable[str]) -> FormerNames:
+    """Return names for columns that are set aside, each with the one that the column had.
+
+    `standing`: The names of all columns, none of which is taken.
+    """
+    taken = {name.lower() for name in standing}
+    return {_free_name(column, taken): column for column in columns}
+
+
+def is_kept_past(column: str) -> bool:
+    """Return whether a column is one that keeps what another one was."""
+    return column.startswith(RESERVED_PREFIX) and _NAME.fullmatch(column) is not None
+
+
+def former_name(column: str) -> str:
+    """Return what a column was called before it was set aside, or else its name."""
+    found = _NAME.fullmatch(column)
+    return found[2] if found else column
+
+
+def is_set_aside(column: str, own: Iterable[str]) -> bool:
+    """Return whether a column keeps what one of a table's own columns was."""
+    found = _NAME.fullmatch(column)
+    return found is not None and found[2].lower() in {name.lower() for name in own}
+
+
+def as_they_were(rows: pa.Table) -> pa.Table:
+    """Return rows of one instant with one column for those that were the same one by then.
+
+    That is the one which has values; where no row has any, the one that was first. Where several
+    have values, the column took its other type between what these rows tell: then all are shown.
+    """
+    kept: dict[str, list[str]] = {}
+    for name in rows.column_names:
+        kept.setdefault(former_name(name), []).append(name)
+    shown: dict[str, str] = {}
+    for former, names in kept.items():
+        filled = [name for name in names if rows[name].null_count < rows.num_rows]
+        if len(filled) > 1:
+            shown |= {name: name for name in names}
+        else:
+            shown[(filled or sorted(names, key=_number))[0]] = former
+    return rows.select(list(shown)).rename_columns(list(shown.values()))
+
+
+def _free_name(column: str, taken: Collection[str]) -> str:
+    number = 1
+    while (name := f"{RESERVED_PREFIX}was_{number}_{column}").lower() in taken:
+        number += 1
+    return name
+
+
+def _number(column: str) -> float:
+    found = _NAME.fullmatch(column)
+    return int(found[1]) if found else float("inf")
+
+
+def _is_instant(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) and kind.tz is not None
+
+
+def _is_local(kind: pa.DataType) -> bool:
+    return pa.types.is_date32(kind) or (pa.types.is_timestamp(kind) and kind.tz is None)
