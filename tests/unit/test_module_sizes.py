@@ -20,6 +20,7 @@ LONGER = {
     "rhei_pipeline/sources/postgres/database.py": "one class keeps the whole of `Database`",
     "rhei_pipeline/sources/postgres/logical/source.py": _CAPTURE,
     "rhei_pipeline/sources/postgres/polling/snapshot.py": _CAPTURE,
+    "rhei_pipeline/sources/postgres/triggers/ddl.py": "the text of the triggers: one script",
     "rhei_pipeline/sources/postgres/triggers/registry.py": "who needs what of the logs: one table",
     "rhei_pipeline/sources/postgres/triggers/snapshot.py": _CAPTURE,
     "rhei_pipeline/sources/postgres/triggers/source.py": _CAPTURE,

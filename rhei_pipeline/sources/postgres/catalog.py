@@ -107,10 +107,14 @@ class PostgresTable:
 
     Attributes:
         oid: The table's; it changes when the table is dropped and created again.
+        keys: The numbers of the indexes and constraints that make its key unique.
+        is_deferred: Whether that is checked at commit only: before, two rows may share a key.
     """
 
     schema: TableSchema
     oid: int
+    keys: tuple[int, ...] = ()
+    is_deferred: bool = False
 
 
 def table_names(connection: Connection) -> list[str]:
@@ -178,7 +182,10 @@ def read_table(
         storage=storage_of(facts, [column.name for column in kept]),
         deleted_at=options.deleted_at,
     )
-    return PostgresTable(schema, facts.oid)
+    unique = [index for index in facts.indexes if index.is_key and {*index.names} <= {*key}]
+    keys = tuple(oid for index in unique for oid in index.oids)
+    is_deferred = not any(index.is_immediate for index in unique)
+    return PostgresTable(schema, facts.oid, keys, is_deferred)
 
 
 def _in_key(column: Column) -> Column:

@@ -75,7 +75,9 @@ select i.indrelid::bigint, case when i.indpred is null and i.indisvalid then (
         select a.attname from pg_attribute a
         where a.attrelid = i.indrelid and a.attnum = i.indkey[0]) end,
     i.indisunique, key.names, i.indisprimary, i.indimmediate, i.indisreplident,
-    i.indisvalid and i.indpred is null and i.indexprs is null and key.is_whole
+    i.indisvalid and i.indpred is null and i.indexprs is null and key.is_whole,
+    array(select i.indexrelid::bigint union all select c.oid::bigint from pg_constraint c
+        where c.conrelid = i.indrelid and c.conindid = i.indexrelid and c.contype in ('p', 'u'))
 from pg_index i cross join lateral (
     select array_agg(a.attname::text order by k.place), bool_and({_NOT_NULL}
         and (k.compared = a.attcollation or l.collisdeterministic is not false)
@@ -121,11 +123,14 @@ class IndexFacts:
     """A unique index: the columns of its key, in order.
 
     Attributes:
+        oids: Its own number, and its constraint's, which it keeps while it is built again. No
+            other one ever has them.
         is_key: It is one of all rows, also those of before; no column of it is null, or holds
             values equal that are several to the index.
     """
 
     names: tuple[str, ...]
+    oids: tuple[int, ...]
     is_primary: bool
     is_immediate: bool
     is_identity: bool
@@ -185,10 +190,10 @@ def read_facts(connection: Connection, names: Collection[str]) -> dict[str, Tabl
         known[oid].marks = marks
     for oid, *column in connection.execute(_COLUMNS, (oids,)):
         known[oid].columns.append(ColumnFacts(*column))
-    for oid, first, is_unique, keyed, *kinds in connection.execute(_INDEXES, (oids,)):
+    for oid, first, is_unique, keyed, *kinds, numbers in connection.execute(_INDEXES, (oids,)):
         known[oid].led_by.add(first)
         if is_unique and keyed:
-            known[oid].indexes.append(IndexFacts(tuple(keyed), *kinds))
+            known[oid].indexes.append(IndexFacts(tuple(keyed), tuple(numbers), *kinds))
     for oid, nameless, unlogged in connection.execute(_UNFIT_PARTS.encode(), (oids,)):
         known[oid].nameless_part, known[oid].unlogged_part = nameless, unlogged
     return found

@@ -75,6 +75,7 @@ class LogMoment:
         silent: Whether the slot is known to have no pending changes.
         columns: Of tables that were logged under other columns' names: the names that all their
             columns have now, in the log's order.
+        keys: Of each captured table, by name, the numbers of what makes its key unique.
     """
 
     head: int
@@ -86,6 +87,7 @@ class LogMoment:
     recent: Slot | None = None
     silent: bool = False
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    keys: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

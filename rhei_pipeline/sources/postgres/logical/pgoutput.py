@@ -18,7 +18,7 @@ _EPOCH_MICROSECONDS = 946_684_800_000_000
 
 _BEGIN, _ORIGIN, _RELATION, _TRUNCATE = b"BORT"
 _INSERT, _UPDATE, _DELETE = b"IUD"
-_NEW = ord("N")
+_NEW, _WHOLE = b"NO"
 _UNCHANGED, _TEXT = b"ut"
 #: Replica identities by a key: the primary one, or that of an index.
 _BY_KEY = b"di"
@@ -164,6 +164,8 @@ class Changes:
         new: The rows after the change; nothing is there where `has_new` is false.
         old: The rows or keys before the change, if they were sent; nothing is there where
             `has_old` is false.
+        has_whole: Whether it is the row before the change, and not its key alone.
+        is_update: Whether a row was changed.
     """
 
     run: Run
@@ -172,6 +174,8 @@ class Changes:
     old: Tuples
     has_new: np.ndarray
     has_old: np.ndarray
+    has_whole: np.ndarray
+    is_update: np.ndarray
 
     def texts(self, tuples: Tuples, name: str) -> Texts:
         """Return a column of one of the two; of one that was not logged, nothing is there."""
@@ -340,13 +344,14 @@ def decode(buffer: bytes, run: Run) -> Changes:
     """Find the values of a run's rows."""
     data = np.frombuffer(buffer, np.uint8)
     tags = data[run.places + 5]
-    has_old, has_new = tags != _NEW, data[run.places] != _DELETE
+    kinds = data[run.places]
+    has_old, has_new = tags != _NEW, kinds != _DELETE
     ends = run.places + 6
     old = _tuples(data, run, np.where(has_old, run.places + 6, -1), ends)
     # Behind an old tuple stands the new one's tag.
     starts = np.where(has_old, ends + 1, run.places + 6)
     new = _tuples(data, run, np.where(has_new, starts, -1), starts)
-    return Changes(run, buffer, new, old, has_new, has_old)
+    return Changes(run, buffer, new, old, has_new, has_old, tags == _WHOLE, kinds == _UPDATE)
 
 
 def _tuples(data: np.ndarray, run: Run, starts: np.ndarray, ends: np.ndarray) -> Tuples:

@@ -8,6 +8,7 @@ position says which commit of its table was the last one before it.
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rhei_pipeline.model.changes import Position
 
@@ -26,6 +27,8 @@ class TableCommit:
 
 
 NO_COMMIT = TableCommit()
+#: What a position means behind the last that it says.
+_NOTHING_MORE: tuple[Any, ...] = (None, None, 0, 0, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class LogPosition:
         known: Up to where that is known; 0: up to the position.
         taken: How many changes of its table are before it that the transaction made which commits
             at the place. It gave the table another key, and what follows is read by that one.
+        keys: The numbers of what made the table's key unique there; see `UniqueKey`.
     """
 
     lsn: int
@@ -49,6 +53,7 @@ class LogPosition:
     last: TableCommit | None = None
     known: int = 0
     taken: int = 0
+    keys: tuple[int, ...] = ()
 
     @property
     def noted_at(self) -> int:
@@ -59,9 +64,10 @@ class LogPosition:
     def parse(cls, position: Position) -> "LogPosition":
         """Read the output of `position`, also of versions that noted no commit."""
         with suppress(ValueError, TypeError):
-            relation, base, *last = json.loads(position.proof)
-            commit = TableCommit(*last[:2]) if last[:1] not in ([], [None]) else None
-            return cls(position.order - base, relation, base, commit, *last[2:4])
+            relation, base, *more = json.loads(position.proof)
+            lsn, xid, known, taken, keys = (*more, *_NOTHING_MORE[len(more) :])[:5]
+            last = None if lsn is None else TableCommit(lsn, xid)
+            return cls(position.order - base, relation, base, last, known, taken, tuple(keys))
         return cls(position.order, position.proof)
 
     def position(self) -> Position:
@@ -69,11 +75,13 @@ class LogPosition:
         order = self.lsn + self.base
         if not self.relation:
             return Position(order, "")
-        last: list[int | None] = []
+        last: list[object] = []
         if self.last is not None:
             last = [self.last.lsn, self.last.xid, self.known]
-        if self.taken:
+        if self.taken or self.keys:
             last = [*(last or [None, None, self.known]), self.taken]
+        if self.keys:
+            last.append(self.keys)
         return Position(order, json.dumps([self.relation, self.base, *last]))
 
 

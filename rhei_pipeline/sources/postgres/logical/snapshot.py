@@ -31,6 +31,11 @@ from rhei_pipeline.sources.postgres.logical.position import (
     LogPosition,
     TableCommit,
 )
+from rhei_pipeline.sources.postgres.logical.shared_keys import (
+    UniqueKey,
+    always_unique,
+    share_a_key,
+)
 from rhei_pipeline.sources.postgres.logical.spool import Chunk, Spool
 from rhei_pipeline.sources.postgres.read_ahead import ReadAhead
 from rhei_pipeline.sources.postgres.rows import (
@@ -66,6 +71,8 @@ class LogicalSnapshot(TableReads):
         wait_for_writers: Waits for running transactions; returns the log's end before that.
         key_at: Returns the key of a table, of this number, at a version of the schema; empty
             where it is gone.
+        unique_at: Returns the unique indexes of the table of a number, at a version of the schema;
+            None where it is gone.
         view: Reads rows; changes that it does not see are left out.
     """
 
@@ -79,6 +86,7 @@ class LogicalSnapshot(TableReads):
         look: Callable[[], Visible],
         wait_for_writers: Callable[[], int],
         key_at: Callable[[str, int, int], frozenset[str]],
+        unique_at: Callable[[int, int], Sequence[UniqueKey] | None],
         view: RowView | None = None,
     ) -> None:
         self._read = read
@@ -87,7 +95,7 @@ class LogicalSnapshot(TableReads):
         self._look = look
         self._slot, self._recent = moment.slot, moment.recent
         self._server = moment.server
-        self._proofs = dict(moment.proofs)
+        self._proofs, self._keys = dict(moment.proofs), moment.keys
         self._lasts: dict[str, TableCommit] = {}
         #: What a cycle asks for several times.
         self._heads: dict[str, Position] = {}
@@ -95,7 +103,7 @@ class LogicalSnapshot(TableReads):
         self._silent = moment.silent
         self._columns = moment.columns
         self._wait_for_writers = wait_for_writers
-        self._key_at = key_at
+        self._key_at, self._unique_at = key_at, unique_at
         #: Behind which position a table is read.
         self._after: dict[str, Position] = {}
         self._view = view
@@ -156,7 +164,8 @@ class LogicalSnapshot(TableReads):
 
     def _place_at(self, table: Table, lsn: int, last: TableCommit | None) -> LogPosition:
         base = self._memory.bases.get(table.name, 0)
-        return LogPosition(lsn, self._relation(table), base, last)
+        keys = self._keys.get(table.name, ())
+        return LogPosition(lsn, self._relation(table), base, last, keys=keys)
 
     def _last_before(self, table: Table, end: int) -> TableCommit | None:
         """Return a table's last commit before a place; what was read may begin behind it."""
@@ -220,9 +229,23 @@ class LogicalSnapshot(TableReads):
         """
         if not self._behind.get(position):
             return True
-        key = frozenset(table.schema.primary_key)
-        logged = {self._key_of(table, run) for _, run in self._runs_of(table, position)}
-        return logged <= {key, frozenset(), None}
+        key, runs = frozenset(table.schema.primary_key), self._runs_of(table, position)
+        logged = {self._key_of(table, run) for _, run in runs}
+        if not logged <= {key, frozenset(), None}:
+            return False
+        return None not in logged or self._is_unique(table, position, runs)
+
+    def _is_unique(
+        self, table: Table, position: Position, runs: Sequence[tuple[Chunk, pgoutput.Run]]
+    ) -> bool:
+        """Return whether no two rows had one key at once, of which the log has whole rows."""
+        held = self._unique_at(runs[0][1].relation.oid, self.schema_version)
+        key, spool = table.schema.primary_key, self._loaded(position)
+        told = always_unique(held, key, self._place(position).keys)
+        if told is not None:
+            return told
+        parts = ((spool.read(chunk), self._by_places(table, run)) for chunk, run in runs)
+        return not share_a_key(parts, key)
 
     def _key_of(self, table: Table, run: pgoutput.Run) -> frozenset[str] | None:
         """Return the key that rows were logged by, in the names that its columns have now."""

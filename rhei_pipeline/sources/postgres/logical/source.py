@@ -61,6 +61,7 @@ from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.sources.postgres.logical.reader import LogReader
 from rhei_pipeline.sources.postgres.logical.recent_slot import RecentSlot
 from rhei_pipeline.sources.postgres.logical.sessions import LogSessions
+from rhei_pipeline.sources.postgres.logical.shared_keys import UniqueKey, read_unique
 from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
 from rhei_pipeline.sources.postgres.marks import STATE
 from rhei_pipeline.sources.postgres.table_facts import FactsOfState, TableFacts
@@ -169,6 +170,7 @@ class LogicalSource:
         self._installed: dict[str, PostgresTable] = {}
         self._renamed: dict[str, tuple[int, tuple[str, ...]]] = {}
         self._keys: dict[str, tuple[tuple[int, int] | None, frozenset[str]]] = {}
+        self._unique: dict[int, tuple[int, Sequence[UniqueKey] | None]] = {}
         self._advanced = self._noted = 0
         self._copy_start = CopyStart()
         self._may_note = True
@@ -387,6 +389,7 @@ class LogicalSource:
                 self._visible,
                 self._wait_for_writers,
                 self._key_at,
+                self._unique_at,
                 view,
             )
             stack.callback(snapshot.close)
@@ -438,7 +441,10 @@ class LogicalSource:
         columns = {name: own for name, (_, own) in self._renamed.items()}
         place = self._reached = lsn_number(head)
         recent = self._recent.slot if slot is not None else None
-        return LogMoment(place, clock, version, slot, server, proofs, recent, columns=columns)
+        keys = {name: table.keys for name, table in self._installed.items()}
+        return LogMoment(
+            place, clock, version, slot, server, proofs, recent, columns=columns, keys=keys
+        )
 
     @contextmanager
     def _row_view(self) -> Iterator[RowView]:
@@ -593,6 +599,14 @@ class LogicalSource:
             key = frozenset()
         self._keys[name] = (oid, version), key
         return key
+
+    def _unique_at(self, oid: int, version: int) -> Sequence[UniqueKey] | None:
+        """Return a table's unique indexes, None where it is gone; read once for each version."""
+        read_at, found = self._unique.get(oid, (None, None))
+        if read_at != version:
+            found = read_unique(self._connection, oid)
+            self._unique[oid] = version, found
+        return found
 
     def _table(self, name: str) -> PostgresTable:
         options = self._options.get(_plain(name), TableOptions())

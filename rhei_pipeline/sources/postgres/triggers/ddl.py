@@ -355,7 +355,12 @@ class TableLog:
         if not self.images:
             return [self._touch("_rhei_old")]
         gone = f"not exists (select from {self.table} t where {self._same('t', 'o')})"
-        return [f"{self._keys(GONE, '_rhei_old')} where {gone}"]
+        # Of two rows that shared a key, one is left.
+        left = f"{self.image_insert()} join _rhei_old o on {self._same('t', 'o')}"
+        return [
+            f"{self._keys(GONE, '_rhei_old')} where {gone}",
+            *([left] if self.source.is_deferred else []),
+        ]
 
     def _touch(self, rows: str) -> str:
         return self._keys(TOUCHED, rows)

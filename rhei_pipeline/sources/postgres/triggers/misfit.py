@@ -20,8 +20,9 @@ language plpgsql stable strict
 as $body$ begin return pg_catalog.format('%s', value); end $body$
 """
 #: Writes the statements that log what a statement did to a table. Rows differ by `key`, or
-#: by the primary key where those columns do not tell them apart any more. Only the trigger itself
-#: can run them: nobody else sees its transition tables.
+#: by the primary key where those columns do not tell them apart any more. Then the rows that still
+#: have a `key` of which one is gone are logged as well: it may be unique again when they are read.
+#: Only the trigger itself can run them: nobody else sees its transition tables.
 _MISFIT = f"""
 create or replace function {OWN_NAMESPACE}.misfit(
     relation oid, log text, operation text, key smallint[]
@@ -30,9 +31,12 @@ declare
     place text;
     image text;
     known smallint[];
+    is_unique boolean;
     same text;
+    alike text;
     logged text;
     gone text;
+    left_over text[];
 begin
     select format('%I.%I', n.nspname, c.relname),
         format('jsonb_build_object(''table'', %L::text', n.nspname || '.' || c.relname)
@@ -55,23 +59,24 @@ begin
     into strict image
     from base b join pg_type t on t.oid = b.oid and t.typtype <> 'd'
     join pg_attribute a on a.attrelid = relation and a.attnum = b.attnum;
-    select coalesce((
-        select key where exists (
-            select from pg_index i where i.indrelid = relation and i.indisunique and i.indisvalid
-            and i.indpred is null and i.indexprs is null and key @> array(
-                select k.attnum from unnest(i.indkey::int2[]) with ordinality k(attnum, nth)
-                where k.nth <= i.indnkeyatts))
-    ), (
+    is_unique := exists (
+        select from pg_index i where i.indrelid = relation and i.indisunique and i.indisvalid
+        and i.indimmediate and i.indpred is null and i.indexprs is null and key @> array(
+            select k.attnum from unnest(i.indkey::int2[]) with ordinality k(attnum, nth)
+            where k.nth <= i.indnkeyatts));
+    select coalesce(case when is_unique then key end, (
         select array(select k.attnum from unnest(i.indkey::int2[]) with ordinality k(attnum, nth)
                      where k.nth <= i.indnkeyatts)
         from pg_index i where i.indrelid = relation and i.indisprimary
     ), key) into strict known;
-    select string_agg(format('row_.%1$I operator(%2$I.%3$s) other_.%1$I', a.attname,
+    select string_agg(c.text, ' and ') filter (where c.attnum = any(known)),
+        string_agg(c.text, ' and ') filter (where c.attnum = any(key))
+    into strict same, alike
+    from (select a.attnum, format('row_.%1$I operator(%2$I.%3$s) other_.%1$I', a.attname,
             coalesce(o.nspname, 'pg_catalog'), coalesce(o.oprname, '='))
         || case when a.atttypid not in (700, 701) then
            format(' and {OWN_NAMESPACE}.shown(row_.%1$I) collate "C" ='
-                ' {OWN_NAMESPACE}.shown(other_.%1$I) collate "C"', a.attname) else '' end, ' and ')
-    into strict same
+                ' {OWN_NAMESPACE}.shown(other_.%1$I) collate "C"', a.attname) else '' end
     from pg_attribute a left join lateral (
         select n.nspname, p.oprname
         from pg_index i cross join unnest(i.indkey::int2[], i.indclass::oid[]) k(attnum, class)
@@ -82,7 +87,8 @@ begin
         join pg_operator p on p.oid = f.amopopr join pg_namespace n on n.oid = p.oprnamespace
         where i.indrelid = relation and i.indisunique and k.attnum = a.attnum limit 1
     ) o on true
-    where a.attrelid = relation and a.attnum = any(known) and not a.attisdropped;
+    where a.attrelid = relation and a.attnum = any(known || key) and not a.attisdropped
+    ) c(attnum, text);
     if same is null then
         raise exception 'no column tells rows apart';
     end if;
@@ -90,10 +96,16 @@ begin
         ' join _rhei_new other_ on %s', log, image, place, same);
     gone := format('insert into %s(kind, misfit) select ''{OTHER_GONE}'', %s from _rhei_old row_'
         ' where not exists (select from %s other_ where %s)', log, image, place, same);
-    return case operation when 'INSERT' then array[logged] when 'UPDATE' then array[gone, logged]
-        else array[gone] end;
+    if not is_unique and alike is not null then
+        left_over := array[format('insert into %s(kind, misfit) select ''{OTHER_ROW}'', %s from %s'
+            ' row_ join _rhei_old other_ on %s', log, image, place, alike)];
+    end if;
+    return case operation when 'INSERT' then array[logged]
+        when 'UPDATE' then array[gone, logged] || left_over else array[gone] || left_over end;
 end $body$
 """
+#: By which the server's catalogue shows that it has the function as it is here.
+MISFIT_BODY = _MISFIT.split("$body$")[1]
 #: What all triggers share.
 FUNCTIONS = (
     _SHOWN,

@@ -23,7 +23,7 @@ from rhei_pipeline.sources.postgres.triggers.ddl import (
     remains,
 )
 from rhei_pipeline.sources.postgres.triggers.logs import Generation
-from rhei_pipeline.sources.postgres.triggers.misfit import OTHER_KINDS
+from rhei_pipeline.sources.postgres.triggers.misfit import MISFIT_BODY, OTHER_KINDS
 from rhei_pipeline.sources.postgres.triggers.position import Proof, VisibleText
 from rhei_pipeline.sources.postgres.triggers.retired_logs import (
     drop_passed,
@@ -116,9 +116,12 @@ insert into {SCHEMA}.consumer values (%s, %s, %s, %s, %s, %s) on conflict (mirro
 do update set snapshot = excluded.snapshot, position = excluded.position,
     marker = excluded.marker, marked_by = excluded.marked_by, seen_at = excluded.seen_at
 """
+#: Functions as an earlier version made them are none of ours if this user may not replace them.
 _IS_WHOLE = f"""
 select to_regclass('{SCHEMA}.former') is not null
     and to_regproc('{SCHEMA}.misfit') is not null and to_regproc('{SCHEMA}.shown') is not null
+    and not exists (select from pg_proc where oid = to_regproc('{SCHEMA}.misfit')
+        and prosrc <> %s and pg_has_role(proowner, 'usage'))
 """
 _IS_KEY = """
 select exists (
@@ -232,7 +235,7 @@ class Registered:
 
 def prepare(connection: Connection) -> None:
     """Create our schema and tables, if they are missing."""
-    if _is_prepared(connection) and one(connection, _IS_WHOLE)[0]:
+    if _is_prepared(connection) and one(connection, _IS_WHOLE, MISFIT_BODY)[0]:
         return
     # Asked first: who may not create schemas may still use one that an administrator made.
     if not one(connection, f"select to_regnamespace('{SCHEMA}') is not null")[0]:

@@ -1,0 +1,160 @@
+"""Finds two rows that had one key at once, in a part of the log that names whole rows.
+
+With a full replica identity, rows are changed and deleted without any key. So while a table's key
+is dropped, or is checked at commit only, two rows can have the same one, and the log does not say
+which of them a key means.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.sources.postgres.catalog import Connection
+from rhei_pipeline.sources.postgres.logical import pgoutput
+
+_UNIQUE = """
+select i.indimmediate, i.indexrelid::bigint, (
+    select v.oid::bigint from pg_constraint v
+    where v.conrelid = i.indrelid and v.conindid = i.indexrelid and v.contype in ('p', 'u')
+), array(select a.attname::text from unnest(i.indkey::int2[]) with ordinality k(attnum, place)
+         join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+         where k.place <= i.indnkeyatts)
+from pg_class c left join pg_index i on i.indrelid = c.oid and i.indisunique and i.indisvalid
+    and i.indpred is null and i.indexprs is null
+where c.oid = %s
+"""
+#: What parts the values of a row's text; a null is written as one that no text is.
+_APART, _NULL = "\x1f", "\x1e"
+
+
+@dataclass(frozen=True, slots=True)
+class UniqueKey:
+    """A unique index of a table.
+
+    Attributes:
+        oids: Its number, and its constraint's. One that is made again has others.
+        is_immediate: It is checked as each row is written, and not at commit.
+    """
+
+    names: frozenset[str]
+    oids: frozenset[int]
+    is_immediate: bool
+
+
+def read_unique(connection: Connection, oid: int) -> Sequence[UniqueKey] | None:
+    """Return the unique indexes of a table; None where the table is gone."""
+    found = connection.execute(_UNIQUE.encode(), (oid,)).fetchall()
+    keys = [
+        UniqueKey(frozenset(names), frozenset(filter(None, oids)), is_immediate)
+        for is_immediate, *oids, names in found
+        if is_immediate is not None
+    ]
+    return keys if found else None
+
+
+def always_unique(
+    held: Sequence[UniqueKey] | None, key: Collection[str], since: Collection[int]
+) -> bool | None:
+    """Return whether a key told rows apart from a position on.
+
+    None: The changes themselves have to tell.
+
+    Args:
+        held: The table's unique indexes as they are now; None where it is gone.
+        key: The key's columns.
+        since: The numbers of what made it unique at the position.
+    """
+    if held is None:
+        return True
+    own = [each for each in held if each.names <= {*key}]
+    if not own:
+        return False
+    return any(each.is_immediate and each.oids.intersection(since) for each in own) or None
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Rows that came, and rows that went, each with hashes of its key and of all that it held.
+
+    Attributes:
+        order: Their order in the log.
+        came: Whether it came.
+        row: 0 where the log does not say all that it held.
+    """
+
+    order: np.ndarray
+    came: np.ndarray
+    key: np.ndarray
+    row: np.ndarray
+
+
+def share_a_key(parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[str]) -> bool:
+    """Return whether changes show that two rows had the same key at once.
+
+    Each key had one row before them, or none, and so it has behind them.
+    """
+    steps: list[_Steps] = []
+    emptied: list[int] = []
+    for buffer, run in parts:
+        if run.truncate:
+            emptied += run.order.tolist()
+        else:
+            steps += _steps(pgoutput.decode(buffer, run), key)
+    if not steps:
+        return False
+    order, came, keys, rows = (
+        np.concatenate([getattr(each, name) for each in steps])
+        for name in ("order", "came", "key", "row")
+    )
+    epoch = np.searchsorted(2 * np.sort(np.array(emptied, np.int64)), order)
+    place = np.lexsort((order, keys, epoch))
+    came, keys, rows, epoch = came[place], keys[place], rows[place], epoch[place]
+    follows = (keys[1:] == keys[:-1]) & (epoch[1:] == epoch[:-1])
+    is_told = (rows[1:] != 0) & (rows[:-1] != 0)
+    is_other = came[:-1] & ~came[1:] & is_told & (rows[1:] != rows[:-1])
+    return bool((follows & ((came[1:] == came[:-1]) | is_other)).any())
+
+
+def _steps(changes: pgoutput.Changes, key: Sequence[str]) -> Iterable[_Steps]:
+    """Return the rows of changes that went, and those that came."""
+    gone = np.flatnonzero(~changes.has_new | changes.has_old | changes.is_update)
+    live = np.flatnonzero(changes.has_new)
+    names = changes.run.relation.columns
+    became = {name: _became(changes, name) for name in names}
+    was = {
+        name: changes.texts(changes.old, name).but(~changes.has_old, became[name]) for name in names
+    }
+    for rows, texts, came in ((gone, was, False), (live, became, True)):
+        whole = _hashed(changes, [texts[name] for name in names], rows)
+        if not came:
+            whole = np.where(changes.has_whole[rows], whole, 0)
+        yield _Steps(
+            2 * changes.run.order[rows] + came,
+            np.full(len(rows), came),
+            _hashed(changes, [texts[name] for name in key if name in texts], rows),
+            whole,
+        )
+
+
+def _became(changes: pgoutput.Changes, name: str) -> pgoutput.Texts:
+    """Return a column of the new rows, of which the old ones have what was not sent again."""
+    texts = changes.texts(changes.new, name)
+    not_sent = changes.new.unchanged.get(name)
+    return texts if not_sent is None else texts.but(not_sent, changes.texts(changes.old, name))
+
+
+def _hashed(
+    changes: pgoutput.Changes, columns: Sequence[pgoutput.Texts], rows: np.ndarray
+) -> np.ndarray:
+    """Return a hash of some columns of each row."""
+    if not columns or not len(rows):
+        return np.zeros(len(rows), np.int64)
+    texts = [texts.at(rows).read(changes.buffer) for texts in columns]
+    apart = pa.scalar(_APART, pa.large_string())
+    joined = pc.binary_join_element_wise(
+        *texts, apart, null_handling="replace", null_replacement=_NULL
+    )
+    return np.fromiter(map(hash, joined.to_pylist()), np.int64, len(rows))

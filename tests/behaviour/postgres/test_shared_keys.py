@@ -1,0 +1,158 @@
+"""Two rows have one key for a while: its constraint is dropped, or is checked at commit only."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fix_postgres import PostgresWorld
+
+MakePostgres = Callable[..., PostgresWorld]
+
+WAYS = ["logical", "streaming", "buffer", "trigger"]
+DROP = "alter table t drop constraint t_pkey"
+ADD = "alter table t add constraint t_pkey primary key (id)"
+OTHER = "alter table t add constraint t_pkey primary key (a, id)"
+FULL = "alter table t replica identity full"
+DEFERRED = [FULL, DROP, f"{ADD} deferrable initially deferred"]
+NEW, OLD_GOES = "insert into t values (1, 7, 'new')", "delete from t where a = 1"
+NEW_GOES = "delete from t where a = 7"
+#: What is done before the first sync, and what before the next one.
+CASES = {
+    "no key": ([FULL], [DROP, NEW, OLD_GOES, ADD]),
+    "no key, and the new row goes": ([FULL], [DROP, NEW, NEW_GOES, ADD]),
+    "no key, and the old row moves": ([FULL], [DROP, NEW, "update t set id = 9 where a = 1", ADD]),
+    "in one transaction": ([FULL], [f"begin; {DROP}; {NEW}; {OLD_GOES}; {ADD}; commit"]),
+    "whole rows for a while": (
+        [],
+        [FULL, DROP, NEW, OLD_GOES, ADD, "alter table t replica identity default"],
+    ),
+    "another key": ([FULL], [DROP, OTHER, NEW, OLD_GOES, DROP, ADD]),
+    "another key, and the new row moves": (
+        [],
+        [DROP, OTHER, NEW, "update t set v = 'moved', id = 5 where a = 7", DROP, ADD],
+    ),
+    "an index": (
+        [FULL, DROP, "create unique index t_id on t (id)"],
+        ["drop index t_id", NEW, OLD_GOES, "create unique index t_id on t (id)"],
+    ),
+    "checked at commit": (DEFERRED, [f"begin; {NEW}; {OLD_GOES}; commit"]),
+    "checked at commit, and the new row goes": (DEFERRED, [f"begin; {NEW}; {NEW_GOES}; commit"]),
+    "swapped": (
+        DEFERRED,
+        ["begin; update t set id = 2 where a = 1; update t set id = 1 where a = 2; commit"],
+    ),
+    "moved up": (DEFERRED, ["update t set id = id + 1"]),
+}
+
+
+def world_of(
+    make_postgres: MakePostgres, way: str, mode: str, path: Path, before: list[str]
+) -> PostgresWorld:
+    """Make a table of two rows, and sync it."""
+    capture: dict[str, Any] = {"method": "trigger" if way == "trigger" else "logical"}
+    capture |= {"streaming": True} if way == "streaming" else {}
+    capture |= {"buffer": {"path": path / "cdc"}} if way == "buffer" else {}
+    tables = [{"name": "t", "primary_key": ["id"]}]
+    storage = "parquet" if way in {"streaming", "trigger"} else None
+    world = make_postgres(mode=mode, storage=storage, tables=tables, capture=capture)
+    world.run(
+        "create table t(id int primary key, a int not null, v text)",
+        "insert into t values (1, 1, 'x'), (2, 2, 'y')",
+        *before,
+    )
+    assert not world.htap.sync_now().errors
+    return world
+
+
+@pytest.mark.each
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_no_row_is_lost_that_shared_its_key_for_a_while(
+    make_postgres: MakePostgres, way: str, mode: str, case: str, tmp_path: Path
+) -> None:
+    before, then = CASES[case]
+    world = world_of(make_postgres, way, mode, tmp_path, before)
+    world.run("update t set v = 'p' where id = 1", *then)
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+    world.run("update t set v = 'last' where id = (select max(id) from t)")
+    assert world.htap.sync_now().updated == 1
+    world.assert_equal("t")
+    assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("synced_behind", [DROP, NEW])
+def test_nor_is_one_where_a_sync_came_between(
+    make_postgres: MakePostgres, way: str, mode: str, synced_behind: str, tmp_path: Path
+) -> None:
+    world = world_of(make_postgres, way, mode, tmp_path, [FULL])
+    for statement in (DROP, NEW, OLD_GOES, ADD):
+        world.run(statement)
+        if statement == synced_behind:
+            world.htap.sync_now()
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize("way", ["logical", "buffer"])
+def test_a_history_is_read_from_the_log_where_no_two_rows_shared_a_key_that_was_made_anew(
+    make_postgres: MakePostgres, way: str, tmp_path: Path
+) -> None:
+    world = world_of(make_postgres, way, "temporal", tmp_path, [FULL])
+    world.run(
+        "alter table t add long text",
+        "alter table t alter long set storage external",
+    )
+    world.htap.sync_now()
+    world.run(
+        "update t set v = 'p', long = repeat('long ', 2000) where id = 1",
+        DROP,
+        "update t set v = 'q' where id = 1",
+        "update t set id = 3 where id = 2",
+        "insert into t values (2, 5, null)",
+        "delete from t where id = 2",
+        ADD,
+        "update t set v = 'r' where id = 1",
+    )
+    assert not world.htap.sync_now().errors
+    assert [row["v"] for row in world.versions("t") if row["id"] == 1] == ["x", "p", "q", "r"]
+    assert [(row["id"], row["a"]) for row in world.versions("t", "id, a") if row["id"] > 1] == [
+        (2, 2),
+        (2, 5),
+        (3, 2),
+    ]
+    world.assert_equal("t")
+
+
+def test_a_key_that_is_checked_at_commit_is_read_from_the_log_where_no_two_rows_share_it(
+    make_postgres: MakePostgres, tmp_path: Path
+) -> None:
+    world = world_of(make_postgres, "logical", "temporal", tmp_path, DEFERRED)
+    world.run(
+        "begin; insert into t values (3, 3, 'a'); update t set v = 'b' where id = 3;"
+        " delete from t where id = 3; insert into t values (3, 4, 'c'); commit",
+        "update t set v = 'd' where id = 3",
+    )
+    world.htap.sync_now()
+    assert [row["v"] for row in world.versions("t") if row["id"] == 3][-2:] == ["c", "d"]
+    world.assert_equal("t")
+
+
+def test_the_function_of_an_earlier_version_is_replaced_with_the_next_trigger(
+    make_postgres: MakePostgres, tmp_path: Path
+) -> None:
+    world = world_of(make_postgres, "trigger", "temporal", tmp_path, [])
+    found = "select prosrc from pg_proc where proname = 'misfit'"
+    own = world.app.execute(found).fetchall()
+    world.run(
+        "create or replace function _rhei.misfit(relation oid, log text, operation text,"
+        " key smallint[]) returns text[] language plpgsql as 'begin return null; end'",
+        "drop trigger _rhei_update on t",
+    )
+    world.htap.sync_now()
+    assert world.app.execute(found).fetchall() == own
