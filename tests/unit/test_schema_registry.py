@@ -170,3 +170,19 @@ def test_what_could_not_be_written_is_written_by_the_next_save(
     assert file.stat().st_ino == written
     registry.save(t)
     assert file.stat().st_ino == written
+
+
+def test_who_takes_a_registry_over_is_told_once_that_another_may_share_it(
+    opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened("first").save(table("t"))
+    second = opened("second")
+    assert not caplog.records  # nothing is taken from the other one yet
+    second.save(table("t"))
+    second.save(table("u"))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "give each a registry.path of its own" in caplog.text
+    with pytest.raises(SchemaError, match="two declarations share it"):
+        opened("first", is_new=False)
+    opened("second").save(table("v"))
+    assert len(caplog.records) == 1
