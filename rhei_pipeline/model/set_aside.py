@@ -60,6 +60,8 @@ def as_they_were(rows: pa.Table) -> pa.Table:
     That is the one which has values; where no row has any, the one that was first. Where several
     have values, the column took its other type between what these rows tell: then all are shown.
     """
+    if not any(map(is_kept_past, rows.column_names)):
+        return rows
     kept: dict[str, list[str]] = {}
     for name in rows.column_names:
         kept.setdefault(former_name(name), []).append(name)
