@@ -15,6 +15,7 @@ from rhei_pipeline.query.translation.scope import (
     Scope,
     TranslationContext,
     base_relation,
+    compared,
     folded,
 )
 
@@ -51,7 +52,7 @@ def _join(join: exp.Join, side: str, scope: Scope, context: TranslationContext) 
     if names:
         if side in {"RIGHT", "FULL"}:
             raise StaysWithSourceError("a RIGHT or FULL join merges columns")
-        matched, relation = _merged(names, relation, scope)
+        matched, relation = _merged(names, relation, scope, context)
         scope.relations.append(relation)
         return f" {side or 'inner'} join {relation.sql} on {matched}"
     scope.relations.append(relation)
@@ -88,22 +89,26 @@ def _shared_names(
         raise StaysWithSourceError(f"it is a {method} join")
     if not method:
         return []
-    lower = [name.lower() for name, _ in relation.columns if name is not None]
-    before = {name.lower() for each in scope.relations for name, _ in each.columns if name}
-    shared = [name for name in lower if name in before]
-    if not shared or not relation.whole or not all(each.whole for each in scope.relations):
+    sides = [relation, *scope.relations]
+    if not all(each.whole and each.whole_names for each in sides):
         raise StaysWithSourceError("a natural join's columns are not all mirrored")
+    own, *before = [{compared(str(name), context) for name, _ in each.columns} for each in sides]
+    shared = sorted(own & set[str]().union(*before))
+    if not shared:
+        raise StaysWithSourceError("a natural join has no column to join by")
     return shared
 
 
-def _merged(names: Sequence[str], relation: Relation, scope: Scope) -> tuple[str, Relation]:
+def _merged(
+    names: Sequence[str], relation: Relation, scope: Scope, context: TranslationContext
+) -> tuple[str, Relation]:
     if len(scope.relations) > 1:
         raise StaysWithSourceError("it merges columns of more than two tables")
     tests = []
     for name in names:
         sides = []
         for each in (scope.relations[0], relation):
-            found = [typed for known, typed in each.columns if known and known.lower() == name]
+            found = each.named(name, context)
             if len(found) != 1:
                 raise StaysWithSourceError(f"column {name!r} is not mirrored")
             sides.append(found[0])

@@ -8,30 +8,44 @@ from rhei_pipeline.model.semantics import Kind
 from rhei_pipeline.query.translation.aggregates import decides, orderable
 from rhei_pipeline.query.translation.expressions import express
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed
-from rhei_pipeline.query.translation.scope import Columns, Scope, TranslationContext, folded
+from rhei_pipeline.query.translation.names import refuse_namesake
+from rhei_pipeline.query.translation.outputs import is_star
+from rhei_pipeline.query.translation.scope import (
+    Columns,
+    Scope,
+    TranslationContext,
+    compared,
+    folded,
+)
 
 
 def order_keys(
-    node: exp.Expr, outputs: Columns, scope: Scope, context: TranslationContext
+    node: exp.Query, outputs: Columns, scope: Scope, context: TranslationContext
 ) -> list[tuple[exp.Expr, Typed]]:
     """Return the terms of an ORDER BY and their keys."""
     order = node.args.get("order")
     if order is None:
         return []
     return [
-        (term, orderable(_order_key(term.this, outputs, scope, context)))
+        (term, orderable(_order_key(term.this, node, outputs, scope, context)))
         for term in order.expressions
     ]
 
 
 def _order_key(
-    node: exp.Expr, outputs: Columns, scope: Scope, context: TranslationContext
+    node: exp.Expr,
+    query: exp.Query,
+    outputs: Columns,
+    scope: Scope,
+    context: TranslationContext,
 ) -> Typed:
-    named = _output_named(node, outputs, context)
+    named = _output_named(node, query, outputs, context)
     return express(node, scope, context) if named is None else named
 
 
-def _output_named(node: exp.Expr, outputs: Columns, context: TranslationContext) -> Typed | None:
+def _output_named(
+    node: exp.Expr, query: exp.Query, outputs: Columns, context: TranslationContext
+) -> Typed | None:
     """Return the output column that an ORDER BY term names or numbers."""
     if isinstance(node, exp.Literal):
         if node.args.get("is_string") or not node.this.isdigit():
@@ -40,16 +54,31 @@ def _output_named(node: exp.Expr, outputs: Columns, context: TranslationContext)
             raise StaysWithSourceError("it orders by a column that it does not have")
         return outputs[int(node.this) - 1][1]
     if isinstance(node, exp.Column) and not node.table and isinstance(node.this, exp.Identifier):
-        wanted = folded(node.this, context)
-        found = {
-            typed.sql: typed
-            for name, typed in outputs
-            if name is not None and (name.lower() if context.sqlite else name) == wanted
-        }
-        if len(found) > 1:
-            raise StaysWithSourceError(f"column {node.name!r} is ambiguous")
-        return next(iter(found.values()), None)
+        return _called(folded(node.this, context), query, outputs, context)
     return None
+
+
+def _called(
+    wanted: str, query: exp.Query, outputs: Columns, context: TranslationContext
+) -> Typed | None:
+    """Return the output column of a name, which stands before the columns of tables."""
+    if not context.sqlite:
+        refuse_namesake(wanted, query.selects)
+    elif isinstance(query, exp.Select) and not _is_given(wanted, query):
+        return None
+    found = {
+        typed.sql: typed
+        for name, typed in outputs
+        if name is not None and compared(name, context) == wanted
+    }
+    if len(found) > 1:
+        raise StaysWithSourceError(f"column {wanted!r} is ambiguous")
+    return next(iter(found.values()), None)
+
+
+def _is_given(wanted: str, query: exp.Select) -> bool:
+    """Return whether SQLite takes it for an output's name: an alias, or a column of a star."""
+    return any(each.alias.lower() == wanted or is_star(each) for each in query.expressions)
 
 
 def limit_text(node: exp.Expr, context: TranslationContext) -> str:

@@ -1,6 +1,6 @@
 """The names that the source gives an answer's columns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlglot import exp
 from sqlglot.tokenizer_core import Token, TokenType
@@ -50,6 +50,18 @@ _OPERATORS = (
     exp.ArrayContainsAll,
     exp.ArrayOverlaps,
     exp.ArrayContainedBy,
+)
+#: Functions that are parsed alike, and keep the name that was written.
+_SYNONYMS: dict[type[exp.Expr], frozenset[str]] = {
+    exp.Length: frozenset({"length", "char_length", "character_length"}),
+    exp.Substring: frozenset({"substring", "substr"}),
+    exp.Trim: frozenset({"btrim", "ltrim", "rtrim"}),
+    exp.StrPosition: frozenset({"position", "strpos"}),
+    exp.Extract: frozenset({"extract", "date_part"}),
+}
+#: What PostgreSQL names a cast for that is of nothing with a name of its own.
+_TYPES = frozenset(
+    {"bool", "date", "float8", "int4", "int8", "text", "timestamp", "uuid", "varchar"}
 )
 _CONNECTED = (exp.And, exp.Or, exp.Mod, exp.Is, exp.Parameter, exp.Placeholder)
 _CALLED = {"jsonb_array_length", "jsonb_typeof", "cardinality", "isempty"}
@@ -127,3 +139,31 @@ def _refuse_unsure(node: exp.Expr, text: str) -> None:
         raise StaysWithSourceError("an output column without an alias holds a comment")
     if isinstance(node.unnest(), exp.Column) and "+" in text:
         raise StaysWithSourceError("an output column without an alias begins with a plus")
+
+
+def refuse_namesake(wanted: str, outputs: Iterable[exp.Expr]) -> None:
+    """Refuse a name of PostgreSQL's that an output without an alias may have, too.
+
+    Raises:
+        StaysWithSourceError: Only the source knows which of them is meant.
+    """
+    for each in outputs:
+        named = isinstance(each, exp.Alias | exp.Column | exp.Star)
+        if not named and _may_be_called(each.unnest(), wanted):
+            raise StaysWithSourceError(f"an output column without an alias may be {wanted!r}, too")
+
+
+def _may_be_called(node: exp.Expr, wanted: str) -> bool:
+    if isinstance(node, exp.Window | exp.Filter | exp.Bracket):
+        return _may_be_called(node.this.unnest(), wanted)
+    if isinstance(node, exp.Column | exp.Dot):
+        name: str = (node.expression if isinstance(node, exp.Dot) else node.this).name
+        return name == wanted
+    if isinstance(node, exp.Case | exp.Cast):
+        inner = node.args.get("default") if isinstance(node, exp.Case) else node.this
+        own = {"case"} if isinstance(node, exp.Case) else _TYPES
+        return wanted in own or (inner is not None and _may_be_called(inner.unnest(), wanted))
+    if _is_nameless(node) or isinstance(node, exp.Anonymous):
+        return wanted == ("?column?" if _is_nameless(node) else node.name.lower())
+    known = _SYNONYMS.get(type(node)) or {_NAMED_FOR_THEMSELVES.get(type(node), wanted)}
+    return wanted in known

@@ -1,5 +1,6 @@
 """What a SELECT returns and groups by: its output columns, stars, aliases and GROUP BY keys."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sqlglot import exp
@@ -9,7 +10,14 @@ from rhei_pipeline.query.translation.expressions import express
 from rhei_pipeline.query.translation.joins import refuse_other
 from rhei_pipeline.query.translation.literals import as_value, coerce
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed
-from rhei_pipeline.query.translation.scope import Columns, Scope, TranslationContext, folded
+from rhei_pipeline.query.translation.names import refuse_namesake
+from rhei_pipeline.query.translation.scope import (
+    Columns,
+    Scope,
+    TranslationContext,
+    compared,
+    folded,
+)
 
 
 def group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> list[Typed]:
@@ -18,11 +26,6 @@ def group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> l
     if group is None:
         return []
     refuse_other(group, {"expressions"})
-    aliases = {
-        folded(each.args["alias"], context): each.this
-        for each in node.expressions
-        if isinstance(each, exp.Alias)
-    }
     keys = []
     for term in group.expressions:
         expression = term
@@ -31,7 +34,7 @@ def group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> l
                 raise StaysWithSourceError("it groups by a constant")
             expression = node.expressions[int(term.this) - 1].unalias()
         elif isinstance(term, exp.Column) and not term.table:
-            expression = _column_or_alias(term, aliases, scope, context)
+            expression = _column_or_alias(term, node.expressions, scope, context)
         key = express(expression, scope, context)
         if key.column is None:
             key = _settled(key, context)
@@ -44,14 +47,23 @@ def group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> l
 
 
 def _column_or_alias(
-    term: exp.Column, aliases: dict[str, exp.Expr], scope: Scope, context: TranslationContext
+    term: exp.Column, outputs: Sequence[exp.Expr], scope: Scope, context: TranslationContext
 ) -> exp.Expr:
-    """Return what a name in GROUP BY means: a column, or else an output column."""
-    try:
-        express(term, scope, context)
-    except StaysWithSourceError:
-        return aliases.get(folded(term.this, context), term)
-    return term
+    """Return what a name in GROUP BY means: a column of the query's own, or an output column.
+
+    Either stands before the columns of queries around.
+    """
+    wanted = folded(term.this, context)
+    if any(each.may_have(wanted, context) for each in scope.relations):
+        return term
+    aliases: dict[str, exp.Expr] = {
+        folded(each.args["alias"], context): each.this
+        for each in outputs
+        if isinstance(each, exp.Alias)
+    }
+    if wanted not in aliases and not context.sqlite:
+        refuse_namesake(wanted, outputs)
+    return aliases.get(wanted, term)
 
 
 def output_columns(node: exp.Select, scope: Scope, context: TranslationContext) -> Columns:
@@ -122,7 +134,7 @@ def star_columns(
         (name, typed)
         for each in chosen
         for name, typed in each.columns
-        if wanted is not None or name is None or name.lower() not in each.merged
+        if wanted is not None or name is None or compared(name, context) not in each.merged
     ]
     if any(name is None for name, _ in found):
         raise StaysWithSourceError(

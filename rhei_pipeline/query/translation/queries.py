@@ -151,6 +151,8 @@ def _ctes(node: exp.Expr | None, context: TranslationContext) -> str:
 def _select(node: exp.Select, parent: Scope | None, context: TranslationContext) -> Query:
     refuse_other(node, _SELECT_PARTS)
     scope = Scope(parent=parent)
+    if context.sqlite:
+        scope.promised = frozenset(each.alias.lower() for each in node.expressions)
     from_ = from_clause(node, scope, context)
     where = node.args.get("where")
     filtered = f" where {_demanded(where.this, scope, context)}" if where is not None else ""

@@ -25,6 +25,7 @@ class Relation:
         key: The names of columns that are unique in it; None if none are known.
         whole: Whether the columns are all that the source would return for `*`.
         merged: Columns that USING has merged into another relation's.
+        kept_back: Names that mean something of it in the source, and nothing in the mirror.
     """
 
     name: str
@@ -33,6 +34,25 @@ class Relation:
     key: tuple[str, ...] | None = None
     whole: bool = True
     merged: frozenset[str] = frozenset()
+    kept_back: frozenset[str] = frozenset()
+
+    def named(self, wanted: str, context: "TranslationContext") -> list[Typed]:
+        """Return the columns that the source calls so."""
+        return [
+            found
+            for name, found in self.columns
+            if name is not None and compared(name, context) == wanted
+        ]
+
+    @property
+    def whole_names(self) -> bool:
+        """Whether the names of all its columns are known."""
+        return all(name is not None for name, _ in self.columns)
+
+    def may_have(self, wanted: str, context: "TranslationContext") -> bool:
+        """Return whether the source may call a column of it so."""
+        known = wanted in self.kept_back or bool(self.named(wanted, context))
+        return known or not self.whole_names
 
 
 @dataclass
@@ -42,12 +62,14 @@ class Scope:
     Attributes:
         groups: The mirror's text of each GROUP BY key; None where rows are not grouped.
         aliases: Output columns by their alias.
+        promised: Aliases that are not among `aliases` yet, and that stand before names around.
     """
 
     relations: list[Relation] = field(default_factory=list)
     parent: "Scope | None" = None
     groups: frozenset[str] | None = None
     aliases: dict[str, Typed] = field(default_factory=dict)
+    promised: frozenset[str] = frozenset()
 
     @property
     def own(self) -> frozenset[str]:
@@ -104,6 +126,9 @@ class TranslationContext:
 
 
 _TABLE_PARTS = {"this", "db", "alias"}
+#: What each table of a source has beside its columns.
+_SYSTEM_COLUMNS = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
+_ROW_IDS = frozenset({"rowid", "oid", "_rowid_"})
 
 
 def folded(identifier: exp.Identifier, context: TranslationContext) -> str:
@@ -112,6 +137,11 @@ def folded(identifier: exp.Identifier, context: TranslationContext) -> str:
     if context.sqlite:
         return name.lower()
     return name if identifier.args.get("quoted") else name.lower()
+
+
+def compared(name: str, context: TranslationContext) -> str:
+    """Return a column's own name in the case in which its source compares it."""
+    return name.lower() if context.sqlite else name
 
 
 def base_relation(node: exp.Table, context: TranslationContext) -> Relation:
@@ -152,7 +182,17 @@ def _mirrored(table: MirroredTable, shown: str, context: TranslationContext) -> 
     order = [name for name in table.all_columns if name in by_name]
     columns = tuple((name, _column(table, by_name[name], alias)) for name in order)
     whole = len(order) == len(table.all_columns)
-    return Relation(shown, f"{target} as {alias}", columns, table.schema.primary_key, whole)
+    sql, key = f"{target} as {alias}", table.schema.primary_key
+    return Relation(shown, sql, columns, key, whole, kept_back=_kept_back(table, order, context))
+
+
+def _kept_back(
+    table: MirroredTable, mirrored: Sequence[str], context: TranslationContext
+) -> frozenset[str]:
+    """Return the names that only the source has in a table, those of its own among them."""
+    own = _ROW_IDS if context.sqlite else _SYSTEM_COLUMNS
+    names = own.union(compared(name, context) for name in table.all_columns)
+    return names.difference(compared(name, context) for name in mirrored)
 
 
 def _column(table: MirroredTable, column: Column, alias: str) -> Typed:
@@ -188,24 +228,47 @@ def resolve(node: exp.Column, scope: Scope, context: TranslationContext) -> Type
     qualifier = folded(table, context) if table is not None else None
     around: Scope | None = scope
     while around is not None:
-        found = [
-            typed
-            for relation in around.relations
-            if qualifier is None or relation.name == qualifier
-            for name, typed in relation.columns
-            if name is not None
-            and (name.lower() if context.sqlite else name) == wanted
-            and (qualifier is not None or wanted not in relation.merged)
-        ]
+        near = [each for each in around.relations if qualifier in {None, each.name}]
+        found = _named_in(near, wanted, qualifier is not None, context)
         if len(found) == 1:
             return found[0]
         if found:
             raise StaysWithSourceError(f"column {node.name!r} is ambiguous")
         if qualifier is None and wanted in around.aliases and context.sqlite:
             return around.aliases[wanted]
+        if _may_be_of(wanted, qualifier, near, around):
+            break
         around = around.parent
     if node.this.args.get("quoted") and context.sqlite:
         raise StaysWithSourceError(
             f'"{node.name}" is not a mirrored column; SQLite may read it as text'
         )
     raise StaysWithSourceError(f"column {node.name!r} is not mirrored")
+
+
+def _named_in(
+    near: Sequence[Relation],
+    wanted: str,
+    qualified: bool,  # noqa: FBT001
+    context: TranslationContext,
+) -> list[Typed]:
+    """Return the columns of these relations that a name may mean.
+
+    Raises:
+        StaysWithSourceError: It means one that the mirror does not have.
+    """
+    if any(wanted in each.kept_back for each in near):
+        raise StaysWithSourceError(f"column {wanted!r} is not mirrored")
+    return [
+        typed
+        for relation in near
+        if qualified or wanted not in relation.merged
+        for typed in relation.named(wanted, context)
+    ]
+
+
+def _may_be_of(wanted: str, qualifier: str | None, near: Sequence[Relation], around: Scope) -> bool:
+    """Return whether a name that was not found here may still mean something here."""
+    if qualifier is not None:
+        return bool(near)
+    return wanted in around.promised or not all(each.whole_names for each in near)
