@@ -47,6 +47,8 @@ def aggregate(
         inner = Scope(scope.relations, scope.parent, None, scope.aliases)
         value = as_value(express(argument, inner, context), context)
         parts = (value,)
+        if distinct:
+            value = replace(value, sql=context.words.order_key(value.sql, value.kind))
         found = _of_one(node, value, distinct, behind, context)
     if kept is not None:
         parts += (kept[1],)

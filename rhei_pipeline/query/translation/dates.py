@@ -118,8 +118,9 @@ def _extract(node: exp.Expr, scope: Scope, context: TranslationContext, express:
     if value.kind not in {Kind.DATE, Kind.TIMESTAMP}:
         raise StaysWithSourceError(f"it extracts {part} of a {value.kind}")
     found = f"extract({part} from {value.sql})"
-    # Before Christ years are counted in two ways.
-    text = context.words.guarded(f"extract(year from {value.sql}) <= 0", found)
+    # Before Christ years are counted in two ways, and infinity has a year in the source alone.
+    year = f"coalesce(extract(year from {value.sql}), 0)"
+    text = context.words.guarded(f"{year} <= 0 and {value.sql} is not null", found)
     whole = context.words.cast(f"({text})", pa.int64())
     return derived(context.words.cast(whole, _PART_TYPE), Kind.DECIMAL, _PART_TYPE, value)
 

@@ -111,7 +111,7 @@ class Dialect(ABC):
         return text
 
     def order_key(self, text: str, kind: Kind) -> str:
-        """Return an ORDER BY key for which equal values tie."""
+        """Return a value for ORDER BY or DISTINCT: equal ones are one."""
         del kind
         return text
 
@@ -309,7 +309,7 @@ class DataFusionDialect(Dialect):
         return self.finite(text) if pa.types.is_floating(kept) else text
 
     def order_key(self, text: str, kind: Kind) -> str:
-        """Write what rows are ordered by; a zero below zero sorts before zero here."""
+        """Write what rows are ordered by; a zero below zero is another one than zero here."""
         return f"({text} + cast(0 as double))" if kind in {Kind.REAL, Kind.NUMBER} else text
 
     def value_of(self, subquery: str) -> str:

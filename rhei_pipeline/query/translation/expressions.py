@@ -18,6 +18,7 @@ from rhei_pipeline.query.translation.literals import (
     as_truth,
     as_value,
     coerce,
+    integer,
     number,
     parameter,
     unify,
@@ -264,6 +265,8 @@ def _arithmetic(node: exp.Expr, scope: Scope, context: TranslationContext) -> Ty
 def _neg(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     if isinstance(node.this, exp.Literal) and not node.this.args.get("is_string"):
         text = node.this.this
+        if text.isdigit():  # with its sign, the smallest integer of 32 bits is one
+            return integer(-int(text), context)
         found = number(text, context)
         negated = f"(-{found.sql})"
         return derived(negated, found.kind, found.type, text=f"-{text}")

@@ -72,8 +72,9 @@ def postgres(
         "insert into t values (1, 2, '0', 9e37, 123456789012345678.987654321987, 'b', '\\b'),"
         " (2, 2, '-0', 9e37, 0.1, 'a\\', 'a\\\\'), (3, 2147483647, '0', 1, 2, 'ab', 'a_'),"
         " (4, null, 'NaN', null, null, 'c', 'c'), (5, 2, '1', 0, 0, 'd', 'd')",
-        "create table u(id integer primary key, n integer)",
-        "insert into u values (1, 2), (2, 2), (3, 5)",
+        "create table u(id integer primary key, n integer, day date, at timestamp)",
+        "insert into u values (1, 2, 'infinity', '2024-01-31'), (2, 2, '2024-01-31', 'infinity'),"
+        " (3, 5, null, '-infinity')",
     )
     world.htap.sync_now()
     return world
@@ -96,6 +97,13 @@ POSTGRES = (
     ("select max(w::float8) as n from t", "olap olap"),
     ("select count(*) as n from t where w > 0.5::float8", "olap olap"),
     ("select sum(n) as n, sum(n * 2::bigint) as m from t", "olap olap"),
+    ("select count(n) as n, count(distinct r) as m from t", "olap olap"),
+    ("select count(*) as n, avg(distinct r) as m from t where id < 4 or id = 5", "olap olap"),
+    ("select n, count(distinct coalesce(r, 0)) as m from t group by n order by n", "olap olap"),
+    ("select -2147483648 as n, count(*) as m, max(-9223372036854775807) as o from t", "olap olap"),
+    ("select sum(extract(year from day))::float8 as n from u", "oltp oltp"),
+    ("select extract(year from at) as n, count(*) as m from u group by 1", "oltp oltp"),
+    ("select extract(month from day) as n from u a natural join u b where id > 1", "olap olap"),
 )
 
 
