@@ -428,8 +428,11 @@ class Pipeline:
     def _read_standing(self, modes: Mapping[str, Mode], tables: Collection[Table]) -> Standing:
         by_name, errors = {table.name: table for table in tables}, self._left_out.errors
         reshaped = {table.name for table in tables if self._is_reshaped(table)}
+        uncaptured = self._watch.uncaptured(tables)
         found = {
-            name: DeclaredTable(mode, by_name.get(name), errors.get(name), name in reshaped)
+            name: DeclaredTable(
+                mode, by_name.get(name), errors.get(name), name in reshaped, name in uncaptured
+            )
             for name, mode in modes.items()
         }
         standing = read_status(found, self._source, self._mirror, self._blame)

@@ -337,6 +337,21 @@ class SchemaWatch:
             return Table(replace(schema, mirror_name=declared.mirror_name), declared.mode)
         return None
 
+    def uncaptured(self, tables: Collection[Table]) -> set[str]:
+        """Return which tables have the columns that they had, and no capture as it was made."""
+        if self._source.schema_version() == self.version:
+            return set()
+        with reading_together(self._source, [table.name for table in tables]):
+            found = set()
+            for table in tables:
+                with self._blame.of(table.name), suppress(SchemaError):
+                    own = replace(
+                        self._source.describe(table.name), mirror_name=table.schema.mirror_name
+                    )
+                    if own == table.schema and not self._source.is_installed(table):
+                        found.add(table.name)
+            return found
+
     def _as_installed(self, table: Table) -> Table:
         """Return a table with what its source knows of its columns once capture is installed."""
         now = self._source.describe(table.name)

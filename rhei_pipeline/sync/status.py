@@ -104,12 +104,14 @@ class DeclaredTable:
         table: The table as it is captured; None where it is left out.
         error: Why it is left out.
         is_reshaped: Whether no sync has brought the columns that it has now.
+        is_uncaptured: Whether its capture is not as it was made.
     """
 
     mode: Mode
     table: Table | None
     error: RheiError | None = None
     is_reshaped: bool = False
+    is_uncaptured: bool = False
 
 
 def read_status(
@@ -203,7 +205,7 @@ def _lag(
         return _Lag(doubt=doubt)
     if declared.is_reshaped:  # its log may have been applied in the shape of before
         return _Lag(doubt=_OTHER_SHAPE)
-    if not snapshot.proves(table, mark.position):
+    if declared.is_uncaptured or not snapshot.proves(table, mark.position):
         return _Lag(doubt=_UNKNOWN_PLACE)
     events = snapshot.pending(table, mark.position)
     if rescan_due(snapshot, table, mark.position) is Rescan.ALL:

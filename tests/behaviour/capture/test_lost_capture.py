@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.wiring.engine import unseen_events
 from tests.support.fix_postgres import PostgresWorld, drop_slots
 from tests.support.fix_world import World
 from tests.support.other_process import copy
@@ -202,6 +203,67 @@ def test_no_lag_is_told_of_a_slot_or_log_of_postgres_that_was_lost(
         for (log,) in world.app.execute(mine).fetchall():
             world.app.execute(f"truncate {log}".encode())
     _assert_lag_is_unknown_until_synced(world, "t")
+
+
+#: Ways in which capture ends with nothing pending, after which rows are written.
+ENDED = {
+    "logical: taken out": "alter publication {slot} drop table t",
+    "logical: no publication": "drop publication {slot}",
+    "trigger: disabled": "alter table t disable trigger all",
+    "trigger: dropped": "drop trigger _rhei_insert on t",
+    "trigger: no function": "drop function _rhei.capture_{oid} cascade",
+}
+
+
+@pytest.mark.parametrize("case", ENDED)
+def test_no_lag_is_told_where_postgres_captures_a_table_no_more(
+    make_postgres: Callable[..., PostgresWorld], case: str
+) -> None:
+    world = make_postgres(capture={"method": case.partition(":")[0]})
+    world.run("create table t(id int primary key)", "create table u(id int primary key)")
+    world.htap.sync_now()
+    slots = world.app.execute(
+        "select slot_name from pg_replication_slots where database = current_database()"
+    ).fetchall()
+    oids = world.app.execute("select 't'::regclass::oid").fetchall()
+    world.run(ENDED[case].format(slot=slots[0][0] if slots else "", oid=oids[0][0]))
+    world.run("insert into t values (1)")
+    if case != "logical: no publication":
+        assert world.htap.sync_status().tables["u"].lag_events == 0
+    _assert_lag_is_unknown_until_synced(world, "t")
+    world.assert_equal("t")
+
+
+def test_no_lag_is_told_of_a_table_without_its_trigger(orders: World) -> None:
+    orders.htap.sync_now()
+    orders.run("drop trigger _rhei_insert_orders", "insert into orders values (3, 'c')")
+    assert orders.htap.sync_status().tables["other"].lag_events == 0
+    _assert_lag_is_unknown_until_synced(orders, "orders")
+
+
+@pytest.mark.parametrize("is_applied", [True, False])
+def test_a_log_of_postgres_that_was_emptied_is_seen_from_outside(
+    make_postgres: Callable[..., PostgresWorld], *, is_applied: bool
+) -> None:
+    world = make_postgres(capture={"method": "trigger"})
+    world.run("create table t(id int primary key)")
+    world.htap.sync_now()
+    world.run("insert into t values (1)")
+    if is_applied:
+        world.htap.sync_now()
+        assert unseen_events(world.settings) == 0
+    for emptied in ("truncate", "delete from"):
+        world.run(f"{emptied} _rhei.log_{world.app.execute(OID).fetchall()[0][0]}")
+        assert unseen_events(world.settings) == 1
+        world.htap.sync_now()
+        assert unseen_events(world.settings) == 0
+        world.assert_equal("t")
+        world.run("insert into t select max(id) + 1 from t")
+        world.htap.sync_now()
+        assert unseen_events(world.settings) == 0
+
+
+OID = "select 't'::regclass::oid"
 
 
 def test_a_dropped_log(orders: World) -> None:

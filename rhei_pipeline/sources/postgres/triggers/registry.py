@@ -86,7 +86,8 @@ where to_regclass('{SCHEMA}.log_' || relation) is not null
 """
 #: Of a table that is no more, keys without rows tell nothing.
 _POSITIONS = f"""
-select m.relation::bigint, m.snapshot::text from {SCHEMA}.consumer m where m.mirror = %s
+select m.relation::bigint, m.snapshot::text, m.marker, m.marked_by::text
+from {SCHEMA}.consumer m where m.mirror = %s
     and (exists (select from pg_class where oid = m.relation)
          or exists (select from {SCHEMA}.capture c where c.relation = m.relation and c.images))
 """
@@ -451,11 +452,26 @@ def forget_the_absent(connection: Connection) -> None:
     )
 
 
-def positions(connection: Connection, mirror: str) -> dict[int, str]:
-    """Return the snapshot up to which a mirror has each table's changes."""
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """How far a mirror has a table's changes.
+
+    Attributes:
+        snapshot: The changes that it sees.
+        marker, marked_by: The entry that was noted then, which the log keeps; 0 for none.
+    """
+
+    snapshot: str
+    marker: int
+    marked_by: str | None
+
+
+def positions(connection: Connection, mirror: str) -> dict[int, Acknowledged]:
+    """Return up to where a mirror has each table's changes."""
     if not _is_prepared(connection):
         return {}
-    return dict(connection.execute(_POSITIONS.encode(), (mirror,)).fetchall())
+    found = connection.execute(_POSITIONS.encode(), (mirror,)).fetchall()
+    return {relation: Acknowledged(*of) for relation, *of in found}
 
 
 def standing(connection: Connection) -> set[int]:

@@ -30,7 +30,7 @@ from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.catalog import Connection
-from rhei_pipeline.sources.postgres.identity import refuse_rewritten
+from rhei_pipeline.sources.postgres.identity import one, refuse_rewritten
 from rhei_pipeline.sources.postgres.instants import XID, CommitInstants
 from rhei_pipeline.sources.postgres.row_texts import Stored, copied
 from rhei_pipeline.sources.postgres.rows import (
@@ -50,6 +50,7 @@ from rhei_pipeline.sources.postgres.triggers.position import (
     outside,
     shape_of,
 )
+from rhei_pipeline.sources.postgres.triggers.registry import Acknowledged
 from rhei_pipeline.sources.rejections import Rejection
 from rhei_pipeline.sources.table_reads import TableReads
 from rhei_pipeline.sql.text import literal
@@ -559,22 +560,30 @@ def log_is_gone(table: str) -> CaptureError:
 
 def unseen(
     connection: Connection,
-    positions: Mapping[int, str],
+    positions: Mapping[int, Acknowledged],
     standing: Collection[int],
     formers: Mapping[int, Sequence[str]],
 ) -> int:
-    """Count the entries of logs, by table, that snapshots do not see; a log that is gone is one."""
+    """Count the entries of logs, by table, that snapshots do not see.
+
+    A log that is gone, or was emptied, is one: that, too, is something to see to.
+    """
     found = 0
-    for relation, snapshot in positions.items():
+    for relation, place in positions.items():
         if relation not in standing:
-            found += 1  # capture was lost: that, too, is something to see to
+            found += 1
             continue
+        is_marked = False
         for log in (log_name(relation), *formers.get(relation, ())):
-            row = connection.execute(
-                f"select count(*) from {log} where {outside(snapshot)}"
-                f" and kind <> '{BEGUN}'".encode()
-            ).fetchone()
-            found += row[0] if row else 0
+            count, has_marker = one(
+                connection,
+                f"select (select count(*) from {log} where {outside(place.snapshot)}"
+                f" and kind <> '{BEGUN}'), exists (select from {log} where xid = %s and seq = %s)",
+                place.marked_by,
+                place.marker,
+            )
+            found, is_marked = found + count, is_marked or has_marker
+        found += bool(place.marker) and not is_marked
     return found
 
 

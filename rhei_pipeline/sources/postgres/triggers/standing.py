@@ -24,7 +24,7 @@ def standing(database: PostgresDatabase, mirror_id: str, pending: int | None) ->
         logs = registry.standing(connection) & positions.keys()
         for relation in logs:
             name = _name(connection, relation)
-            head, oldest = one(connection, _looks(relation, positions[relation]))
+            head, oldest = one(connection, _looks(relation, positions[relation].snapshot))
             heads[name] = head
             if oldest is not None:
                 waiting[name] = oldest
