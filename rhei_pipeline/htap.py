@@ -38,7 +38,7 @@ from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.source import PollingSettings
-from rhei_pipeline.sync.background import BackgroundSync
+from rhei_pipeline.sync.background import BackgroundSync, checked_interval
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.pipeline import no_progress, no_step
 from rhei_pipeline.sync.repair_keys import Key, RepairRange
@@ -355,13 +355,17 @@ class HTAP(Closing):
             interval_seconds: The pause between two syncs. Left out: `sync.interval_seconds`.
             metrics_port: Serve `/metrics`, `/healthz`, `/readyz` and a status page there, for
                 this machine alone, until this is closed; 0 chooses any free port.
+
+        Raises:
+            SettingsError: The interval is not above 0, or longer than any wait.
         """
         access = self._access
         access.refuse_closed()
+        default = self.settings.sync.interval_seconds
+        interval = checked_interval(default if interval_seconds is None else interval_seconds)
         if metrics_port is not None and self.monitoring is None:
             self.monitoring = _monitoring(self, metrics_port)
         if self._background is None or not self._background.running:
-            interval = interval_seconds or self.settings.sync.interval_seconds
             keeping = KeepingUp(access)
             self._background = keeping.background = BackgroundSync(keeping, interval)
             access.background = self._background

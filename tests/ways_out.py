@@ -129,6 +129,7 @@ FOLLOWED = {
     "remove it from 'tables' there; then 'rhei unregister' ends its capture": "tests/behaviour/capture/test_registered_tables.py::test_what_the_declaration_says_is_not_contradicted",
     "change it there, and leave it out of the call": "tests/behaviour/capture/test_registered_tables.py::test_what_the_declaration_says_is_not_contradicted",
     "add a column of another name; or change the type in the source, and the next sync follows": "tests/behaviour/capture/test_lost_capture.py::test_a_column_of_another_type_or_beside_the_declared_ones_is_not_added",
+    "give a number of seconds above 0, of up to {}": "tests/unit/test_background.py::test_an_interval_that_no_wait_has_is_refused",
     "add it to 'columns' in the declaration, and to the table in the source": "tests/behaviour/capture/test_lost_capture.py::test_a_column_of_another_type_or_beside_the_declared_ones_is_not_added",
     "use execute, or let it return rows with 'returning ...'": "tests/behaviour/query/test_freshness.py::test_a_write_that_returns_rows_is_seen_like_any_other",
     "correct source.path; or, for a new database, create it with your application first, or declare 'create: true' under 'source'": "tests/behaviour/sqlite/test_source_file.py::test_file_table_and_mirror_are_made_in_one_go",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pydantic import ByteSize, Field
 
 from rhei_pipeline.errors import SchemaError, SettingsError
+from rhei_pipeline.model.bounds import MOST_DAYS
 from rhei_pipeline.model.forgetting import Trace, traces
 from rhei_pipeline.model.retention import HistoryBounds, LetterBounds
 from rhei_pipeline.model.schema import nearest
@@ -17,6 +18,7 @@ class HistorySettings(Section):
     keep_days: int | None = Field(
         None,
         ge=1,
+        le=MOST_DAYS,
         description="Maintenance removes versions that ended so many days ago; left out: none for"
         " its age.",
     )

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.bounds import LONGEST_TIMEOUT_SECONDS, MOST_DAYS
 from rhei_pipeline.model.masks import LEAST_KEY_CHARACTERS, parse_rule
 from rhei_pipeline.model.schema import DroppedColumns, Mode, SchemaPolicy
 from rhei_pipeline.model.type_names import parse_type
@@ -167,6 +168,7 @@ class QuerySettings(Section):
     query_seconds: float = Field(
         300.0,
         gt=0,
+        le=LONGEST_TIMEOUT_SECONDS,
         description="The longest that a query may take, whichever side answers it; of a streamed"
         " one until its last batch is taken.",
     )
@@ -278,7 +280,10 @@ class ScheduleSettings(Section):
         " months from the first at 06:00.",
     )
     snapshot_rebuild: int = Field(
-        0, ge=0, description="How many of the latest windows are taken again each night."
+        0,
+        ge=0,
+        le=MOST_DAYS,
+        description="How many of the latest windows are taken again each night.",
     )
     snapshot_files: LocalPath | None = Field(
         None,
@@ -301,6 +306,7 @@ class ScheduleSettings(Section):
     keep_runs_days: int = Field(
         14,
         ge=1,
+        le=MOST_DAYS,
         description="How long finished sync runs are kept, with what they reported and logged; the"
         " plots show as much.",
     )

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator
 
 from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.model.bounds import LONGEST_TIMEOUT_SECONDS
 from rhei_pipeline.model.polling import Clock, PollOptions, parse_deletes
 from rhei_pipeline.settings.places import LocalPath
 from rhei_pipeline.settings.section import Section
@@ -30,7 +31,10 @@ class SqliteSettings(Section):
         " yet. Left out: a missing file is an error.",
     )
     busy_timeout_seconds: float = Field(
-        10.0, gt=0, description="How long to wait while another process holds the write lock."
+        10.0,
+        gt=0,
+        le=LONGEST_TIMEOUT_SECONDS,
+        description="How long to wait while another process holds the write lock.",
     )
     read_pool: int = Field(4, ge=1, description="How many idle reading connections to keep.")
 
@@ -68,10 +72,16 @@ class PostgresSettings(Section):
     )
     pool_size: int = Field(4, ge=1, description="How many connections to keep for queries.")
     statement_timeout_seconds: float = Field(
-        300.0, ge=0, description="The server cancels an application's statement after this time."
+        300.0,
+        ge=0,
+        le=LONGEST_TIMEOUT_SECONDS,
+        description="The server cancels an application's statement after this time.",
     )
     connect_timeout_seconds: float = Field(
-        10.0, gt=0, description="How long to wait for a connection to the server."
+        10.0,
+        gt=0,
+        le=LONGEST_TIMEOUT_SECONDS,
+        description="How long to wait for a connection to the server.",
     )
 
     @property

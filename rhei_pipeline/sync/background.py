@@ -7,7 +7,8 @@ import time
 from collections import deque
 from typing import Protocol
 
-from rhei_pipeline.errors import RheiError
+from rhei_pipeline.errors import RheiError, SettingsError
+from rhei_pipeline.model.bounds import LONGEST_SECONDS
 from rhei_pipeline.model.log_context import one_cycle
 from rhei_pipeline.model.reports import SyncReport
 
@@ -21,6 +22,20 @@ _MOST_DOUBLINGS = 64
 KEPT_REPORTS = 1_000
 #: The pause between two syncs that copy.
 _TURN_SECONDS = 0.01
+
+
+def checked_interval(seconds: float) -> float:
+    """Return the pause between two syncs.
+
+    Raises:
+        SettingsError: It is not above 0, or no clock counts so far.
+    """
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise SettingsError(
+            "the interval between syncs is not above 0, or is longer than any wait",
+            hint=f"give a number of seconds above 0, of up to {LONGEST_SECONDS:,}",
+        )
+    return seconds
 
 
 class Syncing(Protocol):
@@ -39,7 +54,7 @@ class BackgroundSync:
 
     def __init__(self, pipeline: Syncing, interval_seconds: float) -> None:
         self._pipeline = pipeline
-        self._interval = interval_seconds
+        self._interval = checked_interval(interval_seconds)
         #: Guards the interval and whether it is to end; notified when one of them changes.
         self._news = threading.Condition()
         self._stopping = False
@@ -76,6 +91,7 @@ class BackgroundSync:
 
     def change_interval(self, interval_seconds: float) -> None:
         """Sync at another interval from now on, the wait under way included."""
+        checked_interval(interval_seconds)
         with self._news:
             self._interval = interval_seconds
             self._news.notify_all()

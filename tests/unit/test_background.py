@@ -1,12 +1,16 @@
 """The loop that syncs by itself: it goes on after failures, ever more slowly, and says why."""
 
+import math
 import threading
 from types import MappingProxyType
 from typing import Any
 
-from rhei_pipeline.errors import RheiError, SourceBusyError
+import pytest
+
+from rhei_pipeline.errors import RheiError, SettingsError, SourceBusyError
 from rhei_pipeline.model.reports import SyncReport, TableReport
 from rhei_pipeline.sync.background import KEPT_REPORTS, MAX_BACKOFF_SECONDS, BackgroundSync
+from tests.support.refusals import refused
 
 
 class Failing:
@@ -83,6 +87,23 @@ def test_a_new_interval_ends_the_wait_for_the_old_one() -> None:
     background = made(pipeline, interval=3600)
     background.start()
     assert pipeline.succeeded.wait(60)
+    pipeline.succeeded.clear()
+    background.change_interval(0.001)
+    assert pipeline.succeeded.wait(60)
+    background.stop()
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, 1e12])
+def test_an_interval_that_no_wait_has_is_refused(seconds: float) -> None:
+    pipeline = Failing()
+    with refused("give a number of seconds above 0, of up to {}", SettingsError) as met:
+        made(pipeline, interval=seconds)
+    longest = float(met.told[0].rstrip(")").replace(",", ""))
+    background = made(pipeline, interval=longest)
+    background.start()
+    assert pipeline.succeeded.wait(60)
+    with pytest.raises(SettingsError):
+        background.change_interval(seconds)
     pipeline.succeeded.clear()
     background.change_interval(0.001)
     assert pipeline.succeeded.wait(60)

@@ -44,6 +44,8 @@ ALLOWED_TABLES = frozenset(
 _PRAGMAS_OF_TABLES = {"data_version", "page_size"}
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _CATALOGUES = {"sqlite_master", "sqlite_schema"}
+#: SQLite takes a limit in 32 bits, and keeps to its own where that is less.
+_MOST_BYTES = 2**31 - 1
 #: The tables that hold an R-tree; statements that would change them are compiled with a read.
 _OF_TREES = ("_node", "_parent", "_rowid")
 
@@ -56,7 +58,7 @@ def lock_down(connection: sqlite3.Connection, value_bytes: int | None = None) ->
         value_bytes: The longest text or blob that it makes; left out: SQLite's own limit.
     """
     if value_bytes is not None:
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, value_bytes)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(value_bytes, _MOST_BYTES))
     connection.execute("pragma query_only = on")
     built_in = {name for (name,) in connection.execute("pragma module_list")}
     # A user's own table may have the name of a module, and is read instead of it.

@@ -71,6 +71,15 @@ def test_an_answer_held_whole_takes_a_bounded_number_of_bytes(either: World) -> 
         assert sum(batch.num_rows for batch in streamed.batches) > 2**20 // 16
 
 
+def test_the_largest_limits_are_taken(either: World) -> None:
+    """SQLite counts the length of a value in 32 bits, and threads do not wait without an end."""
+    longest = {"query_seconds": 2_000_000, "turn_seconds": 1_000_000_000}
+    with opened(either, query_bytes=2**63 - 1, query_rows=2**63 - 1, **longest) as htap:
+        htap.sync_now()
+        for hint in HINTS:
+            assert htap.query(POINT, hint=hint).num_rows == 1
+
+
 #: Of more rows than two, and of two: for the mirror, for the mirror by its SQL, for the source.
 _MANY = "select a.id from orders a join orders b on a.id = b.id"
 _TWO = f"{_MANY} where a.id < 3"
