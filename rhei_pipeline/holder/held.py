@@ -63,6 +63,11 @@ from rhei_pipeline.wiring.declarations import (
     refuse_declared,
     remember,
 )
+from rhei_pipeline.wiring.declared_columns import (
+    refuse_held_changes,
+    refuse_named_column,
+    refuse_new_column,
+)
 from rhei_pipeline.wiring.engine import open_engine, open_query_service
 from rhei_pipeline.wiring.masking import masking_key
 from rhei_pipeline.wiring.source import restrict_functions
@@ -70,6 +75,7 @@ from rhei_pipeline.wiring.table_options import (
     history_bounds,
     options_of,
     poll_options,
+    schema_policies,
     table_options,
 )
 from rhei_pipeline.wiring.type_proposals import proposals
@@ -285,8 +291,8 @@ class Held:
         if standing is not None:
             refuse_other_type(schema, standing, arrow_type)
         else:
-            self._refuse_foreign_schema()
-            self._refuse_declared_columns(found.name, column)
+            self._refuse_foreign_schema(found)
+            refuse_new_column(schema, column, self._said_of(found))
             self.engine.database.add_column(schema, column, arrow_type)
         self.sync_now()
 
@@ -300,32 +306,29 @@ class Held:
             # A drop that was cut short has reached the source alone.
             refuse_unknown_column(schema, column, self._mirrored_columns(found))
         else:
-            self._refuse_foreign_schema()
+            self._refuse_foreign_schema(found)
+            said, dialect = self._said_of(found), self.settings.source.dialect
+            refuse_named_column(schema, column, said, dialect)
             self.engine.database.drop_column(schema, column)
         self.sync_now()
 
     def _present_schema(self, table: Table) -> TableSchema:
         """Return a table's schema as it is in the source now, also where no sync has met that."""
-        options = table_options(self.settings, self.engine.registry).get(table.name, TableOptions())
         known = source_schema(table.schema)
-        return self.engine.database.read_schema(table.name, options, known)
+        return self.engine.database.read_schema(table.name, self._said_of(table), known)
+
+    def _said_of(self, table: Table) -> TableOptions:
+        """Return what is declared of a table, or was registered."""
+        options = table_options(self.settings, self.engine.registry)
+        return options.get(table.name, TableOptions())
 
     def _mirrored_columns(self, table: Table) -> tuple[str, ...]:
         """Return the columns that the mirror has of a table; none before its first copy."""
         found = find_mirrored(table.schema.full_name, self.engine.mirror)
         return found.schema.names if found else ()
 
-    def _refuse_declared_columns(self, table: str, column: str) -> None:
-        """Refuse a column that would be in the source alone, as it is not among those declared."""
-        options = table_options(self.settings, self.engine.registry).get(table)
-        if options is not None and options.columns is not None:
-            raise SchemaError(
-                f"column {column!r} is not among the columns that are declared",
-                table=table,
-                hint="add it to 'columns' in the declaration, and to the table in the source",
-            )
-
-    def _refuse_foreign_schema(self) -> None:
+    def _refuse_foreign_schema(self, table: Table) -> None:
+        """Refuse to change a table that is not ours to change, or whose changes are held back."""
         if self.settings.source.kind == "log":
             raise of_log()
         if self.engine.oltp is not self.engine.database:
@@ -333,6 +336,8 @@ class Held:
                 "the source is read-only: only its owner changes its tables",
                 hint="change the table in the source; the next sync follows the change",
             )
+        policy = schema_policies(self.settings, self.engine.registry)
+        refuse_held_changes(table.name, policy(table.name))
 
     def as_of(self, table: str, instant: datetime, begun: Begun | None = None) -> pa.Table:
         """Return a temporal table's rows as they were at an instant."""

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.retention import HistoryBounds, LetterBounds
-from rhei_pipeline.model.schema import TableOptions
+from rhei_pipeline.model.schema import SchemaPolicy, TableOptions
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.sync.schema_registry import Registrations
@@ -74,6 +74,12 @@ def letter_bounds(settings: Settings, registry: Registrations) -> Callable[[str]
     """Return what tells of a table how many dead letters it may have."""
     said = ByTable(settings, registry, lambda table: table.dead_letters)
     return lambda name: (said.get(name) or settings.dead_letters).bounds
+
+
+def schema_policies(settings: Settings, registry: Registrations) -> Callable[[str], SchemaPolicy]:
+    """Return what tells of a table what becomes of it where its schema changes."""
+    said = ByTable(settings, registry, lambda table: table.schema_changes)
+    return lambda name: said.get(name) or settings.schema_changes
 
 
 def copy_ranges(settings: Settings, registry: Registrations) -> Callable[[str], int]:
