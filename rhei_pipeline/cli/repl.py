@@ -19,6 +19,7 @@ from rhei_pipeline.cli.rows import OutputFormat, RowWriter
 from rhei_pipeline.cli.statements import keywords, says_something, whole_statements
 from rhei_pipeline.cli.watching import watch
 from rhei_pipeline.errors import QueryError, RheiError
+from rhei_pipeline.model.bounds import LONGEST_SECONDS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -222,13 +223,14 @@ class Shell:
 
     def _watch(self, seconds: str) -> None:
         try:
-            pause = float(seconds) if seconds else _PAUSE_SECONDS
+            # At least a tenth of a second; what is no number compares with none.
+            pause = max(0.1, float(seconds)) if seconds else _PAUSE_SECONDS
         except ValueError:
             raise QueryError(
                 f"{seconds!r} is not a number of seconds", hint="such as '\\watch 5'"
             ) from None
         sql = self._asked_last()
-        watch(lambda: self._ask(sql), max(pause, 0.1))
+        watch(lambda: self._ask(sql), min(pause, LONGEST_SECONDS))
 
     def _export(self, file: str) -> None:
         if self._answer is None:

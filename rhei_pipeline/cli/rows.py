@@ -13,6 +13,7 @@ from rhei_pipeline.cli.opening import settings_of
 from rhei_pipeline.cli.output import json_text, print_note, rows_counted, show_rows
 from rhei_pipeline.cli.written_file import refuse_own, whole_file
 from rhei_pipeline.errors import QueryError
+from rhei_pipeline.model.bounds import LARGEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +92,8 @@ class RowWriter:
             raise typer.BadParameter("Parquet is not text: give '--output FILE.parquet'")
         if file is not None:
             refuse_own(file, settings_of(config))
-        return cls(chosen or OutputFormat.TABLE, file, limit)
+        bounded = None if limit is None else min(limit, LARGEST)
+        return cls(chosen or OutputFormat.TABLE, file, bounded)
 
     @classmethod
     def for_file(cls, file: Path, settings: "Settings") -> "RowWriter":

@@ -10,6 +10,7 @@ import typer
 from rhei_pipeline.cli.opening import opened, settings_of, take_environment, work_shown
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
 from rhei_pipeline.cli.output import out, say, show
+from rhei_pipeline.model.bounds import LONGEST_SECONDS
 from rhei_pipeline.model.report import values
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ commands = typer.Typer()
 
 
 _LAST_PORT = 65_535
+_MOST_HOURS = LONGEST_SECONDS // 3600
 
 
 @commands.command(epilog=example("serve --port 31337 --metrics-port 9464"))
@@ -41,10 +43,16 @@ def serve(
         int, typer.Option(min=1, help="How many queries run at the same time.")
     ] = 64,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Seconds after which a query is cancelled.")
+        float,
+        typer.Option(
+            min=0.1, max=LONGEST_SECONDS, help="Seconds after which a query is cancelled."
+        ),
     ] = 300.0,
     idle_hours: Annotated[
-        float, typer.Option(min=0.1, help="Hours without a call that end a password's token.")
+        float,
+        typer.Option(
+            min=0.1, max=_MOST_HOURS, help="Hours without a call that end a password's token."
+        ),
     ] = 12.0,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
 ) -> None:

@@ -27,6 +27,7 @@ from rhei_pipeline.cli.output import (
     say,
     show,
 )
+from rhei_pipeline.model.bounds import LONGEST_SECONDS
 from rhei_pipeline.model.report import values
 
 if TYPE_CHECKING:
@@ -114,7 +115,10 @@ def copy(
         ),
     ] = None,
     wait: Annotated[
-        float, typer.Option(min=0, help="With --range: wait so many seconds for that process.")
+        float,
+        typer.Option(
+            min=0, max=LONGEST_SECONDS, help="With --range: wait so many seconds for that process."
+        ),
     ] = 0.0,
     json_: Json = False,
 ) -> None:
@@ -163,7 +167,9 @@ def _copy_range(
 @commands.command(epilog=example("status --watch 2"))
 def status(
     config: Config = DEFAULT_CONFIG,
-    watch: Annotated[float | None, typer.Option(min=0.1, help="Refresh every N seconds.")] = None,
+    watch: Annotated[
+        float | None, typer.Option(min=0.1, max=LONGEST_SECONDS, help="Refresh every N seconds.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Show the state of each table: mode, watermark, lag, dead letters."""

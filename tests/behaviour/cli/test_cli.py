@@ -362,6 +362,7 @@ def test_status_is_shown_again_until_it_is_interrupted(
             raise KeyboardInterrupt
 
     monkeypatch.setattr("rhei_pipeline.cli.watching.sleep", sleep)
+    assert rhei("status", "--watch", "1e10").exit_code == 2
     found = rhei("status", "--watch", "0.5", "--json")
     shown = [json.loads(line) for line in found.stdout.splitlines()]
     lags = [status["tables"]["orders"]["lag_events"] for status in shown]

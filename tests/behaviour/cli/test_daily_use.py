@@ -158,6 +158,7 @@ def test_rows_are_written_in_each_format(project: Path, monkeypatch: pytest.Monk
     nested = "select {'a': 1.50::decimal(3, 2), 'b': [null, 'x']} as s"
     assert '{"a": "1.50", "b": [null, "x"]}' in done("query", nested, "--hint", "olap")
     assert len(json.loads(done("query", sql, "--json", "--limit", "2"))) == 2
+    assert len(json.loads(done("query", sql, "--json", "--limit", str(10**20)))) == 3
     piped = rhei("query", sql, "--format", "table", "--output", "rows.txt")
     assert piped.exit_code == 0
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

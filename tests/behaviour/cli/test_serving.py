@@ -72,7 +72,8 @@ def test_the_shell_exports_watches_and_times(
 ) -> None:
     world.htap.sync_now()
     monkeypatch.chdir(tmp_path)
-    pauses = iter([0.5, KeyboardInterrupt()])
+    end = KeyboardInterrupt()
+    pauses = iter([0.5, end, 0.1, end, 1_000_000_000, end])
 
     def sleep(seconds: float) -> None:
         pause = next(pauses)
@@ -84,14 +85,15 @@ def test_the_shell_exports_watches_and_times(
     refused = ["\\watch", "\\route", "\\export x.csv"]
     asked = ["select id -- a; b", "from orders where status = ';'", "; select 7 as seven;"]
     more = ["\\export", "\\export x", "\\export none/x.csv", "\\export x.csv", "\\timing"]
-    more += ["select 8 as eight;", "\\watch no", "\\watch 0.5", "\\route", "select 9 as nine"]
+    more += ["select 8 as eight;", "\\watch no", "\\watch 0.5", "\\watch nan", "\\watch 1e30"]
+    more += ["\\route", "select 9 as nine"]
     Shell(world.htap, typed([*refused, *asked, *more])).run()
     shown = capsys.readouterr()
     assert Path("x.csv").read_text() == '"seven"\n7\n'
     assert "no rows" in shown.out
     assert re.search(r"1 row in [0-9.]+ ms from oltp", shown.out)
     assert "1 row from oltp" in shown.out
-    assert shown.out.count("│     8 │") == 3
+    assert shown.out.count("│     8 │") == 7
     assert "nine" in shown.out  # the last statement needs no semicolon
     for text in (
         *("ask something first", "such as '\\export orders.csv'", "end its name with .json"),
