@@ -1,6 +1,7 @@
 """Answers: the mirror's in the source's names and types, with metadata."""
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -86,12 +87,18 @@ def pointing(
         yield
     except QueryError as error:
         apart = {table.name for table in mirrored().values()} - set(followed)
-        name = next((name for name in sorted(apart) if name.lower() in read()), None)
+        missed = (name for name in sorted(apart) if name.lower() in read())
+        name = next((name for name in missed if _says(error.message, name)), None)
         if name is not None and error.hint is None:
             error.hint = f"table {name!r} exists only in the mirror: query it with '--hint olap'"
         elif error.hint is None:
             error.hint = _nearest_table(error.message, read(), followed)
         raise
+
+
+def _says(message: str, name: str) -> bool:
+    """Return whether a message has a name, in any case, as a word."""
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message, re.IGNORECASE) is not None
 
 
 def _nearest_table(refused: str, read: Collection[str], followed: Collection[str]) -> str | None:

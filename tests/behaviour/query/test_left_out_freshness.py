@@ -45,6 +45,12 @@ def test_the_source_answers_fresh_for_a_table_that_is_left_out(left_out: World) 
     assert found["s"].to_pylist() == [5]
 
 
+def test_a_table_that_the_source_has_is_not_said_to_be_in_the_mirror_alone(left_out: World) -> None:
+    with pytest.raises(QueryError, match="number of bindings") as refused:
+        left_out.htap.query("select v from t where v = ?")
+    assert refused.value.hint is None
+
+
 def test_a_query_of_a_table_that_was_set_aside_is_told_where_it_stands(left_out: World) -> None:
     left_out.htap.drop_table("t", keep_as="T_old")
     left_out.htap.sync_now()
