@@ -118,6 +118,20 @@ def test_soft_deletes_and_undeletes(make: Make) -> None:
     assert sorted(operations) == ["D", "D", "I"]
 
 
+def test_a_mark_without_a_new_stamp_is_named_and_repaired(make: Make) -> None:
+    world = make(mode="temporal", deletes="soft_delete:deleted_at", reconcile_seconds=0)
+    for key in (1, 2, 3):
+        put(world, key, "a", PAST)
+    put(world, 4, "a")
+    world.htap.sync_now()
+    world.run("update t set deleted_at = 'x' where id = 2")
+    world.htap.sync_now()
+    assert not world.htap.verify().equal
+    assert world.htap.verify().tables["t"].extra == 1
+    assert world.htap.repair("t").deleted == 1
+    assert world.htap.verify().equal
+
+
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_reconciliation_finds_hard_deletes_and_writes_of_the_past(make: Make, mode: str) -> None:
     world = make(mode=mode, deletes="reconcile", reconcile_seconds=0)
