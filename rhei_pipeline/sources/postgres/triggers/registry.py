@@ -453,7 +453,7 @@ def forget_the_absent(connection: Connection) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Acknowledged:
+class AcknowledgedPlace:
     """How far a mirror has a table's changes.
 
     Attributes:
@@ -466,12 +466,12 @@ class Acknowledged:
     marked_by: str | None
 
 
-def positions(connection: Connection, mirror: str) -> dict[int, Acknowledged]:
+def positions(connection: Connection, mirror: str) -> dict[int, AcknowledgedPlace]:
     """Return up to where a mirror has each table's changes."""
     if not _is_prepared(connection):
         return {}
     found = connection.execute(_POSITIONS.encode(), (mirror,)).fetchall()
-    return {relation: Acknowledged(*of) for relation, *of in found}
+    return {relation: AcknowledgedPlace(*of) for relation, *of in found}
 
 
 def standing(connection: Connection) -> set[int]:

@@ -50,7 +50,7 @@ from rhei_pipeline.sources.postgres.triggers.position import (
     outside,
     shape_of,
 )
-from rhei_pipeline.sources.postgres.triggers.registry import Acknowledged
+from rhei_pipeline.sources.postgres.triggers.registry import AcknowledgedPlace
 from rhei_pipeline.sources.rejections import Rejection
 from rhei_pipeline.sources.table_reads import TableReads
 from rhei_pipeline.sql.text import literal
@@ -560,7 +560,7 @@ def log_is_gone(table: str) -> CaptureError:
 
 def unseen(
     connection: Connection,
-    positions: Mapping[int, Acknowledged],
+    positions: Mapping[int, AcknowledgedPlace],
     standing: Collection[int],
     formers: Mapping[int, Sequence[str]],
 ) -> int:
