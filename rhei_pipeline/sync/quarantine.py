@@ -132,7 +132,7 @@ def refuse_overflow(
             hint=_ways_out(
                 table.name,
                 is_copy=met is None,
-                may_drop=bool(before) and _is_room(now - before, met, bounds),
+                may_drop=_is_room(now - before, met, bounds),
             ),
         )
 

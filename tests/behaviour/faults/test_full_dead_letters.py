@@ -154,6 +154,27 @@ def test_a_first_copy_with_too_many_at_once_does_not_ask_to_forget_them(
     assert world.htap.dead_letters("p").num_rows == 2
 
 
+def test_to_forget_letters_is_no_way_out_where_too_many_come_again(make_world: MakeWorld) -> None:
+    world = filled(make_world(tables=declared(max_rows=2)))
+    world.run("update p set n = 'other' where id > 2")
+    assert WAY_WITHOUT in world.htap.sync_now().errors["p"]  # three others alone are too many
+    world.run("update p set n = id where id > 3", "update p set n = 'again' where id < 3")
+    # Only one is another, but with those that were changed again three would come.
+    assert WAY_WITHOUT in world.htap.sync_now().errors["p"]
+
+
+def test_a_letter_that_is_forgotten_is_not_kept_as_one_that_was_resolved(
+    make_world: MakeWorld,
+) -> None:
+    """Its row does not fit: a history that has it as resolved would say that it does."""
+    world = filled(make_world(mode="temporal", tables=declared(max_rows=2)))
+    world.run("update p set n = 1 where id = 1")
+    world.htap.sync_now()
+    assert world.htap.drop_dead_letters("p") == 1
+    kept = world.htap.query("select key from _rhei_dead_letter", hint="olap")
+    assert kept["key"].to_pylist() == ['{"id": 1}']
+
+
 def test_their_size_is_bounded_as_well_and_a_lower_bound_takes_fewer(
     make_world: MakeWorld,
 ) -> None:
