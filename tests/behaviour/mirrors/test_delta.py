@@ -30,7 +30,7 @@ from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_world import World
 from tests.support.forked import run
 from tests.support.model import source_rows
-from tests.support.parts import engine_of
+from tests.support.parts import engine_of, manifest_of
 
 pytestmark = pytest.mark.turns
 
@@ -253,13 +253,16 @@ def test_a_process_killed_while_it_publishes(
 def test_a_table_that_is_ahead_of_the_mirror_is_named(world: World) -> None:
     with HTAP(settings(filled(world))) as htap:
         htap.sync_now()
-        ahead = Transaction(f"rhei-{engine_of(htap).mirror.mirror_id}", 1000)
+        mirror = engine_of(htap).mirror
+        assert isinstance(mirror, DataFusionMirror)
+        then = manifest_of(mirror).version + 1  # which the mirror comes to by another way
+        ahead = Transaction(f"rhei-{mirror.mirror_id}", then)
         table = delta(world, "t")
         told = CommitProperties(app_transactions=[ahead])
         table.create_write_transaction([], "append", table.schema(), commit_properties=told)
         world.run("insert into t values (2, 2)")
         refused = str(htap.sync_now().not_published)
-        assert re.search(r"shows version 1000.*delete 'delta/main/t'", refused)
+        assert re.search(rf"shows version {then}.*delete 'delta/main/t'", refused)
         assert htap.verify().equal
         subprocess.run(["rm", "-r", table.table_uri.removeprefix("file://")], check=True)  # noqa: S607
     assert present(world, "t") == source_rows(world.app, "t")

@@ -122,6 +122,8 @@ def test_with_and_without_vectors_by_turns(make_world: MakeWorld, mode: str) -> 
             assert_read_alike(world, htap)
         features = DeltaTable(folder(world)).protocol().reader_features or []
         assert ("deletionVectors" in features) is vectors
+        asked = DeltaTable(folder(world)).metadata().configuration
+        assert ("delta.enableDeletionVectors" in asked) is vectors
     assert now_valid(DeltaTable(folder(world)).to_pyarrow_table()).num_rows == len(
         source_rows(world.app, "t")
     )
