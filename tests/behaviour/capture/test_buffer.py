@@ -453,15 +453,16 @@ def test_a_file_in_its_place_is_named(buffered: World) -> None:
 def test_an_older_buffer_put_back_is_noticed(either: World, *, prune: bool) -> None:
     older = either.directory / "older"
     copy(either.buffer, older)
+    either.prune = prune  # otherwise the source still has what the older one lacks
     for turn in range(3):
         either.run(f"update t set v = {turn + 1}", f"insert into u values ({turn}, 1)")
-        either.htap.sync_now()
+        reached = either.htap.sync_now().watermark
     either.crash()
     if prune:
         either.run("update t set v = 50")
     shutil.rmtree(either.buffer)
     older.rename(either.buffer)
-    either.htap.sync_now()
+    assert either.htap.sync_now().watermark > reached
     either.assert_equal("t", "u")
     assert either.htap.verify().equal
 
