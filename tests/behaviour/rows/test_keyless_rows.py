@@ -84,6 +84,24 @@ def test_a_row_with_a_null_key_is_named_until_it_gets_a_key_or_goes(
     world.assert_equal("t")
 
 
+def test_polling_that_compares_no_keys_names_a_row_until_the_last_such_row_has_a_key(
+    make_world: MakeWorld,
+) -> None:
+    polled = {"name": "t", "polling": {"updated_at": "at", "deletes": "disabled"}}
+    world = make_world(method="polling", tables=[polled])
+    world.run(
+        "create table t(k text primary key, v integer, at text)",
+        f"insert into t values ('a', 1, {STAMP}), (null, 2, '2020-01-01'), (null, 3, '2020-01-01')",
+    )
+    world.htap.sync_now()
+    for key, left in (("b", ['{"k": null}']), ("c", [])):
+        last = "(select max(v) from t where k is null)"
+        world.run(f"update t set k = '{key}', at = {STAMP} where v = {last}")
+        world.htap.sync_now()
+        assert letters(world) == left
+    assert keyed(world) == ["a", "b", "c"]
+
+
 @BOTH_MODES
 @ALL_WAYS
 def test_a_key_that_becomes_null_ends_its_row_and_names_it(
