@@ -1,9 +1,11 @@
 """Restores values that the source did not send because the change left them alone (TOAST).
 
 PostgreSQL does not send an out-of-line (TOAST) value that an update did not touch. The value is
-taken from the key's earlier event of the batch, or else from the mirror.
+taken from the key's earlier event of the batch, or else from the mirror. Where an earlier state of
+the row did not fit, neither has it: the value may have come with that state.
 """
 
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import reduce
 from types import MappingProxyType
@@ -13,11 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.changes.compaction import key_codes
-from rhei_pipeline.model.changes import CHANGED_AT, LIVE, ChangeBatch, DeadLetter, key_text
+from rhei_pipeline.model.changes import (
+    CHANGED_AT,
+    LIVE,
+    ChangeBatch,
+    DeadLetter,
+    key_text,
+)
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import TableSchema
 
-_REASON = "the source did not send its value (unchanged TOAST), and the mirror has no earlier row"
+_REASON = (
+    "the source did not send its value (unchanged TOAST), and the row before is not in the mirror"
+)
 
 
 def wanted_keys(batch: ChangeBatch, schema: TableSchema) -> pa.Table:
@@ -27,18 +37,27 @@ def wanted_keys(batch: ChangeBatch, schema: TableSchema) -> pa.Table:
     return former.group_by(former.column_names).aggregate([])
 
 
-def complete(batch: ChangeBatch, held: pa.Table, schema: TableSchema) -> ChangeBatch:
+def complete(
+    batch: ChangeBatch, held: pa.Table, schema: TableSchema, unknown: Collection[str] = ()
+) -> ChangeBatch:
     """Fill in the values that the source did not send.
 
     Args:
         batch: Events in the source's order, with `unchanged`.
         held: Rows as the mirror has them, at least of `wanted_keys`.
         schema: The table's schema.
+        unknown: Keys, as text, of which the mirror does not have the row as it was before.
 
     Returns:
         The batch with all values. An event whose value is not found becomes a dead letter.
     """
+    key, unfit = list(schema.primary_key), {letter.key for letter in batch.rejected}
+    if unfit or unknown:
+        held = held.filter(pa.array(~_named(held.select(key), {*unknown, *unfit})))
     earlier = _earlier_rows(batch, held, schema)
+    # Which of a key's events were before the one that did not fit is not known here.
+    in_doubt = _named(_former_keys(batch, schema), unfit)
+    earlier = np.where(in_doubt, len(earlier) + held.num_rows, earlier)
     events = batch.events
     lost = np.zeros(events.num_rows, dtype=bool)
     letters: list[DeadLetter] = []
@@ -48,14 +67,42 @@ def complete(batch: ChangeBatch, held: pa.Table, schema: TableSchema) -> ChangeB
         letters += _letters(events, schema, column, np.flatnonzero(nowhere & ~lost))
         lost |= nowhere
         events = _fill(events, held, column, source)
-    kept = events.filter(pa.array(~lost))
+    kept = pa.array(~lost)
     return replace(
         batch,
-        events=kept,
-        rejected=(*batch.rejected, *letters),
-        unchanged=MappingProxyType({}),
+        events=events.filter(kept),
+        rejected=(*letters, *batch.rejected),
+        resolved=tuple(_resolved(batch, lost, key)) if lost.any() else batch.resolved,
+        unchanged=MappingProxyType({n: mask.filter(kept) for n, mask in batch.unchanged.items()}),
         former_keys=None,
     )
+
+
+def _named(keys: pa.Table, texts: Collection[str]) -> np.ndarray:
+    """Mask the keys that these texts name."""
+    if not texts:
+        return np.zeros(keys.num_rows, dtype=bool)
+    return np.array([key_text(each) in texts for each in plain_rows(keys)], dtype=bool)
+
+
+def _resolved(
+    batch: ChangeBatch, lost: np.ndarray, key: list[str]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield which letters are resolved, where events are lost: the last event of a key counts."""
+    keys, mended = batch.events.select(key), set(batch.resolved)
+    codes = key_codes(keys)
+    last = np.zeros(int(codes.max(initial=-1)) + 1, dtype=np.int64)
+    np.maximum.at(last, codes, np.arange(len(codes)))
+    rows = np.flatnonzero(lost)
+    texts = map(key_text, plain_rows(keys.take(pa.array(rows))))
+    is_lost = dict(zip(texts, lost[last[codes[rows]]].tolist(), strict=True))
+    unfit = {letter.key for letter in batch.rejected}
+    yield from (name for name in batch.resolved if name[1] is not None or not is_lost.get(name[0]))
+    yield from ((text, None) for text in is_lost.keys() - unfit if not is_lost[text])
+    # Of what did not fit before, the value that is there now was sent in the end.
+    for name in (letter.name for letter in batch.rejected if letter.column not in batch.unchanged):
+        if is_lost.get(name[0]) and (name[0], None) in mended:
+            yield name
 
 
 def _former_keys(batch: ChangeBatch, schema: TableSchema) -> pa.Table:

@@ -1,7 +1,7 @@
 """The sync cycle: capture, compact, apply, record, acknowledge."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import (
     ChangeApply,
     ChangeSource,
+    CopyPromotion,
     Mirror,
     MirrorTransaction,
     OnStep,
@@ -248,7 +249,7 @@ def apply_pending(
     counts, events, letters = Counts(), 0, 0
     for captured in snapshot.changes(table, after, options.batch_rows):
         on_step(Step.CAPTURED)
-        batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
+        batch = _completed(captured, table, transaction)
         if alteration is not None:
             batch = with_added(batch, alteration.added)
         if table.mode is Mode.DESTRUCTIVE:
@@ -275,23 +276,23 @@ def apply_pending(
 
 
 def _completed(
-    batch: ChangeBatch,
-    table: Table,
-    keys_of: Callable[[Table], pa.Table],
-    rows_of: Callable[[Table, pa.Table], pa.Table],
+    batch: ChangeBatch, table: Table, transaction: ChangeApply, copy: CopyPromotion | None = None
 ) -> ChangeBatch:
     """Add what the source left to be known: the keys that were truncated, values left alone.
 
-    Rows that no key tells apart are taken out and become dead letters.
+    With `copy`, of its rows. Rows that no key tells apart are taken out and become dead letters.
     """
     batch = without_keyless(batch, table.schema)
     if batch.truncated_at is not None:
-        events = as_events(table.schema, keys_of(table), batch.truncated_at, live=False)
+        keys = copy.copied_keys(table) if copy else transaction.present_keys(table)
+        events = as_events(table.schema, keys, batch.truncated_at, live=False)
         return replace(batch, events=events)
     if not batch.unchanged:
         return batch
+    rows_of = copy.copied_rows if copy else transaction.present_rows
     held = rows_of(table, wanted_keys(batch, table.schema))
-    return complete(batch, held, table.schema)
+    unknown = {key for key, _ in transaction.quarantined(table)}
+    return complete(batch, held, table.schema, unknown)
 
 
 def keep_versions(table: Table, batch: ChangeBatch, transaction: RowApply) -> Counts:
@@ -366,7 +367,7 @@ def _put_copy_in_place(
     events = letters = 0
     for captured in snapshot.net_changes(table, after, options.batch_rows):
         on_step(Step.CAPTURED)
-        batch = _completed(captured, table, transaction.copied_keys, transaction.copied_rows)
+        batch = _completed(captured, table, transaction, copy=transaction)
         transaction.heal_copy(table, compact(batch, table.schema))
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
@@ -410,7 +411,7 @@ def _apply_versions(
     if table.mode is Mode.TEMPORAL:
         unknown = transaction.quarantined(table)
         for captured in snapshot.changes(table, after, options.batch_rows):
-            batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
+            batch = _completed(captured, table, transaction)
             counts += keep_versions(table, batch, transaction)
             transaction.quarantine(batch.rejected)
             mended = letter_names(batch) - unknown

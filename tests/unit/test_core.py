@@ -1,5 +1,6 @@
 """The pure floor: compaction, versions, schemas, quoting."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -336,6 +337,29 @@ def test_a_value_that_is_nowhere_is_a_dead_letter(others: list[int]) -> None:
     found = complete(batch, held, schema)
     assert found.events.num_rows == 0
     assert [(letter.key, letter.column) for letter in found.rejected] == [('{"k": 7}', "v")]
+
+
+@pytest.mark.parametrize("is_sent_again", [False, True])
+@pytest.mark.parametrize("where", ["the mirror", "the batch"])
+def test_a_value_is_nowhere_where_an_earlier_state_of_its_row_did_not_fit(
+    where: str, *, is_sent_again: bool
+) -> None:
+    schema, text = TableSchema("t", SCHEMA.columns, ("a",)), '{"a": 1}'
+    table = events([(1, "x", 0.0), (1, "y", 1.0)])
+    letters = (DeadLetter("t", text, "b", "it does not fit", START),)
+    batch = ChangeBatch(table, 2, unchanged={"v": pa.array([True, not is_sent_again])})
+    if where == "the batch":
+        batch = replace(batch, rejected=letters, resolved=((text, None),))
+    held = pa.table({"a": [1], "b": ["w"], "v": [9.0]}, schema=schema.arrow)
+    found = complete(batch, held, schema, {text} if where == "the mirror" else ())
+    assert found.events["b"].to_pylist() == (["y"] if is_sent_again else [])
+    assert {letter.column for letter in found.rejected} == {
+        "v",
+        *(x.column for x in batch.rejected),
+    }
+    # What did not fit does now; of the other value that is known only where it was sent again.
+    fits = {(text, None)} if is_sent_again else {(text, x.column) for x in batch.rejected}
+    assert set(found.resolved) == fits
 
 
 def test_an_event_of_which_two_values_are_nowhere_is_one_dead_letter() -> None:

@@ -1,6 +1,7 @@
 """PostgreSQL's own log, end to end: what applications do to tables, and what happens to slots."""
 
 import gc
+import json
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -129,6 +130,68 @@ def test_unchanged_toast_values_are_kept(world: PostgresWorld) -> None:
     synced(world, "docs")
     assert world.htap.dead_letters().num_rows == 0
     assert world.htap.verify("docs").equal
+
+
+#: Values that are stored out of line: one that the mirror can hold, and one that it cannot.
+LONG = "(select array_agg(i) from generate_series(1, 3000) i)"
+NESTED = "(select array_agg(array[i]) from generate_series(1, 3000) i)"
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_value_is_not_taken_from_a_row_that_was_passed_over(
+    make_postgres: MakeWorld, tmp_path: Path, mode: str, *, buffered: bool
+) -> None:
+    """It came with a state that did not fit; in the mirror it stands as it was before that."""
+    buffer = {"buffer": {"path": tmp_path / "cdc"}} if buffered else {}
+    world = make_postgres(
+        mode=mode,
+        capture={"method": "logical", **buffer},
+        tables=[{"name": "t", "types": {"v": "int32[]"}}],
+    )
+    world.run(
+        "create table t(id int primary key, v int[], w numeric(6, 2))",
+        "alter table t alter v set storage external",
+        "insert into t select i, '{1}', 1 from generate_series(1, 4) i",
+    )
+    # Also where it is the copy that is brought up.
+    late = (f"update t set v = {NESTED} where id = 4", "update t set w = 2 where id = 4")
+    world.faults.do_at(Step.COPY_COMPLETE, lambda: world.run(*late))
+    world.htap.sync_now()
+    assert world.htap.dead_letters()["key"].to_pylist() == ['{"id": 4}']
+    assert {row["w"] for row in world.present("t")} == {1}
+    world.run("delete from t where id = 4")
+    steps = [
+        ("1 v", f"update t set v = {NESTED} where id = 1"),
+        ("1 v", "update t set w = 2 where id = 1"),
+        ("1 v 1 w", "update t set w = 'NaN' where id = 1"),
+        ("1 v", "update t set w = 2 where id = 1"),
+        # In one batch; where another column did not fit; behind a row that never did; by its key.
+        ("1 v 2 v", f"update t set v = {NESTED} where id = 2", "update t set w = 3 where id = 2"),
+        ("1 v 2 v 3 w", f"update t set v = {LONG}, w = 'NaN' where id = 3"),
+        ("1 v 2 v 3 v", "update t set w = 4 where id = 3"),
+        (
+            "1 v 2 v 3 v 5 v",
+            f"insert into t values (5, {LONG}, 'NaN')",
+            "update t set w = 5 where id = 5",
+        ),
+        ("1 v 3 v 5 v 6 v", "update t set id = 6 where id = 2"),
+    ]
+    for expected, *statements in steps:
+        world.run(*statements)
+        world.htap.sync_now()
+        found = world.htap.dead_letters().to_pylist()
+        names = sorted(f"{json.loads(one['key'])['id']} {one['column_name']}" for one in found)
+        assert " ".join(names) == expected
+    shown = {(row["id"], len(row["v"]), row["w"]) for row in world.present("t")}
+    assert shown == {(1, 1, 1), (3, 1, 1)}
+    world.htap.repair("t")
+    assert {json.loads(key)["id"] for key in world.htap.dead_letters()["key"].to_pylist()} == {1, 6}
+    world.run("update t set w = 7", "update t set v = '{2}'")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    world.assert_equal("t")
+    assert world.htap.verify().equal
 
 
 @pytest.mark.parametrize("identity", ["default", "full"])
