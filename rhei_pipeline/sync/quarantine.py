@@ -53,13 +53,12 @@ def _fitting_by_now(known: set[LetterName], batch: ChangeBatch) -> set[LetterNam
 
     A row that does not fit names all of its columns that do not: the others fit by now.
     """
-    # Of a value that the source did not send, nothing is known.
-    resolved = {name for name in batch.resolved if name[1] not in batch.unchanged}
-    found = letter_names(batch)
+    resolved, found = set(batch.resolved), letter_names(batch)
     valid = {(key, column) for key, column in found if not {(key, None), (key, column)} & resolved}
     # Rows that no key tells apart share their letters.
     misfits = {key for key, _ in valid if not is_keyless(key)}
     whole = {key for key, column in resolved if column is None}
+    # Of a value that the source did not send, nothing is known.
     in_part = {(key, c) for key, c in known | found if key in misfits and c not in batch.unchanged}
     return (in_part | {name for name in known | found if name[0] in whole}) - valid
 

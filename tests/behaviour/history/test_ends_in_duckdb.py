@@ -13,7 +13,8 @@ from tests.support.fix_world import World
 pytestmark = pytest.mark.turns
 
 #: How many bytes a vector is worth: then no version is written again, or each. What few keys are.
-WAYS = {"in place": (0, 0), "written again": (2**40, 250)}
+#: Where rows are taken for large ones, nobody has what they held at hand.
+WAYS = {"in place": (0, 0), "written again": (2**40, 250), "large": (2**40, 250)}
 
 
 @pytest.fixture(params=[*WAYS])
@@ -25,6 +26,8 @@ def made(
     worth, few = WAYS[request.param]
     monkeypatch.setattr(ending, "_VECTOR_BYTES", worth)
     monkeypatch.setattr(ending, "_FEW", few)
+    if request.param == "large":
+        monkeypatch.setattr(ending, "are_large", lambda _: True)
     # Few rows at once, so that a version ends in the transaction in which it began.
     world = make_world(mode="temporal", batch_rows=2, tables=[{"name": "t"}])
     world.run(

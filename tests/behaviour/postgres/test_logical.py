@@ -164,7 +164,11 @@ def test_a_value_is_not_taken_from_a_row_that_was_passed_over(
     steps = [
         ("1 v", f"update t set v = {NESTED} where id = 1"),
         ("1 v", "update t set w = 2 where id = 1"),
-        ("1 v 1 w", "update t set w = 'NaN' where id = 1"),
+        (
+            "1 v 1 w",
+            f"update t set v = {NESTED} where id = 1",
+            "update t set w = 'NaN' where id = 1",
+        ),
         ("1 v", "update t set w = 2 where id = 1"),
         # In one batch; where another column did not fit; behind a row that never did; by its key.
         ("1 v 2 v", f"update t set v = {NESTED} where id = 2", "update t set w = 3 where id = 2"),
