@@ -333,6 +333,7 @@ def test_a_sample_says_what_it_would_have_seen(make_world: Callable[..., World])
     drawn = [world.htap.verify("t", sample=0.5).tables["t"] for _ in range(8)]
     assert len({found.samples["different"] for found in drawn}) > 1
     assert all(0 < found.rows < 97 and found.extra == 3 for found in drawn)
+    assert not any(found.samples["extra"] for found in drawn), "who was not drawn is not named"
     sample = drawn[0].sample
     assert sample is not None
     assert (sample.source_rows, sample.mirror_rows) == (97, 100)
