@@ -67,6 +67,19 @@ def test_a_version_that_ended_at_that_instant_goes_and_the_next_one_stays(mirror
     assert [found[1] for found in versions(mirror)] == [2.0, 3.0]
 
 
+def test_a_history_is_kept_since_the_last_end_of_all_that_ever_went(mirror: Mirror) -> None:
+    """Before that, some instant would be answered without a row that was valid then."""
+    assert isinstance(mirror, DuckDBMirror | DataFusionMirror)
+    copy(mirror, HISTORY, rows(b=0.0))
+    for key, at in (("a", 1), ("b", 9), ("a", 4)):  # the one that ends last stands first
+        happen(mirror, HISTORY, (key, float(at), at))
+    [found] = mirror.expire([Ageing(HISTORY, None, 1)])
+    assert (found.versions, found.kept_since) == (2, NOW + 9 * SECOND)
+    happen(mirror, HISTORY, ("a", 6.0, 6))
+    [found] = mirror.expire([Ageing(HISTORY, None, 1)])
+    assert (found.versions, found.kept_since) == (1, NOW + 9 * SECOND)
+
+
 def test_versions_that_nothing_tells_apart_stay_together(mirror: Mirror) -> None:
     copy(mirror, HISTORY, rows(a=0.0))
     happen(mirror, HISTORY, ("a", 1.0, 5), ("a", 2.0, 5), ("a", 3.0, 5))
