@@ -210,11 +210,25 @@ def test_an_open_version_is_closed_when_its_row_changes_and_left_when_it_does_no
     assert closed == {20: (moved, False), 30: (moved, True)}
 
 
-def test_a_key_that_comes_back_starts_behind_its_past() -> None:
-    floor = START + timedelta(hours=1)
+@pytest.mark.parametrize("floor", [START + timedelta(hours=1), START])
+def test_a_key_that_comes_back_starts_behind_its_past(floor: datetime) -> None:
     floors = pa.table({"a": [1], "b": ["x"], FLOOR: pa.array([floor], INSTANT)})
     made = supersede(events([(1, "x", 1.0)]), no_open(), floors, SCHEMA)
     assert made.openings[VALID_FROM].to_pylist() == [floor + timedelta(microseconds=1)]
+
+
+def test_a_null_that_stays_is_no_change_and_the_other_zero_of_a_key_is_one() -> None:
+    columns = (Column("k", pa.float64()), Column("v", pa.string()), Column("w", pa.string()))
+    schema, row = TableSchema("t", columns, ("k",)), {"_rhei_live": True, "v": "a", "w": None}
+    told = [
+        {**row, "_rhei_sequence": number, "_rhei_changed_at": START, "k": key}
+        for number, key in enumerate([0.0, 0.0, -0.0])
+    ]
+    happened = pa.Table.from_pylist(told, schema=event_schema(schema))
+    shape = {"k": pa.float64(), VALID_FROM: INSTANT, LOCATOR: pa.int64(), REPEATED: pa.bool_()}
+    floors = pa.schema({"k": pa.float64(), FLOOR: INSTANT}).empty_table()
+    made = supersede(happened, pa.schema(shape).empty_table(), floors, schema)
+    assert list(map(str, made.openings["k"].to_pylist())) == ["0.0", "-0.0"]
 
 
 def test_nothing_comes_of_nothing() -> None:
