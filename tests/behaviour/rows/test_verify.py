@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -322,6 +323,17 @@ def test_rows_without_a_key_hide_no_others_from_a_sample(make_world: Callable[..
     spoil(world, "delete from nk where a = 'x'", logs=("_rhei_log_nk",))
     found = world.htap.verify("nk", sample=1.0).tables["nk"]
     assert (found.extra, found.missing, found.dead_letters, found.equal) == (1, 0, 3, False)
+
+
+def test_the_other_zero_is_another_value(make_world: Callable[..., World]) -> None:
+    world = make_world(prune=False)
+    world.run("create table t(id integer primary key, v real)", "insert into t values (1, 0.0)")
+    world.htap.sync_now()
+    world.crash()
+    with duckdb.connect(world.directory / "mirror.duckdb") as mirror:
+        mirror.execute("delete from t")  # DuckDB takes them for one in an update
+        mirror.execute("insert into t values (1, '-0.0'::double)")
+    assert world.htap.verify("t").tables["t"].different == 1
 
 
 def test_a_sample_says_what_it_would_have_seen(make_world: Callable[..., World]) -> None:
