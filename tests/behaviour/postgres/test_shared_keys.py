@@ -156,3 +156,22 @@ def test_the_function_of_an_earlier_version_is_replaced_with_the_next_trigger(
     )
     world.htap.sync_now()
     assert world.app.execute(found).fetchall() == own
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("of", ["whole", "part"])
+def test_nor_is_one_of_a_partitioned_table(make_postgres: MakePostgres, mode: str, of: str) -> None:
+    world = make_postgres(mode=mode, tables=[{"name": "t"}], capture={"method": "logical"})
+    world.run(
+        "create table t(id int constraint t_pkey primary key, a int not null, v text)"
+        " partition by range (id)",
+        "create table part partition of t for values from (0) to (100)",
+        "insert into t values (1, 1, 'x'), (2, 2, 'y')",
+        "alter table part replica identity full",
+    )
+    if of == "whole":
+        world.run(FULL)
+    world.htap.sync_now()
+    world.run("update t set v = 'p' where id = 1", DROP, NEW, OLD_GOES, ADD)
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")

@@ -38,9 +38,7 @@ from rhei_pipeline.sources.postgres.logical.shared_keys import (
 )
 from rhei_pipeline.sources.postgres.logical.spool import Chunk, Spool
 from rhei_pipeline.sources.postgres.read_ahead import ReadAhead
-from rhei_pipeline.sources.postgres.rows import (
-    PostgresRowReader,
-)
+from rhei_pipeline.sources.postgres.rows import PostgresRowReader
 from rhei_pipeline.sources.table_reads import TableReads
 
 #: An idle table's watermark is recorded once it holds back so much of the log.
@@ -224,8 +222,8 @@ class LogicalSnapshot(TableReads):
     def _is_logged_by_key(self, table: Table, position: Position) -> bool:
         """Return whether rows behind a position had no other key than the one they are read by.
 
-        By that, two of them may then have been one. Without any key, rows were inserted only. Of
-        what nobody has asked for yet, nothing is read for this.
+        By that, two of them may then have been one. Of what nobody has asked for yet, nothing is
+        read for this.
         """
         if not self._behind.get(position):
             return True
@@ -233,16 +231,25 @@ class LogicalSnapshot(TableReads):
         logged = {self._key_of(table, run) for _, run in runs}
         if not logged <= {key, frozenset(), None}:
             return False
-        return None not in logged or self._is_unique(table, position, runs)
+        return logged <= {key} or self._is_unique(table, position, runs, is_whole=None in logged)
 
     def _is_unique(
-        self, table: Table, position: Position, runs: Sequence[tuple[Chunk, pgoutput.Run]]
+        self,
+        table: Table,
+        position: Position,
+        runs: Sequence[tuple[Chunk, pgoutput.Run]],
+        *,
+        is_whole: bool,
     ) -> bool:
-        """Return whether no two rows had one key at once, of which the log has whole rows."""
+        """Return whether no two rows had one key at once.
+
+        Without any key, rows are inserted only, unless `is_whole`: the log has all that they held.
+        It has that also of parts whose whole has no key, and does not say so.
+        """
         held = self._unique_at(runs[0][1].relation.oid, self.schema_version)
         key, spool = table.schema.primary_key, self._loaded(position)
         told = always_unique(held, key, self._place(position).keys)
-        if told is not None:
+        if told or (told is False and is_whole):
             return told
         parts = ((spool.read(chunk), self._by_places(table, run)) for chunk, run in runs)
         return not share_a_key(parts, key)
