@@ -5,10 +5,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pytest
 
@@ -29,6 +30,7 @@ from rhei_pipeline.model.changes import SEQUENCE
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.faults import Crash, CrashAt
 from rhei_pipeline.wiring.engine import bridge, unseen_events
+from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.forked import Forked, run
 from tests.support.other_process import copy
@@ -684,3 +686,46 @@ def started(code: str, *arguments: str) -> Forked:
 
 def died(code: str, world: World) -> int:
     return run(code, world.settings.model_dump_json()).returncode
+
+
+#: What one transaction may do to a table whose keys are `a, k`.
+_TURNS = (
+    "update t set a = -a",
+    "update t set a = -a, k = case k when 'a' then 'b' else 'a' end",
+    "update t set a = a + 1 where k = 'a'",
+    "update t set v = v + 1",
+    "delete from t where a = 1",
+    "insert into t values (7, 1, 'a') on conflict do nothing",
+)
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("capture", ["logical", "streaming", "trigger"])
+def test_what_came_to_the_buffer_at_several_times_is_applied_in_its_order(
+    make_postgres: Callable[..., PostgresWorld],
+    tmp_path: Path,
+    capture: str,
+    mode: str,
+    storage: str | None,
+) -> None:
+    method = "trigger" if capture == "trigger" else "logical"
+    options = {"method": method, "buffer": {"path": tmp_path / "cdc"}}
+    options |= {"streaming": True} if capture == "streaming" else {}
+    world = make_postgres(mode=mode, storage=storage, capture=options, tables=[{"name": "t"}])
+    world.run(
+        "create table t(v int, a int, k text, primary key (a, k))",
+        "insert into t values (10, 1, 'a'), (20, 1, 'b'), (30, 3, 'a'), (40, 5, 'b')",
+    )
+    world.htap.sync_now()
+    settings, draw = world.settings, random.Random(f"{capture} {mode} {storage}")
+    first = [_TURNS[:2], _TURNS[2:3]]  # a key goes, and comes again; then it goes
+    for turns in (first, *([draw.choices(_TURNS, k=3) for _ in range(4)] for _ in range(3))):
+        world.crash()
+        for statements in turns:
+            with suppress(psycopg.errors.UniqueViolation), world.app.transaction():
+                world.run(*statements)
+            bridge(settings)
+        world.htap.sync_now()
+        world.assert_equal("t")
+    assert world.htap.verify().equal

@@ -293,3 +293,25 @@ def test_a_key_that_would_change_is_refused(make_postgres: Callable[..., Postgre
     world.run("alter table t alter v type timestamptz")
     assert "its history does not fit" in world.htap.sync_now().errors["t"]
     assert pa.types.is_timestamp(world.htap.query("select v from t", hint="olap")["v"].type)
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_nothing_is_set_aside_where_another_column_does_not_fit(
+    make_postgres: Callable[..., PostgresWorld], storage: str | None
+) -> None:
+    world = make_postgres(mode="temporal", storage=storage)
+    world.run(
+        "create table t (id int primary key, v timestamp, w text)",
+        "create table u (id int primary key)",
+        "insert into t values (1, '2026-01-05 12:30', '007')",
+    )
+    world.htap.sync_now()
+    before = world.versions("t")
+    world.run(
+        "alter table t alter v type timestamptz, alter w type int using w::int",
+        "insert into u values (1)",
+    )
+    for _ in range(2):
+        assert "column 'w' became int32" in world.htap.sync_now().errors["t"]
+        assert world.versions("t") == before
+    world.assert_equal("u")
