@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.model.semantics import Kind
@@ -89,7 +90,16 @@ def is_star(node: exp.Expr) -> bool:
 def output(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     """Translate one output column, without its name."""
     typed = express(node.unalias(), scope, context)
+    if typed.kind is Kind.NULL and context.queries == 1 and not context.sqlite:
+        return _null(node.unalias(), context)
     return typed if typed.column is not None else _settled(typed, context)
+
+
+def _null(node: exp.Expr, context: TranslationContext) -> Typed:
+    """Return a null of an answer as PostgreSQL does: as text, unless it is computed."""
+    if not isinstance(node, exp.Null):
+        raise StaysWithSourceError("the source gives a type to a null that is computed")
+    return Typed(context.words.cast("null", pa.string()), Kind.TEXT, pa.string())
 
 
 def _settled(typed: Typed, context: TranslationContext) -> Typed:
