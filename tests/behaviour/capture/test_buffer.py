@@ -4,7 +4,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -710,7 +710,7 @@ def test_what_came_to_the_buffer_at_several_times_is_applied_in_its_order(
     storage: str | None,
 ) -> None:
     method = "trigger" if capture == "trigger" else "logical"
-    options = {"method": method, "buffer": {"path": tmp_path / "cdc"}}
+    options: dict[str, Any] = {"method": method, "buffer": {"path": tmp_path / "cdc"}}
     options |= {"streaming": True} if capture == "streaming" else {}
     world = make_postgres(mode=mode, storage=storage, capture=options, tables=[{"name": "t"}])
     world.run(
@@ -719,8 +719,11 @@ def test_what_came_to_the_buffer_at_several_times_is_applied_in_its_order(
     )
     world.htap.sync_now()
     settings, draw = world.settings, random.Random(f"{capture} {mode} {storage}")
-    first = [_TURNS[:2], _TURNS[2:3]]  # a key goes, and comes again; then it goes
-    for turns in (first, *([draw.choices(_TURNS, k=3) for _ in range(4)] for _ in range(3))):
+    # A key goes, and comes again; then it goes.
+    first: list[Sequence[str]] = [_TURNS[:2], _TURNS[2:3]]
+    rounds = [first]
+    rounds += [[draw.choices(_TURNS, k=3) for _ in range(4)] for _ in range(3)]
+    for turns in rounds:
         world.crash()
         for statements in turns:
             with suppress(psycopg.errors.UniqueViolation), world.app.transaction():

@@ -103,7 +103,10 @@ POSTGRES = (
     ("select null as n, count(*) as m from t group by 1 order by 1", "olap olap"),
     ("select nullif(null, 1) as n, count(*) as m from t", "oltp oltp"),
     ("select distinct null as n, a.n as m from t a join u on true order by 1, 2", "olap olap"),
-    ("select null as n, a.n as m from t a join u on true union select 'a', 1 order by 2, 1", "olap olap"),
+    (
+        "select null as n, a.n as m from t a join u on true union select 'a', 1 order by 2, 1",
+        "olap olap",
+    ),
     ("select -2147483648 as n, count(*) as m, max(-9223372036854775807) as o from t", "olap olap"),
     ("select sum(extract(year from day))::float8 as n from u", "oltp oltp"),
     ("select extract(year from at) as n, count(*) as m from u group by 1", "oltp oltp"),

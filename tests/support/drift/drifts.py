@@ -98,6 +98,7 @@ class Drift:
         ends_in: The same where the capture's, the mode's or the source's name is this.
         ways: The ways out that may be named.
         also: Other tables that it touches.
+        renames: The names that columns get, by those that they had; a history may follow them.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Drift:
     ends_in: Mapping[str, str] = field(default_factory=dict)
     ways: tuple[Way, ...] = ()
     also: tuple[str, ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)
 
 
 def _both(name: str, *statements: str, **others: Any) -> Drift:
@@ -152,7 +154,7 @@ DRIFTS = (
     _both("add_default", "alter table t add column x {int} default 7"),
     _both("add_not_null", "alter table t add column x {int} not null default 7"),
     _both("drop", "alter table t drop column note"),
-    _both("rename", "alter table t rename column note to remark"),
+    _both("rename", "alter table t rename column note to remark", renames={"note": "remark"}),
     _both(
         "rename_and_drop",
         "alter table t rename column note to remark",
@@ -234,6 +236,14 @@ DRIFTS = (
         ends_in=_KEPT,
         ways=(_DROPS_HISTORY,),
     ),
+    Drift(
+        "moments",
+        before=("alter table t add column seen timestamp default '2026-01-05 12:30'",),
+        postgres=(
+            "alter table t alter seen type timestamptz using seen at time zone 'Asia/Tokyo'",
+        ),
+        renames={"seen": "_rhei_was_1_seen"},
+    ),
     Drift("rewrite", postgres=("alter table t alter column qty type int using qty * 10",)),
     Drift(
         "key_wider",
@@ -254,6 +264,7 @@ DRIFTS = (
     _both(
         "key_renamed",
         "alter table t rename column id to ident",
+        renames={"id": "ident"},
         after=(
             "insert into t(ident, code, updated_at) values (50, 'z', {now})",
             "update t set code = 'aa', updated_at = {now} where ident = 1",
