@@ -37,6 +37,19 @@ def names_aside(columns: Iterable[str], standing: Iterable[str]) -> FormerNames:
     return {_free_name(column, taken): column for column in columns}
 
 
+def with_former(former: FormerNames, standing: Collection[str]) -> FormerNames:
+    """Return new names of columns, and of what was set aside of each."""
+    news = {old.lower(): new for new, old in former.items()}
+    taken = {name.lower() for name in standing}
+    found = dict(former)
+    for name in sorted(filter(is_kept_past, standing), key=_number):
+        new = news.get(former_name(name).lower())
+        if new is not None:
+            found[free := _free_name(new, taken)] = name
+            taken.add(free.lower())
+    return found
+
+
 def is_kept_past(column: str) -> bool:
     """Return whether a column is one that keeps what another one was."""
     return column.startswith(RESERVED_PREFIX) and _NAME.fullmatch(column) is not None

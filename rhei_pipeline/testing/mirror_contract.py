@@ -17,7 +17,7 @@ import pytest
 from rhei_pipeline.errors import MirrorError, QueryError, SchemaDriftError, SchemaError
 from rhei_pipeline.model.changes import Counts, DeadLetter, NetChanges, Position
 from rhei_pipeline.model.progress import AsOf, TableState, Watermark
-from rhei_pipeline.model.schema import Column, Mode, Table
+from rhei_pipeline.model.schema import HISTORY_NAMES, Column, DroppedColumns, Mode, Table
 from rhei_pipeline.model.schema import TableSchema as Schema
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Mirror
@@ -305,6 +305,27 @@ class MirrorContract(ColumnContract, CopyContract):
         assert found["_rhei_was_1_at"].to_pylist() == [noon]
         assert past is not None
         assert dict(past.left) == {"_rhei_was_1_at": NOW + SECOND}
+
+    @pytest.mark.parametrize("dropped", DroppedColumns)
+    def test_what_a_column_was_is_renamed_with_it(
+        self, history: Mirror, dropped: DroppedColumns
+    ) -> None:
+        def called(name: str, kind: pa.DataType) -> Table:
+            columns = (Column("k", pa.string()), Column(name, kind))
+            return Table(Schema("moments", columns, ("k",)), Mode.TEMPORAL, dropped)
+
+        noon, instants = datetime(2026, 1, 5, 12), called("at", INSTANT)  # noqa: DTZ001
+        copy(history, called("at", _LOCAL), pa.table({"k": ["a"], "at": pa.array([noon], _LOCAL)}))
+        copy(history, instants, instants.schema.arrow.empty_table(), NOW + SECOND)
+        other = called("When", INSTANT)
+        with history.transaction() as transaction:
+            for _ in range(2):  # safe to repeat
+                transaction.reshape(other, NOW + 2 * SECOND, {"When": "at"})
+        found, past = history.query("select * from moments"), history.past(other)
+        assert {*found.column_names} == {"k", "When", "_rhei_was_1_When", *HISTORY_NAMES}
+        assert found["_rhei_was_1_When"].to_pylist() == [noon]
+        assert past is not None
+        assert dict(past.left) == {"_rhei_was_1_When": NOW + SECOND}
 
     def test_history_is_not_given_up_for_a_destructive_table(self, history: Mirror) -> None:
         with pytest.raises(SchemaDriftError, match="'destructive'"):

@@ -31,6 +31,7 @@ from rhei_pipeline.model.schema import (
     Table,
     renamed,
 )
+from rhei_pipeline.model.set_aside import with_former
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.testing.stub_content import (
@@ -248,7 +249,8 @@ class StubTransaction:
     def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
         """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
         standing = self._standing(table)
-        news = {old: new for new, old in former.items()}
+        news = {old: new for new, old in with_former(former, standing.fields).items()}
+        standing.left = {news.get(name, name): left_at for name, left_at in standing.left.items()}
         standing.fields = {news.get(name, name): kind for name, kind in standing.fields.items()}
         standing.rows = [{news.get(n, n): value for n, value in r.items()} for r in standing.rows]
         standing.table = table if former else standing.table

@@ -162,6 +162,8 @@ def _rename(
     if shape.names == buffer.schema.names:
         return buffer
     fresh = WriteBuffer(replace(buffer.table, schema=shape, segments=(), built=own), store)
+    news = dict(zip(buffer.schema.names, shape.names, strict=True))
+    fresh.date(buffer.table.begins_at, {news[n]: at for n, at in buffer.table.left.items()})
     for past in (True, False) if VALID_TO in shape.names else (False,):
         for rows, _ in buffer.scan(buffer.schema.names, past=past):
             append(fresh, table, rows.rename_columns(shape.names), past)

@@ -78,6 +78,7 @@ from rhei_pipeline.model.schema import (
     renamed,
 )
 from rhei_pipeline.model.selection import chosen
+from rhei_pipeline.model.set_aside import with_former
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import FindRows
 from rhei_pipeline.sql.text import as_sqlite_reads, mirror_table
@@ -288,8 +289,7 @@ class FileTransaction:
                 aside = find_aside(standing, table)
                 self._tables[name] = fit(standing, table, self.store, append_versions, aside)
                 note_columns(self._tables[name], table, at)
-                self._fit_snapshots(table, aside)
-                self.feeds.reshaped(table, aside)
+                self._fit_derived(table, aside)
                 return None
             own, copy = mirror_table(table.schema, COPY_PREFIX), self._buffer(table, COPY_PREFIX)
             self._tables[own] = keep_left(standing, copy, table, self.store, append_rows)
@@ -345,11 +345,12 @@ class FileTransaction:
     def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
         """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
         name, own = mirror_table(table.schema), self._buffer(table)
-        self._tables[name] = reshape(own, table, at, former, self.store, append_versions)
-        self._fit_snapshots(table, former)
-        self.feeds.reshaped(table, former)
+        names = with_former(former, own.schema.names)
+        self._tables[name] = reshape(own, table, at, names, self.store, append_versions)
+        self._fit_derived(table, names)
 
-    def _fit_snapshots(self, table: Table, former: FormerNames) -> None:
+    def _fit_derived(self, table: Table, former: FormerNames) -> None:
+        self.feeds.reshaped(table, former)
         days = snapshots_of(table.schema)
         if table.mode is Mode.TEMPORAL and self._stands(days):
             own = {*self._buffer(table).schema.names, DAY.name}

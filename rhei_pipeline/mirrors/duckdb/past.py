@@ -12,7 +12,7 @@ from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.mirrors.duckdb.retention import KEPT
 from rhei_pipeline.mirrors.duckdb.tables import logical_of
 from rhei_pipeline.model.progress import AsOf, Past
-from rhei_pipeline.model.schema import HISTORY_NAMES, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import HISTORY_NAMES, VALID_FROM, VALID_TO, FormerNames, Mode, Table
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.logical_casts import cast_logical
 from rhei_pipeline.sql.text import listed, mirror_table, quote
@@ -56,6 +56,14 @@ def note_columns(connection: duckdb.DuckDBPyConnection, table: Table, at: dateti
         " where name not in (select column_name from _rhei_history"
         " where table_name = $1 and column_name is not null)",
         [table.name, left, at],
+    )
+
+
+def rename_left(connection: duckdb.DuckDBPyConnection, table: Table, former: FormerNames) -> None:
+    """Record the new names of columns that the source no longer has."""
+    connection.executemany(
+        "update _rhei_history set column_name = ? where table_name = ? and column_name = ?",
+        [[new, table.name, old] for new, old in former.items()],
     )
 
 

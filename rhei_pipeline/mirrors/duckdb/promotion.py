@@ -17,7 +17,7 @@ from rhei_pipeline.mirrors.duckdb.left_columns import (
     rename_columns,
 )
 from rhei_pipeline.mirrors.duckdb.logical import as_copied, fit_texts, is_indexed, kept_logical
-from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns
+from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns, rename_left
 from rhei_pipeline.mirrors.duckdb.tables import (
     Built,
     TableNames,
@@ -51,6 +51,7 @@ from rhei_pipeline.model.schema import (
     Mode,
     Table,
 )
+from rhei_pipeline.model.set_aside import with_former
 from rhei_pipeline.sql.text import duckdb_type, listed, literal, matching, mirror_table, quote
 
 #: How many values of a column are cast at once.
@@ -245,7 +246,9 @@ def reshape(
     connection: duckdb.DuckDBPyConnection, table: Table, at: datetime, former: FormerNames
 ) -> None:
     """Give a table fewer, renamed or wider columns; see `MirrorTransaction.reshape`."""
-    if rename_columns(connection, table, former):
+    names = with_former(former, _types(connection, table))
+    if rename_columns(connection, table, names):
+        rename_left(connection, table, names)
         write_built(connection, table.schema)
     standing = _types(connection, table)
     wanted = {column.name: column.type for column in table.schema.columns}
