@@ -111,6 +111,7 @@ POSTGRES = (
     ("select sum(extract(year from day))::float8 as n from u", "oltp oltp"),
     ("select extract(year from at) as n, count(*) as m from u group by 1", "oltp oltp"),
     ("select extract(month from day) as n from u a natural join u b where id > 1", "olap olap"),
+    ("select max(extract(month from day)) as n, count(*) as m from u where id > 1", "olap olap"),
 )
 
 

@@ -57,6 +57,20 @@ def test_a_column_that_only_postgres_has_is_none_of_a_query_around(
     world.htap.sync_now()
     for sql in _QUERIES:
         _assert_alike(world.htap, sql)
+    # Functions and computed columns of a table within have names of theirs, too.
+    grouped = "(select n, count(*) from x group by n) q"
+    counts = f"(select count(*) from {grouped} where count > 2)"
+    for sql in (
+        f"select id, {counts} as k from (select id, 7 as count from y) o order by id",
+        f"select 5 as count, count(*) as k from {grouped} group by count order by k",
+        "select id, exists (select abs(n) from x group by abs having count(*) > 3) as k"
+        " from (select id, 1 as abs from y) o order by id",
+    ):
+        _assert_alike(world.htap, sql)
+    # It is looked for in the next table of its name, and nowhere further out.
+    further = "select id, exists (select 1 from x k where k.length > 2) as m from y k"
+    aggregate = "exists (select max(n) from x group by max having count(*) > 3)"
+    _assert_refused(world.htap, [further, f"select {aggregate} from (select 1 as max) o"])
     for column in ("ctid", "xmin"):
         inner = f"select count(*) from x where {column} is null"
         sql = f"select id, ({inner}) as k from (select id, null as {column} from y) o order by id"
@@ -83,6 +97,10 @@ def test_a_column_that_only_sqlite_has_is_none_of_a_query_around(
     # A column without an alias is no output's name: this orders by the table's on the left.
     joined = "select y.state, x.id from (select id, n, id % 5 as state from x) x left join y"
     _assert_alike(world.htap, f"{joined} using (state) order by state, x.id")
+    # One of a star is.
+    starred = "select z.* from y z join y k on z.state = k.id order by id"
+    _assert_alike(world.htap, starred)
+    assert world.htap.explain_route(starred).engine == "olap"
 
 
 @pytest.mark.parametrize("storage", [None, "parquet"])
@@ -108,6 +126,11 @@ def test_columns_are_joined_whose_names_postgres_holds_equal(
         " using (id)) q",
         "select count(*) from (select n as count from y) a natural join"
         " (select n, count(*) from z group by n) b",
+        "select count(*) from (select n, 1 as count from y) a natural join"
+        " (select n, count(*) from z where n > 9 or n = 1 group by n) b",
+        "select count(*) from (select n, 2 as count from y) a natural join"
+        " (select n, count(*) from z group by n) b",
+        'select * from y join (select id, id + 1 as "ID" from y) q using (id) order by id',
     ):
         _assert_alike(world.htap, sql)
     wrong = (
@@ -124,10 +147,10 @@ def test_an_order_is_by_the_output_that_postgres_names_for_its_function(
     world = make_postgres(storage=storage)
     world.run(
         "create table t(id integer primary key, n integer, count integer, sum integer, max integer,"
-        ' length integer, "case" integer, t varchar(9))',
+        ' length integer, "case" integer, t varchar(9), int8 integer)',
         *(
             f"insert into t values ({i}, {i % 2}, {i * 7 % 5}, {-i}, {9 - i}, {-i}, {i % 5},"
-            f" '{'ab' * (i % 3)}')"
+            f" '{'ab' * (i % 3)}', {i % 4})"
             for i in range(1, 12)
         ),
     )
@@ -140,8 +163,15 @@ def test_an_order_is_by_the_output_that_postgres_names_for_its_function(
         "select length(t), id from t where exists (select 1 from t) order by length, id",
         'select case when id > 4 then -id end, n from t group by id, n, "case" order by "case", id',
         "select -id, count(*) from t group by id, n order by n, id",
+        "select sum(n) from (select (-id)::bigint, n from t order by int8, id limit 3) q",
+        'select -id from (select id, id as "?column?" from t) q order by "?column?"',
     ):
         _assert_alike(world.htap, sql)
     _assert_refused(world.htap, ["select count, count(*) from t group by count order by count"])
-    by_column = "select n, count(*), sum(id) from t group by n order by n"
-    assert world.htap.explain_route(by_column).engine == "olap"
+    for by_column in (
+        "select n, count(*), sum(id) from t group by n order by n",
+        "select sum(id) over (), id from t where exists (select 1 from t) order by id",
+        "select count(*) from (select n::bigint, id from t order by id limit 3) q",
+    ):
+        _assert_alike(world.htap, by_column)
+        assert world.htap.explain_route(by_column).engine == "olap", by_column
