@@ -75,9 +75,13 @@ def as_they_were(rows: pa.Table) -> pa.Table:
     """
     if not any(map(is_kept_past, rows.column_names)):
         return rows
+    own = [name for name in rows.column_names if not is_kept_past(name)]
+    # A mirror that ignores case has what a column was in the case that its name had then.
+    called = {name.lower(): name for name in own} | {name: name for name in own}
     kept: dict[str, list[str]] = {}
     for name in rows.column_names:
-        kept.setdefault(former_name(name), []).append(name)
+        former = former_name(name)
+        kept.setdefault(called.get(former, called.get(former.lower(), former)), []).append(name)
     shown: dict[str, str] = {}
     for former, names in kept.items():
         filled = [name for name in names if rows[name].null_count < rows.num_rows]

@@ -341,3 +341,19 @@ def test_nothing_is_set_aside_where_another_column_does_not_fit(
         assert "column 'w' became int32" in world.htap.sync_now().errors["t"]
         assert world.versions("t") == before
     world.assert_equal("u")
+
+
+def test_a_name_that_changes_its_case_keeps_its_past(make: MakeWorld) -> None:
+    world = make(Way("sqlite", None), "timestamp")
+    _put(world, 1, "2026-01-05 12:30:00")
+    world.htap.sync_now()
+    then = _now(world)
+    _give_type(world, "timestamptz", {1: "2026-02-05 12:30:00+00"})
+    world.htap.sync_now()
+    world.crash()
+    world.tables = [{**(world.tables or [])[0], "types": {"V": "timestamptz"}}]
+    world.run("alter table t rename v to V")
+    assert not world.htap.sync_now().errors
+    found = world.htap.as_of("t", then).select(["id", "V"])
+    local = datetime(2026, 1, 5, 12, 30)  # noqa: DTZ001
+    assert found.to_pylist() == [{"id": 1, "V": local}]
