@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from rhei_pipeline.buffer.layout import numbered
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter
 from rhei_pipeline.model.portions import PORTION_BYTES
 
@@ -82,11 +81,8 @@ def in_size(batches: Iterator[ChangeBatch], limit: int) -> Iterator[ChangeBatch]
 def _joined(batches: Sequence[ChangeBatch], limit: int) -> Iterator[ChangeBatch]:
     if not batches:
         return
-    events = pa.concat_tables([batch.events for batch in batches])
-    if len(batches) > 1:  # each may have been numbered by itself
-        events = numbered(events, -1)
     whole = ChangeBatch(
-        events,
+        pa.concat_tables([batch.events for batch in batches]),
         sum(batch.count for batch in batches),
         all(batch.net for batch in batches),
         tuple(letter for batch in batches for letter in batch.rejected),

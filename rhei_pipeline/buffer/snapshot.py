@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.buffer.codec import in_size, unseal
-from rhei_pipeline.buffer.layout import Extent
+from rhei_pipeline.buffer.layout import Extent, numbered
 from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.capabilities import (
     doubt_about,
@@ -204,9 +204,13 @@ class BufferedSnapshot:
         return self._held(table, after)
 
     def _batches(self, table: Table, extents: list[Extent]) -> Iterator[ChangeBatch]:
+        """Yield what extents hold; a source may number the events of each from the beginning."""
+        before = 0
         for extent in extents:
             for part in self._log.parts(table.name, extent):
-                yield unseal(part)
+                batch = unseal(part)
+                yield replace(batch, events=numbered(batch.events, before))
+                before += batch.events.num_rows
 
     def _net(self, table: Table, extents: list[Extent]) -> Iterator[ChangeBatch]:
         """Leave out events that are followed by a later one of the same key.
