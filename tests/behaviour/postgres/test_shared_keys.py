@@ -66,6 +66,36 @@ def world_of(
     return world
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", [case for case in CASES if "new row goes" in case])
+def test_nor_is_one_of_which_the_log_has_nothing(
+    make_postgres: MakePostgres, way: str, case: str, tmp_path: Path
+) -> None:
+    """What came with its key went: the log could be that of a row that came and went alone."""
+    before, then = CASES[case]
+    world = world_of(make_postgres, way, "temporal", tmp_path, before)
+    world.run(*then)
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize("is_emptied", [False, True])
+def test_rows_that_come_and_go_behind_a_truncation_are_read_from_the_log(
+    make_postgres: MakePostgres, tmp_path: Path, *, is_emptied: bool
+) -> None:
+    world = world_of(make_postgres, "logical", "temporal", tmp_path, DEFERRED)
+    world.run(
+        "insert into t values (3, 3, 'a')",
+        "truncate t" if is_emptied else "delete from t where id = 3",
+        "insert into t values (3, 4, 'b')",
+        "delete from t where id = 3",
+        "insert into t values (3, 5, 'c')",
+    )
+    assert not world.htap.sync_now().errors
+    assert [row["v"] for row in world.versions("t") if row["id"] == 3] == ["a", "b", "c"]
+    world.assert_equal("t")
+
+
 @pytest.mark.each
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("way", WAYS)

@@ -92,9 +92,10 @@ class _Steps:
 
 
 def share_a_key(parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[str]) -> bool:
-    """Return whether changes show that two rows had the same key at once.
+    """Return whether two rows had the same key at once, as far as changes tell, or may have had.
 
-    Each key had one row before them, or none, and so it has behind them.
+    Each key had one row before them, or none, and so it has behind them. Where a row came first
+    and one went last, another may have been there all along.
     """
     steps: list[_Steps] = []
     emptied: list[int] = []
@@ -115,7 +116,10 @@ def share_a_key(parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[str])
     follows = (keys[1:] == keys[:-1]) & (epoch[1:] == epoch[:-1])
     is_told = (rows[1:] != 0) & (rows[:-1] != 0)
     is_other = came[:-1] & ~came[1:] & is_told & (rows[1:] != rows[:-1])
-    return bool((follows & ((came[1:] == came[:-1]) | is_other)).any())
+    is_shared = follows & ((came[1:] == came[:-1]) | is_other)
+    first, last = np.append(True, ~follows), np.append(~follows, True)
+    may_stand = came[first] & ~came[last] & (epoch[first] == 0)
+    return bool(is_shared.any() or may_stand.any())
 
 
 def _steps(changes: pgoutput.Changes, key: Sequence[str]) -> Iterable[_Steps]:
