@@ -81,6 +81,7 @@ class SchemaWatch:
         self._due: set[str] = set()
         self._busy: dict[str, TableBusyError] = {}  # in this round, and waited for in vain
         self._drained: list[TableReport] = []
+        self._uncaptured: tuple[object, set[str]] = (None, set())
         self._source = source
         self._mirror = mirror
         self._registry = registry
@@ -338,9 +339,19 @@ class SchemaWatch:
         return None
 
     def uncaptured(self, tables: Collection[Table]) -> set[str]:
-        """Return which tables have the columns that they had, and no capture as it was made."""
-        if self._source.schema_version() == self.version:
+        """Return which tables have the columns that they had, and no capture as it was made.
+
+        Each is read for that, once for each version of the schema that no sync has met yet.
+        """
+        version = self._source.schema_version()
+        if version == self.version:
             return set()
+        asked = version, tuple(tables)
+        if self._uncaptured[0] != asked:
+            self._uncaptured = asked, self._find_uncaptured(tables)
+        return self._uncaptured[1]
+
+    def _find_uncaptured(self, tables: Collection[Table]) -> set[str]:
         with reading_together(self._source, [table.name for table in tables]):
             found = set()
             for table in tables:

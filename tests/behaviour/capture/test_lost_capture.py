@@ -241,6 +241,19 @@ def test_no_lag_is_told_of_a_table_without_its_trigger(orders: World) -> None:
     _assert_lag_is_unknown_until_synced(orders, "orders")
 
 
+def test_no_lag_is_told_of_a_table_that_loses_its_trigger_after_another(orders: World) -> None:
+    orders.htap.sync_now()
+    lost = []
+    for name in ("orders", "other"):
+        orders.run(f"drop trigger _rhei_insert_{name}")
+        lost.append(name)
+        for _ in range(2):
+            tables = orders.htap.sync_status().tables
+            assert [each for each in tables if tables[each].lag_events is None] == lost
+    orders.htap.sync_now()
+    assert {each.lag_events for each in orders.htap.sync_status().tables.values()} == {0}
+
+
 @pytest.mark.parametrize("is_applied", [True, False])
 def test_a_log_of_postgres_that_was_emptied_is_seen_from_outside(
     make_postgres: Callable[..., PostgresWorld], *, is_applied: bool
