@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from rhei_pipeline.changes.compaction import key_codes
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.logical import pgoutput
 
@@ -26,8 +26,6 @@ from pg_class c left join pg_index i on i.indrelid = c.oid and i.indisunique and
     and i.indpred is null and i.indexprs is null
 where c.oid = %s
 """
-#: What parts the values of a row's text; a null is written as one that no text is.
-_APART, _NULL = "\x1f", "\x1e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +75,20 @@ def always_unique(
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """Rows that came, and rows that went, each with hashes of its key and of all that it held.
+    """Rows that came, or rows that went.
 
     Attributes:
         order: Their order in the log.
         came: Whether it came.
-        row: 0 where the log does not say all that it held.
+        key, row: The texts of its key, and of all that it held.
+        is_told: Whether the log says all that it held.
     """
 
     order: np.ndarray
     came: np.ndarray
-    key: np.ndarray
-    row: np.ndarray
+    key: pa.Table
+    row: pa.Table
+    is_told: np.ndarray
 
 
 def share_a_key(parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[str]) -> bool:
@@ -106,16 +106,17 @@ def share_a_key(parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[str])
             steps += _steps(pgoutput.decode(buffer, run), key)
     if not steps:
         return False
-    order, came, keys, rows = (
+    order, came, told = (
         np.concatenate([getattr(each, name) for each in steps])
-        for name in ("order", "came", "key", "row")
+        for name in ("order", "came", "is_told")
     )
+    keys = key_codes(_together(each.key for each in steps))
+    rows = key_codes(_together(each.row for each in steps))
     epoch = np.searchsorted(2 * np.sort(np.array(emptied, np.int64)), order)
     place = np.lexsort((order, keys, epoch))
-    came, keys, rows, epoch = came[place], keys[place], rows[place], epoch[place]
+    came, keys, rows, epoch, told = (a[place] for a in (came, keys, rows, epoch, told))
     follows = (keys[1:] == keys[:-1]) & (epoch[1:] == epoch[:-1])
-    is_told = (rows[1:] != 0) & (rows[:-1] != 0)
-    is_other = came[:-1] & ~came[1:] & is_told & (rows[1:] != rows[:-1])
+    is_other = came[:-1] & ~came[1:] & told[1:] & told[:-1] & (rows[1:] != rows[:-1])
     is_shared = follows & ((came[1:] == came[:-1]) | is_other)
     first, last = np.append(True, ~follows), np.append(~follows, True)
     may_stand = came[first] & ~came[last] & (epoch[first] == 0)
@@ -132,14 +133,13 @@ def _steps(changes: pgoutput.Changes, key: Sequence[str]) -> Iterable[_Steps]:
         name: changes.texts(changes.old, name).but(~changes.has_old, became[name]) for name in names
     }
     for rows, texts, came in ((gone, was, False), (live, became, True)):
-        whole = _hashed(changes, [texts[name] for name in names], rows)
-        if not came:
-            whole = np.where(changes.has_whole[rows], whole, 0)
+        whole = pa.table([texts[name].at(rows).read(changes.buffer) for name in names], names)
         yield _Steps(
             2 * changes.run.order[rows] + came,
             np.full(len(rows), came),
-            _hashed(changes, [texts[name] for name in key if name in texts], rows),
+            whole.select([name for name in key if name in texts]),
             whole,
+            changes.has_whole[rows] | came,
         )
 
 
@@ -150,15 +150,6 @@ def _became(changes: pgoutput.Changes, name: str) -> pgoutput.Texts:
     return texts if not_sent is None else texts.but(not_sent, changes.texts(changes.old, name))
 
 
-def _hashed(
-    changes: pgoutput.Changes, columns: Sequence[pgoutput.Texts], rows: np.ndarray
-) -> np.ndarray:
-    """Return a hash of some columns of each row."""
-    if not columns or not len(rows):
-        return np.zeros(len(rows), np.int64)
-    texts = [texts.at(rows).read(changes.buffer) for texts in columns]
-    apart = pa.scalar(_APART, pa.large_string())
-    joined = pc.binary_join_element_wise(
-        *texts, apart, null_handling="replace", null_replacement=_NULL
-    )
-    return np.fromiter(map(hash, joined.to_pylist()), np.int64, len(rows))
+def _together(parts: Iterable[pa.Table]) -> pa.Table:
+    """Return texts of rows that may have been logged with other columns."""
+    return pa.concat_tables(parts, promote_options="default")
