@@ -7,6 +7,7 @@ which of them a key means.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 import pyarrow as pa
@@ -53,12 +54,22 @@ def read_unique(connection: Connection, oid: int) -> Sequence[UniqueKey] | None:
     return keys if found else None
 
 
-def always_unique(
-    held: Sequence[UniqueKey] | None, key: Collection[str], since: Collection[int]
-) -> bool | None:
-    """Return whether a key told rows apart from a position on.
+class Uniqueness(Enum):
+    """When a key told rows apart, from a position on.
 
-    None: The changes themselves have to tell.
+    UNKNOWN: It was made unique since; the changes themselves have to tell.
+    """
+
+    ALWAYS = auto()
+    AT_COMMITS = auto()
+    UNKNOWN = auto()
+    NEVER = auto()
+
+
+def uniqueness(
+    held: Sequence[UniqueKey] | None, key: Collection[str], since: Collection[int]
+) -> Uniqueness:
+    """Return when a key told rows apart from a position on.
 
     Args:
         held: The table's unique indexes as they are now; None where it is gone.
@@ -66,11 +77,14 @@ def always_unique(
         since: The numbers of what made it unique at the position.
     """
     if held is None:
-        return True
+        return Uniqueness.ALWAYS
     own = [each for each in held if each.names <= {*key}]
-    if not own:
-        return False
-    return any(each.is_immediate and each.oids.intersection(since) for each in own) or None
+    lasting = [each for each in own if each.oids.intersection(since)]
+    if any(each.is_immediate for each in lasting):
+        return Uniqueness.ALWAYS
+    if lasting:
+        return Uniqueness.AT_COMMITS
+    return Uniqueness.UNKNOWN if own else Uniqueness.NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +94,45 @@ class _Steps:
     Attributes:
         order: Their order in the log.
         came: Whether it came.
+        xid: Its transaction.
         key, row: The texts of its key, and of all that it held.
         is_told: Whether the log says all that it held.
     """
 
     order: np.ndarray
     came: np.ndarray
+    xid: np.ndarray
     key: pa.Table
     row: pa.Table
     is_told: np.ndarray
 
 
-def share_a_key(parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[str]) -> bool:
+def are_told_apart(
+    parts: Iterable[tuple[bytes, pgoutput.Run]],
+    key: Sequence[str],
+    unique: Uniqueness,
+    *,
+    is_whole: bool,
+) -> bool:
+    """Return whether a key tells the rows of all changes apart; what is sure is not looked for.
+
+    `is_whole`: Some changes name rows by all that they hold.
+    """
+    if unique is Uniqueness.ALWAYS:
+        return True
+    if unique is Uniqueness.NEVER and is_whole:
+        return False
+    return not share_a_key(parts, key, at_commits=unique is Uniqueness.AT_COMMITS)
+
+
+def share_a_key(
+    parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[str], *, at_commits: bool
+) -> bool:
     """Return whether two rows had the same key at once, as far as changes tell, or may have had.
 
-    Each key had one row before them, or none, and so it has behind them. Where a row came first
-    and one went last, another may have been there all along.
+    Each key had one row before them, or none, and so it has behind them; with `at_commits`, behind
+    each transaction. Where a row came first and one went last, another may have been there all
+    along.
     """
     steps: list[_Steps] = []
     emptied: list[int] = []
@@ -106,20 +143,25 @@ def share_a_key(parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[str])
             steps += _steps(pgoutput.decode(buffer, run), key)
     if not steps:
         return False
-    order, came, told = (
+    order, came, xid, told = (
         np.concatenate([getattr(each, name) for each in steps])
-        for name in ("order", "came", "is_told")
+        for name in ("order", "came", "xid", "is_told")
     )
     keys = key_codes(_together(each.key for each in steps))
     rows = key_codes(_together(each.row for each in steps))
     epoch = np.searchsorted(2 * np.sort(np.array(emptied, np.int64)), order)
-    place = np.lexsort((order, keys, epoch))
-    came, keys, rows, epoch, told = (a[place] for a in (came, keys, rows, epoch, told))
-    follows = (keys[1:] == keys[:-1]) & (epoch[1:] == epoch[:-1])
+    # An emptied table has no other row, until a transaction before this one has brought it.
+    may_have = np.full(len(order), fill_value=True) if at_commits else epoch == 0
+    group = xid if at_commits else epoch
+    place = np.lexsort((order, keys, group))
+    came, keys, rows, group, told, may_have = (
+        each[place] for each in (came, keys, rows, group, told, may_have)
+    )
+    follows = (keys[1:] == keys[:-1]) & (group[1:] == group[:-1])
     is_other = came[:-1] & ~came[1:] & told[1:] & told[:-1] & (rows[1:] != rows[:-1])
     is_shared = follows & ((came[1:] == came[:-1]) | is_other)
     first, last = np.append(True, ~follows), np.append(~follows, True)
-    may_stand = came[first] & ~came[last] & (epoch[first] == 0)
+    may_stand = came[first] & ~came[last] & may_have[first]
     return bool(is_shared.any() or may_stand.any())
 
 
@@ -137,6 +179,7 @@ def _steps(changes: pgoutput.Changes, key: Sequence[str]) -> Iterable[_Steps]:
         yield _Steps(
             2 * changes.run.order[rows] + came,
             np.full(len(rows), came),
+            changes.run.xid[rows],
             whole.select([name for name in key if name in texts]),
             whole,
             changes.has_whole[rows] | came,

@@ -16,7 +16,7 @@ from rhei_pipeline.model.changes import (
 )
 from rhei_pipeline.model.instants import instant, microseconds
 from rhei_pipeline.model.schema import Table, TableSchema
-from rhei_pipeline.sources.postgres.logical import pgoutput
+from rhei_pipeline.sources.postgres.logical import pgoutput, shared_keys
 from rhei_pipeline.sources.postgres.logical.events import LoggedRows
 from rhei_pipeline.sources.postgres.logical.moment import (
     LogMoment,
@@ -30,11 +30,6 @@ from rhei_pipeline.sources.postgres.logical.position import (
     LogMemory,
     LogPosition,
     TableCommit,
-)
-from rhei_pipeline.sources.postgres.logical.shared_keys import (
-    UniqueKey,
-    always_unique,
-    share_a_key,
 )
 from rhei_pipeline.sources.postgres.logical.spool import Chunk, Spool
 from rhei_pipeline.sources.postgres.read_ahead import ReadAhead
@@ -84,7 +79,7 @@ class LogicalSnapshot(TableReads):
         look: Callable[[], Visible],
         wait_for_writers: Callable[[], int],
         key_at: Callable[[str, int, int], frozenset[str]],
-        unique_at: Callable[[int, int], Sequence[UniqueKey] | None],
+        unique_at: Callable[[int, int], Sequence[shared_keys.UniqueKey] | None],
         view: RowView | None = None,
     ) -> None:
         self._read = read
@@ -248,11 +243,9 @@ class LogicalSnapshot(TableReads):
         """
         held = self._unique_at(runs[0][1].relation.oid, self.schema_version)
         key, spool = table.schema.primary_key, self._loaded(position)
-        told = always_unique(held, key, self._place(position).keys)
-        if told or (told is False and is_whole):
-            return told
+        unique = shared_keys.uniqueness(held, key, self._place(position).keys)
         parts = ((spool.read(chunk), self._by_places(table, run)) for chunk, run in runs)
-        return not share_a_key(parts, key)
+        return shared_keys.are_told_apart(parts, key, unique, is_whole=is_whole)
 
     def _key_of(self, table: Table, run: pgoutput.Run) -> frozenset[str] | None:
         """Return the key that rows were logged by, in the names that its columns have now."""
