@@ -15,13 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.changes.compaction import key_codes
-from rhei_pipeline.model.changes import (
-    CHANGED_AT,
-    LIVE,
-    ChangeBatch,
-    DeadLetter,
-    key_text,
-)
+from rhei_pipeline.model.changes import CHANGED_AT, LIVE, ChangeBatch, DeadLetter, key_text
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import TableSchema
 

@@ -57,7 +57,9 @@ def read_unique(connection: Connection, oid: int) -> Sequence[UniqueKey] | None:
 class Uniqueness(Enum):
     """When a key told rows apart, from a position on.
 
+    AT_COMMITS: Within a transaction, two rows may have shared it.
     UNKNOWN: It was made unique since; the changes themselves have to tell.
+    NEVER: Nothing makes it unique now.
     """
 
     ALWAYS = auto()
