@@ -37,7 +37,6 @@ from rhei_pipeline.model.upkeep import DamagedFile
 #: The folder of all Delta tables; in it, as in SQL, a folder for each namespace.
 DELTA = "delta"
 _MAIN = "main"
-_PUBLIC = "public"
 #: So many tables of a mirror in a store are published at the same time, but those that are larger.
 _AT_ONCE, _LARGE_BYTES = 8, 64 * 2**20
 
@@ -343,9 +342,8 @@ def _note(manifest: Manifest, table: StoredTable) -> Note:
         "rhei.version": manifest.version,
         "rhei.committed_at": manifest.committed_at.isoformat(),
     }
-    marks = manifest.ledger.watermarks
-    name = table.relation if table.namespace is None else f"{table.namespace}.{table.relation}"
-    mark = marks.get(name) or (marks.get(table.relation) if table.namespace == _PUBLIC else None)
+    name = manifest.name_of(table) if table.is_mirrored else None  # not of snapshots
+    mark = manifest.ledger.watermarks.get(name or "")
     if mark is not None:
         told["rhei.watermark"] = mark.position.order
         told["rhei.recorded_at"] = mark.recorded_at.isoformat()

@@ -111,6 +111,13 @@ def test_a_delta_reader_finds_what_the_source_holds(make_world: MakeWorld, mode:
     assert told["rhei.watermark"] > 0
 
 
+def test_a_table_of_another_name_in_the_mirror_tells_its_watermark(world: World) -> None:
+    world.tables = [{"name": "t", "mirror_name": "shown"}]
+    with HTAP(settings(filled(world))) as htap:
+        mark = htap.sync_now().tables["t"].watermark
+        assert delta(world, "shown").history(1)[0]["rhei.watermark"] == mark
+
+
 def test_within_the_interval_a_table_stays_and_closing_brings_it_up(world: World) -> None:
     with HTAP(settings(filled(world), 3600)) as htap:
         htap.sync_now()
