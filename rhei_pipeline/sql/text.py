@@ -132,3 +132,8 @@ _DATAFUSION_TYPES = (
 def as_sqlite_reads(name: str) -> str:
     """Return a name in lower case as far as SQLite ignores case: in the letters a to z alone."""
     return name.encode(errors="surrogatepass").lower().decode(errors="surrogatepass")
+
+
+def is_other_spelling(name: str, other: str) -> bool:
+    """Return whether two names differ, and only in what SQLite ignores."""
+    return name != other and as_sqlite_reads(name) == as_sqlite_reads(other)

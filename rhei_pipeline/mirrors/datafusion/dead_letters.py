@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.changes import DeadLetter, LetterName, LetterReason
+from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.type_names import INSTANT
 
 LETTERS = pa.schema(
@@ -95,7 +96,11 @@ def without_keys(kept: pa.Table, table: str, keys: pa.Array) -> pa.Table:
     return kept.filter(pc.invert(chosen))
 
 
-def rename(kept: pa.Table, old: str, new: str) -> pa.Table:
-    """Assign the dead letters of a table to its new name."""
-    names = pc.if_else(pc.equal(kept["table_name"], old), new, kept["table_name"])
+def rename(kept: pa.Table, old: str, table: Table) -> pa.Table:
+    """Assign the dead letters of a table to its new name, under which it was copied again."""
+    again = open_names(kept, old)
+    if table.mode is Mode.TEMPORAL:  # others may be of versions that the copy has not met
+        again &= open_names(kept, table.name)
+    kept = release(kept, old, again, None)
+    names = pc.if_else(pc.equal(kept["table_name"], old), table.name, kept["table_name"])
     return kept.set_column(LETTERS.get_field_index("table_name"), "table_name", names)

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
@@ -29,6 +29,7 @@ from rhei_pipeline.model.schema import (
 )
 from rhei_pipeline.model.stored_format import too_new
 from rhei_pipeline.model.type_names import parse_type, type_name
+from rhei_pipeline.sql.text import as_sqlite_reads
 
 MEMORY = ":memory:"
 FORMAT = 4
@@ -198,6 +199,16 @@ class Manifest:
         name = f"{table.namespace}.{relation}"
         known = {**self.ledger.watermarks, **self.ledger.copies}
         return relation if relation in known and name not in known else name
+
+    def spellings(
+        self, schema: TableSchema, dropped: Container[str]
+    ) -> Iterator[tuple[str, StoredTable]]:
+        """Yield what stands under a name in any case, of a source without schemas."""
+        wanted = as_sqlite_reads(schema.mirror_relation)
+        for name, stored in self.tables.items():
+            is_alike = stored.is_mirrored and as_sqlite_reads(stored.relation) == wanted
+            if is_alike and not (schema.namespace or stored.namespace or name in dropped):
+                yield name, stored
 
     @property
     def copies(self) -> set[str]:

@@ -81,7 +81,7 @@ from rhei_pipeline.model.selection import chosen
 from rhei_pipeline.model.set_aside import with_former
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import FindRows
-from rhei_pipeline.sql.text import as_sqlite_reads, mirror_table
+from rhei_pipeline.sql.text import is_other_spelling, mirror_table
 
 
 @dataclass(slots=True)
@@ -321,21 +321,23 @@ class FileTransaction:
 
     def _follow_case(self, table: Table) -> None:
         """Rename a table whose name changed its case, in a source without schemas."""
-        schema, wanted = table.schema, as_sqlite_reads(table.schema.mirror_relation)
-        for old, stored in self.base.tables.items():
-            is_alike = as_sqlite_reads(stored.relation) == wanted and stored.is_mirrored
-            is_free = not (schema.namespace or stored.namespace or old in self._dropped)
-            if is_alike and is_free and stored.relation != schema.mirror_relation:
+        schema = table.schema
+        for old, stored in self.base.spellings(schema, self._dropped):
+            if stored.relation != schema.mirror_relation:
                 buffer = self._tables.pop(old, None) or WriteBuffer(stored, self.store)
                 buffer.move(None, schema.mirror_relation)
                 self._tables[mirror_table(schema)] = buffer
                 self._dropped.add(old)
                 self.feeds.move(stored, table)
-                self._watermarks.pop(stored.relation, None)
-                self._copies.pop(stored.relation, None)
-                self._ledger = None
-                self._letters = dead.rename(self._kept(), stored.relation, schema.name)
-                self._letters_changed = True
+            former = self.base.name_of(stored)
+            if is_other_spelling(former, table.name):
+                self._forget_records(former, dead.rename(self._kept(), former, table))
+
+    def _forget_records(self, name: str, letters: pa.Table) -> None:
+        self._watermarks.pop(name, None)
+        self._copies.pop(name, None)
+        self._ledger = None
+        self._letters, self._letters_changed = letters, True
 
     def add_columns(self, table: Table, values: Mapping[str, pa.Scalar]) -> None:
         """Add columns behind those of a table; each row has this value in them."""
@@ -374,10 +376,7 @@ class FileTransaction:
         for name in (mirror_table(schema), snapshots_of(schema), mirror_table(schema, COPY_PREFIX)):
             self._tables.pop(name, None)
             self._dropped.add(name)
-        self._watermarks.pop(table.name, None)
-        self._copies.pop(table.name, None)
-        self._ledger = None
-        self._letters, self._letters_changed = dead.forget(self._kept(), table.name), True
+        self._forget_records(table.name, dead.forget(self._kept(), table.name))
         return rows
 
     def _set_aside(self, old: str, new: str, table: Table, kept: TableSchema) -> None:

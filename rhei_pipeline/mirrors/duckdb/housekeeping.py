@@ -10,6 +10,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb.progress import forget_copies
 from rhei_pipeline.model.changes import DeadLetter, LetterName, LetterReason
+from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.stored_format import too_new
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import quote
@@ -161,8 +162,16 @@ def drop_copies(
             connection.execute(f"drop table {quote(namespace)}.{quote(name)}")
 
 
-def rename_records(connection: duckdb.DuckDBPyConnection, old: str, new: str) -> None:
-    """Assign a table's recorded history to another name, under which it is copied again."""
+def rename_records(connection: duckdb.DuckDBPyConnection, old: str, table: Table) -> None:
+    """Assign what is recorded of a table to its new name, under which it was copied again."""
+    new, again, bound = table.name, "d.table_name = ? and d.resolved_at is null", [old]
+    if table.mode is Mode.TEMPORAL:  # they may be of versions that the copy has not met
+        again += (
+            " and exists (from _rhei_dead_letter n where n.table_name = ? and n.key = d.key"
+            " and n.column_name is not distinct from d.column_name and n.resolved_at is null)"
+        )
+        bound.append(new)
+    connection.execute(f"delete from _rhei_dead_letter d where {again}", bound)
     connection.execute(
         "update _rhei_dead_letter set table_name = ? where table_name = ?", [new, old]
     )

@@ -52,7 +52,15 @@ from rhei_pipeline.model.schema import (
     Table,
 )
 from rhei_pipeline.model.set_aside import with_former
-from rhei_pipeline.sql.text import duckdb_type, listed, literal, matching, mirror_table, quote
+from rhei_pipeline.sql.text import (
+    duckdb_type,
+    is_other_spelling,
+    listed,
+    literal,
+    matching,
+    mirror_table,
+    quote,
+)
 
 #: How many values of a column are cast at once.
 _ROWS = 65_536
@@ -162,7 +170,9 @@ def _refuse_other_table(
             f"alter table {quote(standing)} rename to {quote(schema.mirror_relation)}"
         )
         names.note(schema)
-        rename_records(connection, standing, schema.name)
+    former = standing if built is None else built.name
+    if not schema.namespace and is_other_spelling(former, table.name):
+        rename_records(connection, former, table)
     return built
 
 

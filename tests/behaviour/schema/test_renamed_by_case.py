@@ -1,6 +1,7 @@
 """A table whose name changes its case only: one and the same in SQLite, another in PostgreSQL."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -63,6 +64,47 @@ def test_sqlite_goes_on_under_the_new_name(
     if options.get("mode") == "temporal":
         versions = [row["a"] for row in world.versions("t") if row["id"] == 1]
         assert versions == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
+@pytest.mark.parametrize("mirror_name", [None, "shown"])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_what_is_recorded_goes_on_under_the_new_name(
+    make_world: MakeWorld, mode: str, mirror_name: str | None, storage: str | None
+) -> None:
+    table = {"name": "t", "mirror_name": mirror_name}
+    world = make_world(mode=mode, storage=storage, tables=[table])
+    world.run(
+        "create table t(id integer primary key, a integer)",
+        "insert into t values (1, 'x'), (2, 'y')",
+    )
+    assert world.htap.sync_now().dead_letters == 2
+    rename(world, "t", "T")
+    world.run("update T set a = 1 where id = 1")
+    report = world.htap.sync_now()
+    assert not report.not_followed
+    letters = world.htap.dead_letters().to_pylist()
+    assert [(each["table_name"], each["key"]) for each in letters] == [("T", '{"id": 2}')]
+    world.run("update T set a = 2 where id = 2")
+    world.htap.sync_now()
+    assert not world.htap.dead_letters().num_rows
+    assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
+def test_a_column_dropped_before_is_not_back_in_the_past(
+    make_world: MakeWorld, storage: str | None
+) -> None:
+    table = {"name": "t", "mirror_name": "shown"}
+    world = make_world(mode="temporal", storage=storage, tables=[table])
+    world.run("create table t(id integer primary key, a integer)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    world.run("alter table t drop column a")
+    world.htap.sync_now()
+    at = datetime.now(UTC)
+    rename(world, "t", "T")
+    world.htap.sync_now()
+    assert world.htap.as_of("T", at).to_pylist() == [{"id": 1}]
 
 
 def test_postgres_leaves_the_former_table_out_and_goes_on_with_the_rest(
