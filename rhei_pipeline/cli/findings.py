@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from rhei_pipeline.cli.output import out
+from rhei_pipeline.cli.printable import printable
 
 if TYPE_CHECKING:
     from rhei_pipeline.model.reports import Finding
@@ -22,11 +23,11 @@ def show_findings(findings: Sequence["Finding"]) -> None:
     for group in _groups(findings):
         first = group[0]
         severity, named = first.severity.value, _named(group)
-        head = Text.assemble((severity, _COLOURS[severity]), f" {named}{first.what}")
+        head = Text.assemble((severity, _COLOURS[severity]), printable(f" {named}{first.what}"))
         out.print(head)
         for label, text in (("why", first.why), ("do", first.remedy)):
             alike = f" (of {first.table!r}; alike for the others)" if _differs(text, group) else ""
-            said = Text.assemble((f"{label}: ", "dim"), text, alike)
+            said = Text.assemble((f"{label}: ", "dim"), printable(text), printable(alike))
             out.print(Padding(said, (0, 0, 0, 4), expand=False))
 
 

@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table as Shown
 from rich.text import Text
 
+from rhei_pipeline.cli.printable import columns_of, printable
 from rhei_pipeline.cli.shard_choice import for_shard
 
 if TYPE_CHECKING:
@@ -68,10 +69,11 @@ def _report(
         words, texts = [], []
         for column, cells in zip(shown.columns, zip(*rows, strict=True), strict=True):
             column.header = str(column.header).replace(" ", "\n")
-            column.overflow = "fold"
             told = (column.header, *cells)
-            texts.append(max(map(len, told)))
-            words.append(max((len(word) for text in told for word in text.split()), default=0))
+            texts.append(max(map(columns_of, told)))
+            words.append(
+                max((columns_of(word) for cell in told for word in cell.split()), default=0)
+            )
         widths = _widths(words, texts, numeric, width - _FRAME * len(names) - 1)
         for column, each in zip(shown.columns, widths, strict=True):
             column.width = each
@@ -113,7 +115,7 @@ def _kept_whole(words: Sequence[int], numeric: Sequence[bool], room: int) -> set
 def say(lines: Iterable[str]) -> None:
     """Print lines without wrapping, whatever the terminal's width."""
     for line in lines:
-        out.print(line, soft_wrap=True, markup=False)
+        out.print(printable(line), soft_wrap=True, markup=False)
 
 
 def show_rows(table: "pa.Table", *, as_json: bool) -> None:
@@ -134,19 +136,19 @@ def show_rows(table: "pa.Table", *, as_json: bool) -> None:
 
 def print_error(text: str) -> None:
     """Print an error; a terminal's lines are broken between words."""
-    err.print(Text.assemble(("error ", "red"), for_shard(text)), soft_wrap=not err.is_terminal)
+    said = printable(for_shard(text))
+    err.print(Text.assemble(("error ", "red"), said), soft_wrap=not err.is_terminal)
 
 
 def print_text(text: str) -> None:
     """Print what is no answer; a terminal's lines are broken between words."""
-    err.print(Text(text), soft_wrap=not err.is_terminal)
+    err.print(Text(printable(text)), soft_wrap=not err.is_terminal)
 
 
 def print_note(text: str) -> None:
     """Print what is worth knowing, unless it is not wanted."""
-    notes.print(
-        Text.assemble(("note ", "yellow"), for_shard(text)), soft_wrap=not notes.is_terminal
-    )
+    said = printable(for_shard(text))
+    notes.print(Text.assemble(("note ", "yellow"), said), soft_wrap=not notes.is_terminal)
 
 
 def name_errors(errors: Mapping[str, str]) -> None:
@@ -208,13 +210,15 @@ def rows_shown(table: "pa.Table", width: int) -> Iterator[Shown]:
 
     # A table's columns may share a name, so they are taken by place.
     columns = [[exact(value) for value in plain_values(column)] for column in table.columns]
-    names = [escape(name) for name in table.column_names]
+    names = list(map(exact, table.column_names))
     rows = [list(cells) for cells in zip(*columns, strict=True)]
     if _width(names, rows) <= width:
         yield _table(names, rows, [_is_numeric(column.type) for column in table.columns])
         return
     for row in rows:
         record = Shown(show_header=False)
+        for _ in range(2):
+            record.add_column(overflow="fold")
         for name, cell in zip(names, row, strict=True):
             record.add_row(name, cell)
         yield record
@@ -222,18 +226,20 @@ def rows_shown(table: "pa.Table", width: int) -> Iterator[Shown]:
 
 def _width(names: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
     lines = (names, *rows)  # the names alone, where a report has no row
-    return sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) + 1
+    return sum(max(map(columns_of, column)) + 3 for column in zip(*lines, strict=True)) + 1
 
 
 def show_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print cells, which are written already, under these names."""
-    out.print(_table(list(map(escape, names)), rows, [False] * len(names)))
+    out.print(_table(list(map(exact, names)), rows, [False] * len(names)))
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Shown:
     shown = Shown()
     for name, is_numeric in zip(names, numeric, strict=True):
-        shown.add_column(name, justify="right" if is_numeric else "left")
+        # Nothing is cut: what is too wide takes more lines.
+        justify: JustifyMethod = "right" if is_numeric else "left"
+        shown.add_column(name, justify=justify, overflow="fold")
     for row in rows:
         shown.add_row(*row)
     return shown
@@ -268,7 +274,8 @@ def exact(value: object) -> str:
     """Return a row's value as exact text; one of several parts as JSON."""
     if value is None:
         return "[dim]null[/]"
-    return escape(json_text(value) if isinstance(value, dict | list) else str(value))
+    text = json_text(value) if isinstance(value, dict | list) else str(value)
+    return escape(printable(text))
 
 
 def _write_json(value: object) -> None:
