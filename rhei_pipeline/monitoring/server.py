@@ -1,6 +1,8 @@
 """Serves metrics, health, readiness and the status page over HTTP, in a thread."""
 
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,11 +17,22 @@ from rhei_pipeline.monitoring.metrics import Monitoring, Watched, status_of
 from rhei_pipeline.monitoring.recent import Recent
 from rhei_pipeline.monitoring.status_page import PAGE_POLICY, status_page
 
+_log = logging.getLogger(__name__)
 _TEXT = "text/plain; charset=utf-8"
+#: How long a client may be silent within its question, or take nothing of its answer.
+_PATIENCE_SECONDS = 10.0
 _Respond = Callable[[str, list[tuple[str, str]]], object]
 
 
-class _ServerOfIPv6(ThreadingWSGIServer):
+class _Server(ThreadingWSGIServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log what failed of ours; a client that has gone, or says nothing, is no news."""
+        del request, client_address
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("a question to the status page failed")
+
+
+class _ServerOfIPv6(_Server):
     address_family = socket.AF_INET6
 
 
@@ -41,7 +54,7 @@ class MonitoringServer(Closing):
             lambda _side, _seconds: None,
         )
         self._metrics = make_wsgi_app(self._monitoring.registry)
-        kind = _ServerOfIPv6 if ":" in host else ThreadingWSGIServer
+        kind = _ServerOfIPv6 if ":" in host else _Server
         self._server = make_server(host, port, self._app, kind, _Handler)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="rhei-metrics")
@@ -91,5 +104,8 @@ def _answer(
 
 
 class _Handler(WSGIRequestHandler):
+    # Else each client that goes without a word holds a thread and a socket for ever.
+    timeout = _PATIENCE_SECONDS
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Keep scrapes out of the log."""

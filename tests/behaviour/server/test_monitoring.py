@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import threading
 import time
 import urllib.error
@@ -18,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from examples.postgres_server import Server
 from rhei_pipeline.model.reports import Standing
+from rhei_pipeline.monitoring import server as monitoring_server
 from rhei_pipeline.monitoring.server import MonitoringServer
 from rhei_pipeline.sync.status import StatusCache
 from rhei_pipeline.wiring.engine import bridge
@@ -81,6 +83,30 @@ def test_readiness_waits_for_the_first_copy(world: World, metrics: MonitoringSer
     world.htap.sync_now()
     assert get(metrics, "/readyz") == (200, "ready\n")
     assert get(metrics, "/else")[0] == 404
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /hea", b"GET /healthz HTTP/1.1\r\nHost: h\r\n"])
+def test_who_goes_without_a_word_holds_neither_thread_nor_socket(
+    world: World,
+    said: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A machine that is switched off, or a scraper that hangs, sends no end."""
+    monkeypatch.setattr(monitoring_server._Handler, "timeout", 0.2)
+    with MonitoringServer(world.htap, port=0) as metrics:
+        before = threading.active_count()
+        address = ("127.0.0.1", metrics.port)
+        clients = [socket.create_connection(address, timeout=60) for _ in range(20)]
+        for client in clients:
+            client.sendall(said)
+        assert [client.recv(1) for client in clients] == [b""] * 20  # the server has hung up
+        while threading.active_count() > before:
+            time.sleep(0.01)
+        assert get(metrics, "/healthz") == (200, "alive\n")
+        for client in clients:
+            client.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_table_that_is_left_out_keeps_nobody_from_asking(world: World) -> None:
