@@ -86,26 +86,35 @@ class Shell:
         pending = ""
         while True:
             try:
-                line = self._read("    > " if pending else "rhei> ")
+                read = self._read("    > " if pending else "rhei> ")
             except EOFError:
                 break
             except KeyboardInterrupt:
                 pending = ""
                 continue
+            pending, is_over = self._answered_lines(read, pending)
+            if is_over:
+                return
+        if says_something(pending, self._dialect):
+            self._guarded(self._ask, pending.strip())
+
+    def _answered_lines(self, read: str, pending: str) -> tuple[str, bool]:
+        """Answer lines, of which each may be a command; return what is not whole, and if to end."""
+        for line in read.split("\n"):
             pending, command = self._taken(line, pending)
             if command.lower() in _ENDS:
-                return
+                return "", True
             if command:
                 self._guarded(self._command, command)
-        if says_something(pending, self._dialect):
-            self._guarded(self._ask, pending)
+        return pending, False
 
     def _taken(self, line: str, pending: str) -> tuple[str, str]:
         """Answer what is whole; return what is not, and the command that ends the line."""
         said, command = _parts(line)
         if pending and not _is_known(command):
             said, command = line, ""
-        return self._answered(f"{pending}\n{said}".strip()), command
+        # The end of a line stays as it is: a text may be open, which goes on in the next one.
+        return self._answered(f"{pending}\n{said}".lstrip()), command
 
     def read_by(self, read: Callable[[str], str]) -> None:
         """Ask for lines in another way from now on."""
@@ -136,6 +145,8 @@ class Shell:
 
     def _answered(self, text: str) -> str:
         """Answer the statements that end in a text; return what is left of it."""
+        if text[:1].isalpha() and ";" not in text:
+            return text  # read again with each of its lines, a long statement took minutes
         found, rest = whole_statements(text, self._dialect)
         for statement in found:
             self._guarded(self._ask, statement)
@@ -268,7 +279,7 @@ def route_of(htap: "HTAP", sql: str, hint: "Hint") -> "Route":
 
 def reading(text: str) -> Callable[[str], str]:
     """Return a function that reads a text line by line, whatever the prompt."""
-    lines = iter(text.splitlines())
+    lines = iter(text.split("\n"))  # others that Python knows, such as U+2028, are in texts
 
     def read(_: str) -> str:
         try:
