@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.changes.compaction import key_codes
+from rhei_pipeline.model.schema import Column
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.logical import pgoutput
+from rhei_pipeline.sources.postgres.types import admit_text
 
 _UNIQUE = """
 select i.indimmediate, i.indexrelid::bigint, (
@@ -97,7 +99,8 @@ class _Steps:
         order: Their order in the log.
         came: Whether it came.
         xid: Its transaction.
-        key, row: The texts of its key, and of all that it held.
+        key: Its key, as the mirror has it: texts that differ may be one.
+        row: The texts of all that it held.
         is_told: Whether the log says all that it held.
     """
 
@@ -111,7 +114,7 @@ class _Steps:
 
 def are_told_apart(
     parts: Iterable[tuple[bytes, pgoutput.Run]],
-    key: Sequence[str],
+    key: Sequence[Column],
     unique: Uniqueness,
     *,
     is_whole: bool,
@@ -128,7 +131,7 @@ def are_told_apart(
 
 
 def share_a_key(
-    parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[str], *, at_commits: bool
+    parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[Column], *, at_commits: bool
 ) -> bool:
     """Return whether two rows had the same key at once, as far as changes tell, or may have had.
 
@@ -167,7 +170,7 @@ def share_a_key(
     return bool(is_shared.any() or may_stand.any())
 
 
-def _steps(changes: pgoutput.Changes, key: Sequence[str]) -> Iterable[_Steps]:
+def _steps(changes: pgoutput.Changes, key: Sequence[Column]) -> Iterable[_Steps]:
     """Return the rows of changes that went, and those that came."""
     gone = np.flatnonzero(~changes.has_new | changes.has_old | changes.is_update)
     live = np.flatnonzero(changes.has_new)
@@ -182,10 +185,17 @@ def _steps(changes: pgoutput.Changes, key: Sequence[str]) -> Iterable[_Steps]:
             2 * changes.run.order[rows] + came,
             np.full(len(rows), came),
             changes.run.xid[rows],
-            whole.select([name for name in key if name in texts]),
+            _key_of(whole, key),
             whole,
             changes.has_whole[rows] | came,
         )
+
+
+def _key_of(rows: pa.Table, key: Sequence[Column]) -> pa.Table:
+    """Return the keys of rows; null what cannot be one."""
+    own = [column for column in key if column.name in rows.column_names]
+    found = (admit_text(rows[column.name].combine_chunks(), column)[0] for column in own)
+    return pa.table([*found], [column.name for column in own])
 
 
 def _became(changes: pgoutput.Changes, name: str) -> pgoutput.Texts:

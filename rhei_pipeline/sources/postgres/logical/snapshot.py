@@ -242,10 +242,10 @@ class LogicalSnapshot(TableReads):
         It has that also of parts whose whole has no key, and does not say so.
         """
         held = self._unique_at(runs[0][1].relation.oid, self.schema_version)
-        key, spool = table.schema.primary_key, self._loaded(position)
-        unique = shared_keys.uniqueness(held, key, self._place(position).keys)
+        schema, spool = table.schema, self._loaded(position)
+        unique = shared_keys.uniqueness(held, schema.primary_key, self._place(position).keys)
         parts = ((spool.read(chunk), self._by_places(table, run)) for chunk, run in runs)
-        return shared_keys.are_told_apart(parts, key, unique, is_whole=is_whole)
+        return shared_keys.are_told_apart(parts, schema.key_columns, unique, is_whole=is_whole)
 
     def _key_of(self, table: Table, run: pgoutput.Run) -> frozenset[str] | None:
         """Return the key that rows were logged by, in the names that its columns have now."""
