@@ -28,6 +28,7 @@ from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, FeedEntry, F
 from rhei_pipeline.model.instants import microseconds
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Table, TableSchema
 from rhei_pipeline.model.semantics import Translated
+from rhei_pipeline.model.set_aside import as_they_were
 from rhei_pipeline.model.streaming import Streamed
 from rhei_pipeline.sql.text import disjunction, listed, literal, mirror_table, quote
 
@@ -91,7 +92,7 @@ def diff(table: Table, a: datetime, b: datetime, mirror: ReadsHistory) -> pa.Tab
     )
     # Maintenance may have removed versions while this was read.
     history_of(table, mirror).refuse_unknown(min(a, b))
-    return found
+    return as_they_were(found, ("", OLD_PREFIX))
 
 
 def _place(after: After) -> ChangePosition | datetime | None:

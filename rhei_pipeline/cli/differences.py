@@ -9,6 +9,7 @@ from rhei_pipeline.cli.output import SHOWN_ROWS, exact, out, show_table
 from rhei_pipeline.model.change_feed import OLD_PREFIX
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import OPERATION, RESERVED_PREFIX
+from rhei_pipeline.model.set_aside import is_kept_past
 
 _NAMES = {"I": "insert", "U": "update", "D": "delete"}
 
@@ -18,7 +19,7 @@ def show_differences(rows: pa.Table) -> None:
     if not rows.num_rows:
         out.print("no changes")
         return
-    names = [name for name in rows.column_names if not name.startswith(RESERVED_PREFIX)]
+    names = [n for n in rows.column_names if is_kept_past(n) or not n.startswith(RESERVED_PREFIX)]
     key = [name for name in names if OLD_PREFIX + name not in rows.column_names]
     shown = plain_rows(rows.slice(0, SHOWN_ROWS))
     lines = [[_NAMES[row[OPERATION]], *_cells(row, key, names)] for row in shown]

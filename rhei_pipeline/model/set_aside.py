@@ -6,7 +6,7 @@ on with an empty one. The names are reserved ones, which no column of a source h
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -67,29 +67,50 @@ def is_set_aside(column: str, own: Iterable[str]) -> bool:
     return found is not None and found[2].lower() in {name.lower() for name in own}
 
 
-def as_they_were(rows: pa.Table) -> pa.Table:
-    """Return rows of one instant with one column for those that were the same one by then.
+def as_they_were(rows: pa.Table, states: Sequence[str] = ("",)) -> pa.Table:
+    """Return rows of an instant with one column for those that were the same one by then.
 
     That is the one which has values; where no row has any, the one that was first. Where several
     have values, the column took its other type between what these rows tell: then all are shown.
+
+    `states`: What comes before the columns' names for each instant that the rows tell of.
     """
     if not any(map(is_kept_past, rows.column_names)):
         return rows
-    own = [name for name in rows.column_names if not is_kept_past(name)]
+    there = {*rows.column_names}
+    shown: list[dict[str, str]] = [{} for _ in states]
+    for former, names in _by_former(rows.column_names, states).items():
+        filled = [
+            [n for n in names if state + n in there and _has_values(rows[state + n])]
+            for state in states
+        ]
+        if any(len(found) > 1 for found in filled):
+            chosen = [{n: n for n in names} for _ in states]
+        else:
+            other = next(filter(None, filled), [min(names, key=_number)])
+            chosen = [{(found or other)[0]: former} for found in filled]
+        for state, own, called in zip(states, shown, chosen, strict=True):
+            own |= {state + n: state + name for n, name in called.items() if state + n in there}
+    columns = {name: called for own in shown for name, called in own.items()}
+    return rows.select(list(columns)).rename_columns(list(columns.values()))
+
+
+def _by_former(columns: Iterable[str], states: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Return which columns were one, by its name of now; their names are those of one instant."""
+    others = tuple(filter(None, states))
+    names = [name for name in columns if not (others and name.startswith(others))]
+    own = [name for name in names if not is_kept_past(name)]
     # A mirror that ignores case has what a column was in the case that its name had then.
     called = {name.lower(): name for name in own} | {name: name for name in own}
-    kept: dict[str, list[str]] = {}
-    for name in rows.column_names:
+    found: dict[str, list[str]] = {}
+    for name in names:
         former = former_name(name)
-        kept.setdefault(called.get(former, called.get(former.lower(), former)), []).append(name)
-    shown: dict[str, str] = {}
-    for former, names in kept.items():
-        filled = [name for name in names if rows[name].null_count < rows.num_rows]
-        if len(filled) > 1:
-            shown |= {name: name for name in names}
-        else:
-            shown[(filled or sorted(names, key=_number))[0]] = former
-    return rows.select(list(shown)).rename_columns(list(shown.values()))
+        found.setdefault(called.get(former, called.get(former.lower(), former)), []).append(name)
+    return found
+
+
+def _has_values(column: pa.ChunkedArray) -> bool:
+    return bool(column.null_count < len(column))
 
 
 def _free_name(column: str, taken: Collection[str]) -> str:

@@ -5,12 +5,14 @@ Which instant a local time was, nobody recorded. So the former values are kept b
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from itertools import permutations
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pytest
 
+from rhei_pipeline.cli.differences import show_differences
 from rhei_pipeline.errors import ChangesLostError
 from rhei_pipeline.protocols import Step
 from tests.support.altered_tables import STORAGES, Way
@@ -241,6 +243,46 @@ def test_snapshots_and_consumers_are_told(make: MakeWorld, way: Way) -> None:
         world.htap.changes("t", after=position)
     change = world.htap.schema_log("t")[-1]
     assert "'v' (former values are kept beside it)" in change.what
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_difference_has_the_column_of_each_instant(make: MakeWorld, way: Way) -> None:
+    world = make(way, "timestamp")
+    seen: list[tuple[datetime, dict[int, object]]] = []
+    for day in (5, 6):
+        _put(world, 1, f"2026-01-0{day} 12:30:00")
+        _put(world, 2, "2026-01-01 00:00:00")
+        world.htap.sync_now()
+        seen.append((_now(world), dict(_of(world, _now(world)))))  # type: ignore[arg-type]
+    _give_type(world, "timestamptz", dict.fromkeys((1, 2), "2026-02-05 12:30:00+00"))
+    assert not world.htap.sync_now().errors
+    seen.append((_now(world), dict(_of(world, _now(world)))))  # type: ignore[arg-type]
+    for (a, was), (b, became) in permutations(seen, 2):
+        found = world.htap.diff("t", a, b)
+        assert not any("_rhei_was_" in name for name in found.column_names)
+        changes = {r["id"]: (r["_rhei_old_v"], r["v"]) for r in found.to_pylist()}
+        both = {key: (was[key], became[key]) for key in was}
+        assert {k: v for k, v in changes.items() if v[0] != v[1]} == {
+            k: v for k, v in both.items() if v[0] != v[1]
+        }
+
+
+def test_the_command_shows_a_difference_of_what_a_column_was(
+    make: MakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make(Way("sqlite", None), "timestamp")
+    instants = []
+    for day in (5, 6):
+        _put(world, 1, f"2026-01-0{day} 12:30:00")
+        world.htap.sync_now()
+        instants.append(_now(world))
+    _give_type(world, "timestamptz", {1: "2026-02-05 12:30:00+00"})
+    world.htap.sync_now()
+    show_differences(world.htap.diff("t", *instants))
+    assert "v: 2026-01-05 12:30:00 -> 2026-01-06 12:30:00" in capsys.readouterr().out
+    either = {"v": [8], _WAS: [None], f"_rhei_old_{_WAS}": [7], "_rhei_old_v": [None]}
+    show_differences(pa.table({"_rhei_operation": ["U"], "id": [1], **either}))
+    assert f"{_WAS}: 7 -> null" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
