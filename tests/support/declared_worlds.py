@@ -24,6 +24,9 @@ CAPTURES: dict[str, dict[str, Any]] = {
     "postgres-polling": {"method": "polling"},
     "postgres-logical": {"method": "logical"},
     "postgres-stream": {"method": "logical", "streaming": True},
+    "postgres-trigger-buffer": {"method": "trigger"},
+    "postgres-logical-buffer": {"method": "logical"},
+    "postgres-stream-buffer": {"method": "logical", "streaming": True},
 }
 #: A polled table says when its rows were written, and is compared whole at every change.
 _POLLED = {"polling": {"updated_at": "at", "deletes": "reconcile", "reconcile_seconds": 0}}
@@ -92,6 +95,8 @@ class Cell:
         done: Counter[str],
     ) -> None:
         how = CAPTURES[self.capture]
+        if self.capture.endswith("buffer"):
+            how = {**how, "buffer": {"path": directory / "cdc"}}
         world = PostgresWorld(dsn, directory, None, self.mode, 3, how, storage=self.storage)
         try:
             world.run("drop table if exists people", "drop schema if exists _rhei cascade")

@@ -16,7 +16,8 @@ from tests.support.fix_world import World
 class Work:
     """A piece of the pipeline's work, which crashes at a step, or does not.
 
-    It is one of `sync`, `copy`, `repair`, `verify`, `replay` (the dead letters) and `reopen`.
+    It is one of `sync`, `copy`, `repair`, `verify`, `replay` (the dead letters) and `reopen`;
+    of a declaration that changes, `maintain` and `bridge`, too.
     """
 
     kind: str

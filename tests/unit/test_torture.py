@@ -22,7 +22,7 @@ def test_what_was_covered_is_reported() -> None:
     report = REPORT.read_text()
     assert f"| {CELL} |" in report
     assert "| sync |" in report
-    assert len(CELLS) == 70
+    assert len(CELLS) == 100
 
 
 @pytest.mark.long
