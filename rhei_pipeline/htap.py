@@ -483,7 +483,8 @@ class HTAP(Closing):
         Raises:
             ChangesLostError: The position is of another history: the table was dropped and copied
                 again, the mirror was put back from a backup, or a repair changed the past itself.
-                Or it is older than what is kept of the history.
+                Or it is older than what is kept of the history, or a column means something else
+                since then.
             QueryError: The table keeps no history, its history begins after the instant, or the
                 position is none.
         """

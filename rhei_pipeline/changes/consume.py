@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar, cast
 
 import pyarrow as pa
 
-from rhei_pipeline.changes.history import ReadsPast, history_of, refuse_naive
+from rhei_pipeline.changes.history import History, ReadsPast, history_of, refuse_naive
 from rhei_pipeline.errors import ChangesLostError, QueryError
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.change_feed import (
@@ -117,12 +117,12 @@ class _Asking:
         Up to that position it stays the same whatever is committed meanwhile, but for a history
         that is lost, or a commit that is the first late one: then it is asked for again.
         """
-        self._refuse_unknown(mirror)
+        self._known(mirror)
         is_raced = False
         names = self.table.schema.names
         while True:
             now = self._stand(mirror)
-            since, then = self._since(now), _State.of(now.position)
+            since, then = self._since(now, mirror), _State.of(now.position)
             seen = now.late if since.late is None else since.late
             late = seen if is_raced or now.late > seen else None
             compared = _Compared(self.table.schema, names, mirror.instant_text, late)
@@ -135,12 +135,13 @@ class _Asking:
             if whole and self._is_answerable(later, since):
                 return answer, now.position, since is _EMPTY
             _close(answer)
-            self._refuse_unknown(mirror)
+            self._known(mirror)
 
-    def _refuse_unknown(self, mirror: ReadsHistory) -> None:
+    def _known(self, mirror: ReadsHistory) -> History:
         known = history_of(self.table, mirror)
         if isinstance(self.after, datetime):
             known.refuse_unknown(self.after)
+        return known
 
     def _is_answerable(self, later: FeedState, since: "_State") -> bool:
         """Return whether no version of the earlier state was removed while this was read."""
@@ -160,16 +161,16 @@ class _Asking:
             )
         return found
 
-    def _since(self, now: FeedState) -> "_State":
-        if isinstance(self.after, datetime):
+    def _since(self, now: FeedState, mirror: ReadsHistory) -> "_State":
+        if self.after is None:
+            return _EMPTY
+        lost = self._why_lost(self.after, now, mirror)
+        if lost is None:
+            if isinstance(self.after, ChangePosition):
+                return _State.of(self.after)
             # What is known of it by now; what comes while this is read is for the next answer.
             at = microseconds(self.after)
             return _State(None if now.newest is None else min(at, now.newest), now.late)
-        if self.after is None:
-            return _EMPTY
-        lost = now.why_lost(self.after)
-        if lost is None:
-            return _State.of(self.after)
         if self.on_lost == "snapshot":
             return _EMPTY
         raise ChangesLostError(
@@ -178,6 +179,16 @@ class _Asking:
             hint="take the whole table afresh, with on_lost='snapshot' or without a position, and"
             " replace what was read before",
         )
+
+    def _why_lost(
+        self, after: ChangePosition | datetime, now: FeedState, mirror: ReadsHistory
+    ) -> str | None:
+        if isinstance(after, ChangePosition):
+            return now.why_lost(after)
+        # Read behind the state: a column that is set aside since then makes that another one.
+        names = self._known(mirror).meant_otherwise(after)
+        columns = ", ".join(map(repr, names))
+        return f"the values of {columns} meant something else at the instant" if names else None
 
 
 def _close(answer: object) -> None:

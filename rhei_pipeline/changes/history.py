@@ -9,6 +9,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.progress import Past
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.set_aside import former_name, is_set_aside
 from rhei_pipeline.sql.text import mirror_table, quote
 
 _BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
@@ -43,6 +44,12 @@ class History:
         """Return the present columns, then those that were dropped after the instant."""
         gone = (name for name, left_at in self._left.items() if instant < left_at)
         return (*self._table.schema.names, *gone)
+
+    def meant_otherwise(self, instant: datetime) -> list[str]:
+        """Return the columns whose values at an instant are kept in others, of another meaning."""
+        own = self._table.schema.names
+        kept = (name for name, left_at in self._left.items() if instant < left_at)
+        return sorted({former_name(name) for name in kept if is_set_aside(name, own)})
 
     def refuse_unknown(self, instant: datetime) -> None:
         """Refuse an instant before the history.

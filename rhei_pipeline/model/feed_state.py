@@ -97,8 +97,8 @@ class FeedState:
         later = lineages.slice(written.index(own))
         if not pc.all(pc.equal(later[KIND], FeedEntry.BEGUN.value), min_count=0).as_py():
             return (
-                "its history was created again or repaired, or a column was renamed in it, since"
-                " the position was given"
+                "its history was created again or repaired, or a column was renamed in it or means"
+                " something else, since the position was given"
             )
         bound: tuple[int, int | None] = (self.late, self.newest)
         if later.num_rows:

@@ -241,6 +241,10 @@ def test_snapshots_and_consumers_are_told(make: MakeWorld, way: Way) -> None:
     assert found["v"].to_pylist() == [None, None, datetime(2026, 2, 5, 12, 30, tzinfo=UTC)]
     with pytest.raises(ChangesLostError):
         world.htap.changes("t", after=position)
+    with pytest.raises(ChangesLostError, match="the values of 'v' meant something else"):
+        world.htap.changes("t", after=then)
+    assert world.htap.changes("t", after=then, on_lost="snapshot").snapshot
+    assert not world.htap.changes("t", after=datetime.now(UTC)).rows.num_rows
     change = world.htap.schema_log("t")[-1]
     assert "'v' (former values are kept beside it)" in change.what
 
