@@ -43,7 +43,9 @@ _KNOWN = "Found a dagster instance configuration value (dagster.yaml) in the cur
 
 def main() -> None:
     """Run both until one ends, Ctrl-C is typed, or the process is asked to end."""
-    for asked in (signal.SIGTERM, signal.SIGHUP):
+    # Of SIGINT, too: a script's 'make dev &' begins with it ignored, and so would Dagster's
+    # processes, which are asked to end by it.
+    for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(asked, signal.default_int_handler)
     try:
         with running("make dev") as dagster:

@@ -114,6 +114,36 @@ def test_one_demo_at_a_time_has_the_data(tmp_path: Path, monkeypatch: pytest.Mon
         pass
 
 
+#: `make dev` with another program in Dagster's place, which says what the signal to end it does.
+_DEV = """
+import subprocess, sys
+from contextlib import contextmanager
+from examples.airline import dev
+
+@contextmanager
+def running(command):
+    told = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    yield subprocess.Popen([sys.executable, "-c", told], text=True)
+
+dev.running = running
+dev.main()
+"""
+
+
+def test_dagster_can_be_ended_where_a_script_runs_make_dev_in_the_background() -> None:
+    """A shell has what it runs so ignore Ctrl-C's signal, and whatever that begins does, too."""
+    shell = f"trap '' INT; exec {sys.executable} -c \"$0\""
+    found = subprocess.run(
+        ["/bin/sh", "-c", shell, _DEV],
+        cwd=PROJECT,
+        env={**os.environ, "PORT": "9"},  # nobody answers there
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.splitlines()[-1] == "True"
+
+
 @pytest.mark.parametrize("given", ["", "elsewhere"])
 def test_a_home_that_is_given_is_used_and_never_removed(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
