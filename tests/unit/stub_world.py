@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, Mode, TableSchema
+from rhei_pipeline.protocols import ChangeSource
 from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.pipeline import Pipeline
@@ -46,13 +47,17 @@ class StubWorld:
         for name in self.names:
             self.source.create(schema(name))
 
+    def capture(self) -> ChangeSource:
+        """Return what the pipeline reads."""
+        return self.source
+
     @property
     def pipeline(self) -> Pipeline:
         """The pipeline, made when there is none."""
         if self._pipeline is None:
             self._pipeline = Pipeline(
                 lambda: [Declared(name, self.mode) for name in self.names],
-                self.source,
+                self.capture(),
                 self.mirror,
                 self._registry,
                 self._options,

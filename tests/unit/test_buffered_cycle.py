@@ -1,0 +1,195 @@
+"""The cycle over stubs with a buffer between them: whatever ends a process, nothing is lost."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from rhei_pipeline.buffer.confirmation import unapplied_events
+from rhei_pipeline.buffer.log import ChangeLog
+from rhei_pipeline.buffer.source import BufferedSource, BufferOptions
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.protocols import Step
+from rhei_pipeline.testing import Crash
+from tests.unit.stub_world import StubWorld, schema
+
+BOTH = pytest.mark.parametrize("mode", list(Mode))
+
+
+class BufferedWorld(StubWorld):
+    """A stub world whose changes go through a buffer on the disk."""
+
+    def __init__(
+        self, directory: Path, *, mode: Mode = Mode.DESTRUCTIVE, prune: bool = True
+    ) -> None:
+        super().__init__(mode=mode)
+        self.path = directory / "buffer"
+        self._prune = prune
+        self._log: ChangeLog | None = None
+
+    def capture(self) -> BufferedSource:
+        """Open the buffer, as a new process would."""
+        self._log = ChangeLog(self.path)
+        return BufferedSource(
+            self.source, self._log, BufferOptions(2, prune=self._prune), self.faults
+        )
+
+    def restart(self) -> None:
+        """Begin with a new process, for which the buffer is free."""
+        super().restart()
+        if self._log is not None:
+            self._log.close()
+
+    def unapplied(self) -> int:
+        """Return how many events wait, as another process reads it."""
+        found = unapplied_events(self.path)
+        assert found is not None
+        return found[1]
+
+
+@pytest.fixture
+def make_buffered(tmp_path: Path) -> Callable[..., BufferedWorld]:
+    return lambda **options: BufferedWorld(tmp_path, **options)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step.BUFFERING,
+        Step.BRIDGED,
+        Step.BRIDGE_ACKNOWLEDGED,
+        Step.SNAPSHOT,
+        Step.CAPTURED,
+        Step.APPLIED,
+        Step.RECORDED,
+        Step.COMMITTED,
+        Step.ACKNOWLEDGED,
+    ],
+)
+@pytest.mark.parametrize("occurrence", [1, 2])
+def test_a_process_may_die_at_any_step(
+    make_buffered: Callable[..., BufferedWorld],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Mode,
+    step: Step,
+    occurrence: int,
+) -> None:
+    monkeypatch.setattr("rhei_pipeline.buffer.writer.PART_BYTES", 1)
+    world = make_buffered(mode=mode)
+    world.fill(1, 2)
+    world.pipeline.sync()
+    for value in ("a", "b"):
+        world.source.put("t", k=1, v=value)
+    world.source.delete("t", 2)
+    world.fill(3)
+    world.faults.arm(step, occurrence)
+    world.surviving(world.pipeline.sync)
+    world.faults.disarm()
+    world.fill(4)
+    world.pipeline.sync()
+    assert world.equal()
+    if mode is Mode.TEMPORAL:
+        assert world.versions() == [
+            (1, "v1", False),
+            (1, "a", False),
+            (1, "b", True),
+            (2, "v2", False),
+            (3, "v3", True),
+            (4, "v4", True),
+        ]
+    assert world.pipeline.sync().events == 0
+    assert world.unapplied() == 0
+    world.restart()
+
+
+def test_what_the_source_may_delete_is_told_to_wait_before(
+    make_buffered: Callable[..., BufferedWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_buffered()
+    world.pipeline.sync()
+    world.fill(1, 2)
+    acknowledge = world.source.acknowledge
+
+    def die_behind(needed_from: Mapping[str, Position], *, prune: bool) -> int:
+        forgotten = acknowledge(needed_from, prune=prune)
+        if forgotten:
+            raise Crash
+        return 0
+
+    monkeypatch.setattr(world.source, "acknowledge", die_behind)
+    assert world.surviving(world.pipeline.sync)
+    assert world.unapplied() == 2
+    monkeypatch.undo()
+    world.pipeline.sync()
+    assert world.equal()
+    world.restart()
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_the_source_keeps_its_log_where_nothing_is_to_be_pruned(
+    make_buffered: Callable[..., BufferedWorld], *, prune: bool
+) -> None:
+    world = make_buffered(prune=prune)
+    world.pipeline.sync()
+    table = Table(world.source.describe("t"))
+    with world.source.snapshot() as snapshot:
+        begin = snapshot.head(table)
+    world.fill(1, 2)
+    world.pipeline.sync()
+    with world.source.snapshot() as snapshot:
+        assert snapshot.proves(table, begin) is not prune
+    world.restart()
+
+
+@BOTH
+@pytest.mark.parametrize("is_away", [True, False], ids=["drained", "synced"])
+def test_what_the_source_has_lost_is_copied_again(
+    make_buffered: Callable[..., BufferedWorld], mode: Mode, *, is_away: bool
+) -> None:
+    world = make_buffered(mode=mode)
+    world.fill(1, 2)
+    world.pipeline.sync()
+    world.source.put("t", k=1, v="a")
+    world.source.lose_log("t")
+    world.source.delete("t", 2)
+    world.fill(3)
+    if is_away:
+        world.restart()
+        world.capture().drain()
+        world.restart()
+    world.pipeline.sync()
+    assert world.equal()
+    world.fill(4)
+    world.restart()
+    assert world.pipeline.sync().events == 1
+    assert world.equal()
+    world.restart()
+
+
+@BOTH
+@pytest.mark.parametrize("is_away", [True, False], ids=["drained", "synced"])
+def test_a_table_of_another_shape_keeps_what_was_pending_before(
+    make_buffered: Callable[..., BufferedWorld], mode: Mode, *, is_away: bool
+) -> None:
+    world = make_buffered(mode=mode)
+    world.fill(1, 2)
+    world.pipeline.sync()
+    world.source.put("t", k=1, v="a")
+    if is_away:
+        world.restart()
+        world.capture().drain()
+        world.restart()
+    world.source.put("t", k=1, v="b")
+    world.source.create(schema("t", v=pa.string(), w=pa.int64()))
+    world.source.put("t", k=1, v="c", w=1)
+    world.pipeline.sync()
+    assert world.equal()
+    if mode is Mode.TEMPORAL:
+        values = [value for key, value, _ in world.versions() if key == 1]
+        assert list(dict.fromkeys(values)) == ["v1", "a", "b", "c"]
+    world.restart()
+    assert world.pipeline.sync().events == 0
+    world.restart()
