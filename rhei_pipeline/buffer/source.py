@@ -411,7 +411,7 @@ class BufferedSource:
     def _look_at(self, inner: SourceSnapshot) -> tuple[list[str], dict[str, Position]]:
         """Return tables whose changes were lost, and the positions from which others have some."""
         lost: list[str] = []
-        due: dict[str, Position] = {}
+        due, quiet = dict[str, Position](), dict[str, Position]()
         self._drifted.clear()
         self._releasable.clear()
         for name, bridged in self._bridged.items():
@@ -428,12 +428,14 @@ class BufferedSource:
                     continue
                 self._releasable[name] = after
                 if not has_more:
+                    quiet[name] = after
                     continue
                 if self._has_drifted(bridged.table):
                     self._drifted.add(name)
                 else:
                     due[name] = after
-        return lost, due
+        # One write is paid for anyway, and a table that stays behind holds a log that all share.
+        return lost, {**due, **quiet} if due and inner.shares_log else due
 
     def _cut_off(self, bridged: FollowedTable, writer: LogWriter) -> FollowedTable:
         """Stop proving a table's positions: it is copied again once capture is repaired."""

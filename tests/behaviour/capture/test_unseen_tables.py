@@ -1,6 +1,7 @@
 """Tables that only a sync brings up to date, though no change of theirs is pending."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -201,3 +202,21 @@ def test_a_comparison_that_is_due_on_a_server_makes_the_lag_unknown(
     world.run("delete from t where id = 2")
     look(world, comparison_due)
     assert_asked_for_once(world)
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_a_buffered_table_without_changes_keeps_none_of_another_pending(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path, method: str
+) -> None:
+    world = make_postgres(capture={"method": method, "buffer": {"path": tmp_path / "cdc"}})
+    for name in ("t", "other"):
+        world.run(f"create table {name}(id int primary key, u int)")
+        world.run(f"insert into {name} values (1, 1)")
+    settle(world)
+    world.run("update t set u = 2")
+    assert unseen_events(world.settings) == 1
+    settle(world)
+    world.run("update other set u = 2")  # it is read on from where it followed
+    assert unseen_events(world.settings) == 1
+    settle(world)
+    world.assert_equal("t", "other")
