@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rhei_pipeline.settings.model import Settings
 
 #: What SQLite, DuckDB and this package keep beside a file, by the end of its name.
+#: How the files end in which a reader notes its progress.
+_NOTES = (".polled.json", ".slot.json")
 _BESIDE = (
     *("", "-wal", "-shm", "-journal", ".wal", ".last", ".lock", ".lock.turn"),
     ".confirmed.json",
@@ -68,8 +70,8 @@ def own_places(settings: "Settings") -> Iterator[tuple[str, Path]]:
     if mirror.published is not None:
         yield "published copy", mirror.published.path
     yield "registry", settings.registry.path
-    for polled in sorted(settings.registry.path.parent.glob("*.polled.json")):
-        yield "progress", polled
+    notes = settings.registry.path.parent.glob("*.json")
+    yield from (("progress", file) for file in sorted(notes) if file.name.endswith(_NOTES))
     if settings.capture.buffer is not None:
         yield "buffer", settings.capture.buffer.path
     if settings.file is not None:

@@ -208,6 +208,6 @@ def _beside(runs: Sequence[dg.DagsterRun], declared: str) -> dg.RunRequest | dg.
 def _reason(pending: int | None, *, is_exact: bool) -> str:
     """Return why a session is opened."""
     if pending is None:
-        return "never synced"
+        return "never synced, or the source has no longer all that the mirror needs"
     changes = "change" if pending == 1 else "changes"
     return f"{'' if is_exact else 'at least '}{pending} {changes} pending"

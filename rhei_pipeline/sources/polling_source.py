@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Table
-from rhei_pipeline.sources.polling_progress import Notes
+from rhei_pipeline.sources.progress_notes import Notes
 
 _log = logging.getLogger(__name__)
 

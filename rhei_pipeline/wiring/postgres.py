@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 
 from rhei_pipeline.errors import SourceError
 from rhei_pipeline.model.reports import Finding
@@ -16,7 +17,7 @@ from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical import standing as of_log
 from rhei_pipeline.sources.postgres.logical import validate
 from rhei_pipeline.sources.postgres.logical.slots import drop_elsewhere
-from rhei_pipeline.sources.postgres.logical.source import LogicalSource, unconfirmed
+from rhei_pipeline.sources.postgres.logical.source import LogicalSource
 from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
 from rhei_pipeline.sources.postgres.triggers import abandoned_logs
 from rhei_pipeline.sources.postgres.triggers import standing as of_triggers
@@ -92,6 +93,7 @@ def open_source(
     database: PostgresDatabase,
     reader: str,
     options: Mapping[str, TableOptions],
+    notes: Path | None,
 ) -> PostgresTriggerSource | LogicalSource:
     """Open capture by triggers or from the server's log, as the settings say."""
     if settings.capture_method == "trigger":
@@ -102,14 +104,15 @@ def open_source(
         options,
         streaming=settings.capture.streaming,
         publication=settings.capture.publication,
+        notes=notes,
     )
 
 
-def unread(settings: Settings, database: PostgresDatabase, reader: str) -> int | None:
+def unread(settings: Settings, database: PostgresDatabase, reader: str, notes: Path) -> int | None:
     """Count the events that a reader has not acknowledged; None: it never came."""
     if settings.capture_method == "trigger":
         return unacknowledged(database, reader)
-    return unconfirmed(database, reader, settings.capture.publication)
+    return of_log.unconfirmed(database, reader, settings.capture.publication, notes)
 
 
 def standing(

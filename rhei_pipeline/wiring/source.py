@@ -121,7 +121,8 @@ def open_source(
         return EventLogSource(log_of(database), reader, options)
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
-    return postgres.open_source(settings, postgres.of_postgres(database), reader, options)
+    notes = _notes_path(settings, reader)
+    return postgres.open_source(settings, postgres.of_postgres(database), reader, options, notes)
 
 
 def open_range_source(
@@ -174,7 +175,8 @@ def unread(settings: Settings, reader: str) -> int | None:
             return unapplied(log_of(database), reader)
         with needs_extra("postgres", _POSTGRES):
             from rhei_pipeline.wiring import postgres
-        return postgres.unread(settings, postgres.of_postgres(database), reader)
+        notes = _notes_path(settings, reader)
+        return postgres.unread(settings, postgres.of_postgres(database), reader, notes)
     finally:
         database.close()
 
@@ -329,8 +331,9 @@ def _open_polling(
 
 
 def _notes_path(settings: Settings, reader: str) -> Path:
-    """Return where a reader that polls notes how far it has come; nothing may be in the source."""
-    return settings.registry.path.with_name(f"{reader}.polled.json")
+    """Return where a reader notes how far it has come, where the source does not say it."""
+    kind = "polled" if settings.capture_method == "polling" else "slot"
+    return settings.registry.path.with_name(f"{reader}.{kind}.json")
 
 
 def _validate_polling(

@@ -65,7 +65,10 @@ _RETRIES = 5
 #: How a line begins that goes on with what the one before it says, in every language.
 _DETAIL = re.compile(r"\S+\s?:\s\s")
 #: What a server or pooler says that has no connection free for a user, a database, or at all.
-_FULL = ("too many connections", "too many clients", "remaining connection slots")
+_FULL = (
+    *("too many connections", "too many clients", "remaining connection slots"),
+    "max_wal_senders",
+)
 #: Classes of errors that the driver counts as trouble of the connection, which stands: what the
 #: server lacks or cannot read for now, and transactions that gave way to others ...
 _PASSING = {"40", "58"}

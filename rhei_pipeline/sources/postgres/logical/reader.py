@@ -1,6 +1,7 @@
 """Reads the messages of a slot: polled in each cycle, or streamed by the server."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -25,6 +26,8 @@ FETCH_MESSAGES = 50_000
 #: A longer stretch of the log is asked for, in bounded memory, rather than streamed.
 STREAM_BYTES = 4 * 2**20
 _RELEASE_SECONDS = 10.0
+#: So long after the server had no room for a stream, another one is tried.
+_STREAM_AGAIN_SECONDS = 60.0
 
 #: A larger message comes in pieces: the driver holds each as often as a value beside it.
 PIECE_BYTES = 2**23
@@ -72,6 +75,7 @@ class LogReader:
         self._streaming = streaming
         self._publication = publication
         self._stream: LogicalStream | None = None
+        self._stream_again_at = 0.0
 
     def read(self, slot: Slot, head: int) -> Iterator[LogPortion]:
         """Yield the messages of all transactions that committed before `head`, in parts.
@@ -136,10 +140,16 @@ class LogReader:
         if not self._streaming or head - slot.confirmed > STREAM_BYTES:
             self.end_stream()
             return None
+        if self._stream is None and time.monotonic() < self._stream_again_at:
+            return None
         try:
             if self._stream is None:
                 self._stream = LogicalStream(self._connect(), slot.name, self._publication)
             messages = self._stream.messages(head)
+        except SourceFullError as error:
+            _log.warning("slot %r is asked for the log, not streamed: %s", slot.name, error)
+            self._stream_again_at = time.monotonic() + _STREAM_AGAIN_SECONDS
+            return None
         except psycopg.OperationalError as error:
             _log.warning(
                 "the stream of slot %r was interrupted: %s", slot.name, type(error).__name__

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from rhei_pipeline.errors import TableBusyError
+from rhei_pipeline.errors import CaptureError, SourceBusyError, TableBusyError
 from rhei_pipeline.sources.postgres.catalog import Connection, slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 
@@ -25,6 +25,12 @@ _ELSEWHERE = (
     " where slot_name = %s and database <> current_database() and not active"
 )
 
+#: All slots are used, or the server is not allowed any.
+_REFUSED = (
+    psycopg.errors.ConfigurationLimitExceeded,
+    psycopg.errors.ObjectNotInPrerequisiteState,
+)
+
 
 def drop_elsewhere(database: PostgresDatabase, reader: str) -> None:
     """Drop a reader's slot in another database of the server: it is no longer used."""
@@ -39,6 +45,9 @@ def create(connection: Connection, name: str, seconds: float) -> None:
 
     Raises:
         TableBusyError: One is still open after so many seconds.
+        SourceBusyError: The server has as many slots as it may have.
+        CaptureError: Another one has its name, which is left to whoever made it; or the server's
+            log cannot be read.
     """
     limit = {"statement_timeout": str(int(seconds * 1000)), "lock_timeout": "0"}
     try:
@@ -48,6 +57,40 @@ def create(connection: Connection, name: str, seconds: float) -> None:
             connection.execute(_CREATE, (name,))
     except psycopg.errors.QueryCanceled as error:
         raise older_transaction(connection) from error
+    except psycopg.errors.DuplicateObject as error:
+        raise not_readable(name) from error
+    except _REFUSED as error:
+        refuse_unread_log(connection)
+        raise SourceBusyError(
+            "the server has no replication slot free",
+            hint="drop one that nobody needs (select slot_name from pg_replication_slots where not"
+            " active), or raise max_replication_slots and restart the server",
+        ) from error
+
+
+def refuse_unread_log(connection: Connection) -> None:
+    """Refuse a server whose log has no changes of rows.
+
+    Raises:
+        CaptureError: Says how to have it log them.
+    """
+    [level] = connection.execute(b"show wal_level").fetchone() or [""]
+    if level != "logical":
+        raise CaptureError(
+            f"the server's wal_level is {level!r}, and its log can be read only with 'logical'",
+            hint="run: alter system set wal_level = 'logical', and restart the server;"
+            " or use 'capture: {method: trigger}'",
+        )
+
+
+def not_readable(name: str) -> CaptureError:
+    """Return the error for a slot of another plugin or database that has the name of ours."""
+    return CaptureError(
+        f"a replication slot {name!r} is there that this mirror cannot read",
+        hint="it has another plugin, or is used in another database; if nobody needs it, end the"
+        f" session that uses it, and run: select pg_drop_replication_slot('{name}'); the next sync"
+        " creates it again, and copies tables by their difference",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ chapters 47 (logical decoding) and 9.28.6 (replication management functions).
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -63,9 +64,11 @@ from rhei_pipeline.sources.postgres.logical.recent_slot import RecentSlot
 from rhei_pipeline.sources.postgres.logical.sessions import LogSessions
 from rhei_pipeline.sources.postgres.logical.shared_keys import UniqueKey, read_unique
 from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
+from rhei_pipeline.sources.postgres.logical.standing import as_confirmed
 from rhei_pipeline.sources.postgres.marks import STATE
 from rhei_pipeline.sources.postgres.table_facts import FactsOfState, TableFacts
 from rhei_pipeline.sources.postgres.versions import Since, has
+from rhei_pipeline.sources.progress_notes import Notes
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.sql.text import quote
 
@@ -85,12 +88,6 @@ _VISIBLE = "select pg_current_snapshot()::text"
 _COMMIT = "select pg_logical_emit_message(true, 'rhei', '')::text"
 #: How long a busy server's own commits are waited for.
 _FLUSH_SECONDS = 0.5
-_ANY_CHANGE = """
-select count(*) from (
-    select data from pg_logical_slot_peek_binary_changes(
-        %s, pg_current_wal_flush_lsn(), 1, 'proto_version', '1', 'publication_names', %s)
-) found where get_byte(data, 0) in (68, 73, 84, 85) limit 1
-"""
 
 _HEAD = """
 select lsn::text, extract(epoch from clock_timestamp())::float8, substr(pg_walfile_name(lsn), 1, 8)
@@ -100,9 +97,6 @@ _SLOT = """
 select state, slot_name::text, confirmed_flush_lsn::text, coalesce({lost}, false)
 from (select {state} as state) now left join pg_replication_slots on slot_name = %s
     and plugin = 'pgoutput' and database = current_database()
-"""
-_HERE = """
-select from pg_replication_slots where slot_name = %s and database = current_database()
 """
 _RETAINED = """
 select greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
@@ -130,6 +124,7 @@ class LogicalSource:
         options: Partial replication, chosen keys, given types, by table.
         streaming: Keep a replication connection open, on which the server sends each commit.
         publication: One that somebody else maintains; None: the mirror has its own.
+        notes: A file with what was confirmed, for other processes; never read here.
 
     Raises:
         CaptureError: The server's log cannot be read; the hint says what to do.
@@ -145,8 +140,10 @@ class LogicalSource:
         *,
         streaming: bool = False,
         publication: str | None = None,
+        notes: Path | None = None,
     ) -> None:
         self._database = database
+        self._notes = Notes(notes)
         self._name = slot_name(mirror_id)
         self._sessions = LogSessions(database, self._forget_server)
         self._log = LogReader(
@@ -176,21 +173,18 @@ class LogicalSource:
         self._may_note = True
         self._silent_until: int | None = None
         self._reader: Connection | None = None
-        self._system = ""
+        self._system = self._timeline = ""
         self._positions = LogMemory()
         self._reached = 0
         with database.translated():
             self._refuse_unready(streaming=streaming)
 
     def _refuse_unready(self, *, streaming: bool) -> None:
-        level = _value(self._connection, "show wal_level")
-        if level != "logical":
+        try:
+            slots.refuse_unread_log(self._connection)
+        except CaptureError:
             self.close()
-            raise CaptureError(
-                f"the server's wal_level is {level!r}, and its log can be read only with 'logical'",
-                hint="run: alter system set wal_level = 'logical', and restart the server;"
-                " or use 'capture: {method: trigger}'",
-            )
+            raise
         if streaming and self._connection.is_pooled:
             self.close()
             raise pooled_stream()
@@ -339,12 +333,12 @@ class LogicalSource:
             slot = self._slot_that_keeps()
             if slot is None:
                 self._recent.drop()
+                self._create_slot()
                 if least:
                     _log.warning(
-                        "slot %r is gone: it is created again, and all tables are copied",
+                        "slot %r was gone: it is created again, and all tables are copied",
                         self._name,
                     )
-                self._create_slot()
                 self._publication.note_begun()
                 self._advanced = 0
                 self._copy_start.forget()
@@ -426,11 +420,11 @@ class LogicalSource:
         if self._connection.is_pooled:
             self._system = _value(self._connection, _SYSTEM)
             self._positions.forget_session()  # the session may be another one by now
-        head, seconds, timeline = _row(self._connection, _HEAD)
+        head, seconds, self._timeline = _row(self._connection, _HEAD)
         # Asked behind the head: what was published at it and is no more, shows.
         state, slot = self._state_and_slot()
         version = self._catalogue.version(self._connection, state)
-        members, server = self._members, f"{self._system}:{timeline}"
+        members, server = self._members, f"{self._system}:{self._timeline}"
         proofs = {
             name: f"{server}:{table.oid}:{members[table.oid]}"
             for name, table in self._installed.items()
@@ -515,10 +509,16 @@ class LogicalSource:
                 if self._log.confirm(self._name, target, self._lost()):
                     self._let_forget(target)
                 self._advanced = target
+                self._note(target)
             self._recent.follow(positions, self._advanced)
             if self._recent.slot is not None:
                 self._let_forget(self._recent.slot.confirmed)
         return 0
+
+    def _note(self, confirmed: int) -> None:
+        """Note what the slot was moved to, which others may move further, and where that is."""
+        server = f"{self._system}:{self._timeline}"
+        self._notes.write(as_confirmed(confirmed, server, self._members))
 
     def _has_reached(self, position: LogPosition) -> bool:
         is_here = position.relation.startswith(f"{self._system}:") or not position.relation
@@ -564,6 +564,7 @@ class LogicalSource:
             if self._slot() is not None:
                 self._run("select pg_drop_replication_slot(%s)", self._name)
             self._publication.drop()
+        self._notes.forget()
 
     def redeclare(self, name: str, options: TableOptions, _polling: PollOptions) -> None:
         """Take what is said of a table from now on."""
@@ -650,25 +651,6 @@ class LogicalSource:
 
     def _run(self, sql: str, *params: object) -> None:
         self._connection.execute(sql.encode(), params or None)
-
-
-def unconfirmed(
-    database: PostgresDatabase, mirror_id: str, publication: str | None = None
-) -> int | None:
-    """Return whether our slot has pending changes: 0 for none, 1 for some.
-
-    None when there is no slot: everything is still to be done.
-    """
-    name = slot_name(mirror_id)
-    with closing(database.connect()) as connection, database.translated():
-        if connection.execute(_HERE.encode(), (name,)).fetchone() is None:
-            return None
-        try:
-            return int(_value(connection, _ANY_CHANGE, name, quote(publication or name)))
-        except psycopg.errors.ObjectInUse:  # somebody is reading it just now
-            return 0
-        except psycopg.errors.UndefinedObject:  # its publication is gone: to be seen to as well
-            return 1
 
 
 def _plain(name: str) -> str:
