@@ -14,9 +14,9 @@ from rhei_pipeline.errors import QueryError
 if TYPE_CHECKING:
     from rhei_pipeline.settings.model import Settings
 
-#: What SQLite, DuckDB and this package keep beside a file, by the end of its name.
 #: How the files end in which a reader notes its progress.
 _NOTES = (".polled.json", ".slot.json")
+#: What SQLite, DuckDB and this package keep beside a file, by the end of its name.
 _BESIDE = (
     *("", "-wal", "-shm", "-journal", ".wal", ".last", ".lock", ".lock.turn"),
     ".confirmed.json",
