@@ -24,11 +24,14 @@ def show_findings(findings: Sequence["Finding"]) -> None:
         first = group[0]
         severity, named = first.severity.value, _named(group)
         head = Text.assemble((severity, _COLOURS[severity]), printable(f" {named}{first.what}"))
-        out.print(head)
+        out.print(head, soft_wrap=not out.is_terminal)
         for label, text in (("why", first.why), ("do", first.remedy)):
             alike = f" (of {first.table!r}; alike for the others)" if _differs(text, group) else ""
             said = Text.assemble((f"{label}: ", "dim"), printable(text), printable(alike))
-            out.print(Padding(said, (0, 0, 0, 4), expand=False))
+            if out.is_terminal:
+                out.print(Padding(said, (0, 0, 0, 4), expand=False))
+            else:  # a sentence that is searched for is one line
+                out.print(Text.assemble("    ", said), soft_wrap=True)
 
 
 def _groups(findings: Sequence["Finding"]) -> list[list["Finding"]]:

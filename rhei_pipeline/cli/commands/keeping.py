@@ -160,7 +160,8 @@ def drop_table(
             what = "delete the rows" if keep_as is None else f"keep the rows as {keep_as!r}"
             typer.confirm(f"drop {table!r} from the mirror and {what}?", abort=True, err=True)
         report = values(htap.drop_table(table, keep_as, discard_history=discard_history))
-    show(report, [report], tuple(report), as_json=json_)
+    told = {name: value for name, value in report.items() if value is not None}
+    show(report, [told], tuple(told), as_json=json_)
 
 
 @commands.command("unregister", epilog=example("unregister orders"))

@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,26 @@ def test_what_changed_and_what_could_not_be_mirrored_is_shown_so_too(file: Path)
     assert whole(TEXTS[0]) in cells(changed)
     assert whole(key + "z") in cells(letters)
     assert "\x1b" not in changed + letters
+
+
+def test_what_is_found_is_a_line_for_each_sentence_where_nobody_watches(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("create table people(id integer primary key)")
+        connection.execute("create table keyless(name)")
+    with Path("pipeline.yaml").open("a") as declaration:
+        declaration.write("tables: [{name: people}, {name: keyless}]\n")
+    lines = shown("check", code=1).splitlines()
+    about = next(place for place, line in enumerate(lines) if "keyless" in line)
+    labels = [line.strip().partition(":")[0] for line in lines[about + 1 : about + 3]]
+    assert labels == ["why", "do"]
+    assert max(map(len, lines)) > WIDTH
+    assert not any(line != line.rstrip() for line in lines)
+
+
+def test_a_table_that_was_dropped_is_told_without_what_was_not_asked_for(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("create table people(id integer primary key)")
+    shown("sync")
+    assert "kept as" in shown("drop-table", "people", "--keep-as", "former", "--yes")
+    shown("sync")
+    assert "kept as" not in shown("drop-table", "people", "--discard-history", "--yes")
