@@ -307,9 +307,23 @@ class TableLog:
         schema = self.source.schema
         return (
             f"if to_regclass({literal(self.name)}) is null then return null; end if;"
+            f"{self._unread_guard()}"
             f" if tg_table_schema <> {literal(schema.namespace or DEFAULT_NAMESPACE)}"
             f" or tg_table_name <> {literal(schema.relation)} or {self._is_otherwise()}"
             f" then {self._misfit()} return null; end if;"
+        )
+
+    def _unread_guard(self) -> str:
+        """Return SQL for a table of which our user may not, or does not, see all rows any more.
+
+        The application's statement would fail for it, or hidden rows would be logged as gone.
+        """
+        if not self.images:
+            return ""
+        return (
+            " if not (has_schema_privilege(tg_table_schema, 'usage')"
+            " and has_table_privilege(tg_relid, 'select')) or row_security_active(tg_relid)"
+            f" then {_lost()} return null; end if;"
         )
 
     def _is_otherwise(self) -> str:
