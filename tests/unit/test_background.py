@@ -33,13 +33,15 @@ def made(pipeline: Failing, interval: float = 0.001) -> BackgroundSync:
 
 
 def test_it_goes_on_after_failures_and_forgets_them_after_a_success() -> None:
-    pipeline = Failing(SourceBusyError("locked"), ValueError("private"), SourceBusyError("locked"))
+    errors = [SourceBusyError("locked"), ValueError("private"), RuntimeError("private")]
+    pipeline = Failing(*errors, SourceBusyError("locked"))
     background = made(pipeline)
     background.start()
     assert pipeline.succeeded.wait(60)
     background.stop()
     assert not background.running
     assert background.last_error is None
+    assert background._wait() == 0.001
 
 
 def test_a_failure_is_kept_without_what_it_may_quote() -> None:
@@ -80,6 +82,53 @@ def test_reports_that_nobody_takes_do_not_pile_up() -> None:
     taken = [report.tables["t"].events for report in background.take_reports()]
     assert taken == list(range(6, KEPT_REPORTS + 6))
     assert not background.take_reports()
+
+
+def test_a_sync_that_found_nothing_leaves_no_report() -> None:
+    background = made(Failing())
+    background._sync_once()
+    assert background.last_error is None
+    assert not background.take_reports()
+
+
+def test_a_copy_that_goes_on_waits_for_no_interval() -> None:
+    class Copying(Failing):
+        is_copying = True
+
+        def sync(self) -> SyncReport:
+            if self.is_copying:
+                self.is_copying = False
+                return SyncReport(copying=("t",))
+            return super().sync()
+
+    pipeline = Copying()
+    background = made(pipeline, interval=3600)
+    background.start()
+    assert pipeline.succeeded.wait(60)
+    background.stop()
+
+
+def test_a_failure_behind_a_turn_of_a_copy_is_not_tried_again_at_once() -> None:
+    again = threading.Event()
+
+    class Failed(Failing):
+        turns = 0
+
+        def sync(self) -> SyncReport:
+            self.turns += 1
+            if self.turns == 1:
+                return SyncReport(copying=("t",))
+            if self.turns > 2:
+                again.set()
+            self.succeeded.set()
+            raise SourceBusyError("locked")
+
+    pipeline = Failed()
+    background = made(pipeline, interval=3600)
+    background.start()
+    assert pipeline.succeeded.wait(60)
+    assert not again.wait(0.2)
+    background.stop()
 
 
 def test_a_new_interval_ends_the_wait_for_the_old_one() -> None:
