@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.model.changes import RowBatch
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres import read_ahead
+from rhei_pipeline.sources.postgres import rows as reading
 from tests.support.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]
@@ -70,6 +72,66 @@ def test_the_last_range_may_be_of_any_size(make_postgres: MakeWorld, rows: int) 
     fill(world, "number", rows)
     assert world.htap.sync_now().tables["t"].copied_rows == rows
     world.assert_equal("t")
+
+
+WIDTHS = {
+    # Bytes of each text by its number, and how it is stored.
+    "narrow": ("10", "extended"),
+    "wide": ("3000", "plain"),
+    "compressed": ("20000", "main"),
+    "apart": ("3000", "external"),
+    "apart, in few rows": ("case when i between 381 and 385 then 20000 else 10 end", "external"),
+}
+SHAPES = {
+    "plain": ("create table t(id int primary key, v text)",),
+    "parts": (
+        "create table t(id int primary key, v text) partition by range (id)",
+        "create table t1 partition of t for values from (0) to (250)",
+        "create table t2 partition of t for values from (250) to (1000)",
+    ),
+}
+
+
+def fill_texts(world: PostgresWorld, shape: str, size: str, storage: str) -> None:
+    tables = ["t"] if shape == "plain" else ["t1", "t2"]
+    world.run(
+        *SHAPES[shape],
+        *[f"alter table {table} alter v set storage {storage}" for table in tables],
+        f"insert into t select i, repeat('x', {size}) from generate_series(1, {ROWS}) i",
+    )
+
+
+@pytest.mark.parametrize("analyzed", [True, False], ids=["counted", "never counted"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_ranges_end_at_their_rows_or_bytes_whatever_is_known_of_the_table(
+    make_postgres: MakeWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    width: str,
+    shape: str,
+    *,
+    analyzed: bool,
+) -> None:
+    portion, found = 50_000, list[RowBatch]()
+    monkeypatch.setattr(reading, "PORTION_BYTES", portion)
+    world = make_postgres(batch_rows=BATCH)
+    fill_texts(world, shape, *WIDTHS[width])
+    if analyzed:
+        world.run("analyze")
+
+    class Noted(read_ahead.ReadAhead):
+        def next(self) -> RowBatch | None:
+            batch = super().next()
+            found.extend([batch] if batch else [])
+            return batch
+
+    monkeypatch.setattr("rhei_pipeline.sources.postgres.logical.snapshot.ReadAhead", Noted)
+    world.htap.sync_now()
+    world.assert_equal("t")
+    counts = [batch.rows.num_rows for batch in found]
+    assert sum(counts) == ROWS
+    assert width != "narrow" or set(counts) == {BATCH}
+    assert max(batch.rows.nbytes for batch in found) < portion + 32_000  # and a row
 
 
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
