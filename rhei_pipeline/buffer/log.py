@@ -43,6 +43,8 @@ FORMAT = 1
 EVENTS = "events"
 #: The fact that says whose buffer a log is.
 OWNER = "owner"
+#: The fact that is a log's unique name.
+LOG = "log"
 #: Files are merged, and so made smaller, once this much has been pruned.
 COMPACT_BYTES = 64 * 1024 * 1024
 
@@ -111,7 +113,7 @@ class ChangeLog(Closing):
     @property
     def log_id(self) -> str:
         """The log's unique name."""
-        return (self.fact("log") or b"").decode()
+        return (self.fact(LOG) or b"").decode()
 
     @property
     def held_bytes(self) -> int:
@@ -303,11 +305,7 @@ class ChangeLog(Closing):
     def _recover(self) -> None:
         """Read the streams' heads, and remove what a write that was cut off left behind."""
         self._refuse_newer()
-        if (
-            self.fact("format") is None
-            and self.fact("log") is None
-            and self._rocks.scan(b"", b"", 1)
-        ):
+        if self.fact("format") is None and self.fact(LOG) is None and self._rocks.scan(b"", b"", 1):
             raise self._rocks.foreign()
         for key, value in self._rocks.scan(EXTENT, EXTENT):
             extent = read_extent(key, value)
@@ -317,8 +315,8 @@ class ChangeLog(Closing):
         if self.fact("format") is None:
             with self.writing() as writer:
                 writer.set_fact("format", str(FORMAT).encode())
-                if self.fact("log") is None:
-                    writer.set_fact("log", uuid.uuid4().hex.encode())
+                if self.fact(LOG) is None:
+                    writer.set_fact(LOG, uuid.uuid4().hex.encode())
 
     def _refuse_newer(self) -> None:
         written = int(self.fact("format") or UNNUMBERED)

@@ -35,10 +35,13 @@ class Owner:
 
     Attributes:
         pipeline: The pipeline's declared name; None if it has none.
+        former: The ids that the mirror had before it was adopted. A copy of it that was made then
+            may live on under one of them.
     """
 
     source: SourceIdentity
     pipeline: str | None = None
+    former: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Name the source, and the pipeline where it has a name."""
@@ -52,7 +55,8 @@ class Owner:
     def read(cls, text: str) -> "Owner":
         """Read the output of `text`."""
         form = json.loads(text)
-        return cls(SourceIdentity(**form["source"]), form["pipeline"])
+        former = tuple(form.get("former", ()))
+        return cls(SourceIdentity(**form["source"]), form["pipeline"], former)
 
 
 def is_same(recorded: SourceIdentity, found: SourceIdentity, *, is_gone: bool) -> bool:

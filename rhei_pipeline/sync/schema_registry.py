@@ -87,7 +87,8 @@ class Registry:
                     " share it",
                     hint="give each a registry.path of its own; where only this mirror is in use,"
                     " delete the registry, and its tables are copied again; then register again"
-                    " what was registered at run time, with its masks",
+                    " what was registered at run time, with its masks; where 'rhei adopt' was cut"
+                    " off, run it again",
                 )
             else:
                 self._is_of_another = bool(form["tables"])
@@ -349,6 +350,20 @@ def _beside(schema: TableSchema) -> tuple[Mapping[str, str], str]:
 def mirror_id_of(path: Path) -> str | None:
     """Return the mirror that a registry is of; None where there is no registry."""
     return str(_load(path)["mirror"]) if _stands(path) else None
+
+
+def give_to(path: Path, mirror_id: str, former: Collection[str]) -> None:
+    """Record a mirror's new id in its registry; one of another mirror is left as it is.
+
+    Args:
+        path: The registry's file; it may be missing.
+        mirror_id: The mirror's id now.
+        former: The ids that it had.
+    """
+    if _stands(path):
+        form = _load(path)
+        if form["mirror"] in former:
+            _write(path, form | {"mirror": mirror_id})
 
 
 def due_tables(path: Path) -> int:

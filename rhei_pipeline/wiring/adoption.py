@@ -1,11 +1,14 @@
 """Makes sure that a mirror, and a buffer, has one owner: that is recorded, and another refused."""
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rhei_pipeline.buffer.confirmation import unapplied_events
-from rhei_pipeline.buffer.log import OWNER, ChangeLog
+from rhei_pipeline.buffer.log import LOG, OWNER, ChangeLog
 from rhei_pipeline.buffer.source import is_begun
 from rhei_pipeline.errors import CaptureError, MirrorBusyError, MirrorError, SchemaError
 from rhei_pipeline.model.ownership import (
@@ -20,9 +23,9 @@ from rhei_pipeline.model.ownership import (
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.source import PostgresSettings
-from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
+from rhei_pipeline.sync.schema_registry import Registry, give_to, mirror_id_of
 from rhei_pipeline.wiring.mirror import OwnedMirror, is_made, open_mirror
-from rhei_pipeline.wiring.source import SourceDatabase, forget_elsewhere, open_database
+from rhei_pipeline.wiring.source import SourceDatabase, forget_replaced, left_slots, open_database
 
 #: The fact that says for which mirror a buffer was filled.
 _MIRROR = "mirror"
@@ -39,7 +42,7 @@ def claim(settings: Settings, database: SourceDatabase, mirror: OwnedMirror) -> 
     recorded, found = _recorded(mirror), Owner(database.identity(), settings.name)
     if recorded is not None:
         refuse_other(recorded, found, mirror.path, _is_gone)
-    _record(settings, database, mirror, forget_positions=False)
+    _record(settings, database, mirror)
 
 
 def claim_buffer(
@@ -68,13 +71,16 @@ def claim_buffer(
         _refuse_events(log)
     else:
         refuse_other_buffer(recorded, found, path, _is_gone)
+        if _is_replaced(recorded.source, found.source):
+            forget_replaced(settings, database, recorded.source, [log.log_id])
         found = Owner(found.source, found.pipeline or recorded.pipeline)
     mirror_id = mirror_id or filled_for
     if filled_for not in (None, mirror_id) and not is_new():
         raise CaptureError(
             f"buffer {path!r} was filled for another mirror since: two declarations share it",
             hint="give each a capture.buffer.path of its own; where only this mirror is in use,"
-            " delete the buffer, and its tables are copied again",
+            " delete the buffer, and its tables are copied again; where 'rhei adopt' was cut off,"
+            " run it again",
         )
     _claim_log(log, found, mirror_id)
 
@@ -89,9 +95,15 @@ def _mirror_of(log: ChangeLog) -> str | None:
     return None if recorded is None else recorded.decode()
 
 
-def _claim_log(log: ChangeLog, owner: Owner, mirror_id: str | None) -> None:
+def _claim_log(
+    log: ChangeLog, owner: Owner, mirror_id: str | None, *, is_new: bool = False
+) -> None:
+    """Record whose the buffer is; a new one is another reader, as its mirror is."""
+    owner = replace(owner, former=())
     if (owner, mirror_id) != (_owner_of(log), _mirror_of(log)):
         with log.writing() as writer:
+            if is_new:
+                writer.set_fact(LOG, uuid.uuid4().hex.encode())
             writer.set_fact(OWNER, owner.text().encode())
             writer.set_fact(_MIRROR, mirror_id.encode() if mirror_id else None)
 
@@ -165,13 +177,30 @@ def validate_owner(settings: Settings) -> list[Finding]:
     return []
 
 
-def adopt(settings: Settings) -> tuple[Owner | None, Owner]:
+class Adoption(NamedTuple):
+    """What an adoption has changed.
+
+    Attributes:
+        before: The owner there was; None where none was recorded.
+        now: The owner there is.
+        left: What was left as it was, since a copy of the mirror may use it; a text each.
+    """
+
+    before: Owner | None
+    now: Owner
+    left: tuple[str, ...] = ()
+
+
+def adopt(settings: Settings, *, as_copy: bool = False) -> Adoption:
     """Make the declared source and pipeline the mirror's owner, whoever it was before.
 
-    Where the source is another one, every table is compared with it whole by the next sync.
+    Where the source is another one, the mirror becomes another reader: a copy of it that lives on
+    loses nothing. Every table is compared with the source whole by the next sync. An adoption that
+    was cut off is finished by the next one.
 
-    Returns:
-        The owner there was, and the one there is.
+    Args:
+        settings: The declaration.
+        as_copy: The mirror becomes another reader in any case: it is a copy of one that lives on.
     """
     with ExitStack() as stack:
         database = open_database(settings)
@@ -183,13 +212,25 @@ def adopt(settings: Settings) -> tuple[Owner | None, Owner]:
         known = before is not None and is_same(
             before.source, source, is_gone=_is_gone(before.source)
         )
-        if not known:
-            for reader in _readers(settings, mirror, log):
-                forget_elsewhere(settings, database, reader)
-        owner = _record(settings, database, mirror, forget_positions=not known)
+        is_new = as_copy or not known
+        readers = _readers(settings, mirror, log)
+        owner = _record(settings, database, mirror, uuid.uuid4().hex if is_new else None)
+        give_to(settings.registry.path, mirror.mirror_id, owner.former)
         if log is not None:
-            _claim_log(log, owner, mirror.mirror_id)
-        return before, owner
+            _claim_log(log, owner, mirror.mirror_id, is_new=_mirror_of(log) != mirror.mirror_id)
+        now = {mirror.mirror_id, *([log.log_id] if log else [])}
+        left = left_slots(settings, database, sorted({*readers, *owner.former} - now))
+        return Adoption(before, owner, (*left, *(_left_copy(settings) if is_new else ())))
+
+
+def _left_copy(settings: Settings) -> Iterator[str]:
+    """Name the published copy, which is of the mirror's former id."""
+    copy = settings.mirror.published
+    if copy is not None and copy.path.exists():
+        yield (
+            f"the published copy {str(copy.path)!r} was left: a copy of this mirror may write it;"
+            " where none does, delete it, and the next publication takes its place"
+        )
 
 
 def _buffer(settings: Settings, stack: ExitStack) -> ChangeLog | None:
@@ -203,7 +244,7 @@ def _buffer(settings: Settings, stack: ExitStack) -> ChangeLog | None:
     return log
 
 
-def _readers(settings: Settings, mirror: OwnedMirror, log: ChangeLog | None) -> set[str]:
+def _readers(settings: Settings, mirror: OwnedMirror, log: ChangeLog | None = None) -> set[str]:
     """Name those who read the source's log: the mirror, and the buffer before it."""
     buffer = settings.capture.buffer
     noted = unapplied_events(buffer.path) if buffer else None  # also where it is not there any more
@@ -211,17 +252,26 @@ def _readers(settings: Settings, mirror: OwnedMirror, log: ChangeLog | None) -> 
 
 
 def _record(
-    settings: Settings, database: SourceDatabase, mirror: OwnedMirror, *, forget_positions: bool
+    settings: Settings, database: SourceDatabase, mirror: OwnedMirror, new_id: str | None = None
 ) -> Owner:
-    recorded = _recorded(mirror)
+    recorded, former = _recorded(mirror), (mirror.mirror_id,) if new_id else ()
     # Only now is it sure that the source is the right one to write into.
     source = (
         database.identity() if settings.capture_method == "polling" else database.marked_identity()
     )
-    owner = Owner(source, settings.name or (recorded.pipeline if recorded else None))
+    owner = Owner(source, settings.name, former)
+    if recorded is not None:
+        if new_id is None and _is_replaced(recorded.source, source):
+            forget_replaced(settings, database, recorded.source, _readers(settings, mirror))
+        owner = Owner(source, settings.name or recorded.pipeline, (*recorded.former, *former))
     if owner != recorded:
-        mirror.claim(owner.text(), forget_positions=forget_positions)
+        mirror.claim(owner.text(), new_id=new_id)
     return owner
+
+
+def _is_replaced(recorded: SourceIdentity, found: SourceIdentity) -> bool:
+    """Return whether another database has taken the name of the recorded one."""
+    return recorded.place == found.place and recorded.mark != found.mark
 
 
 def _recorded(mirror: OwnedMirror) -> Owner | None:

@@ -39,8 +39,8 @@ class OwnedMirror(Mirror, Protocol):
     def owner(self) -> str | None:
         """Whose it is, as `ownership.Owner` writes it; None where that was never recorded."""
 
-    def claim(self, owner: str, *, forget_positions: bool) -> None:
-        """Record whose it is; with `forget_positions`, every table is copied again."""
+    def claim(self, owner: str, *, new_id: str | None = None) -> None:
+        """Record whose it is; under a new id, it is another reader, and every table is copied."""
 
 
 def open_mirror(mirror: MirrorSettings) -> OwnedMirror:

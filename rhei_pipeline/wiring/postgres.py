@@ -13,10 +13,11 @@ from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.settings.source import PostgresSettings
 from rhei_pipeline.sources.postgres import grants
+from rhei_pipeline.sources.postgres.catalog import slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical import standing as of_log
 from rhei_pipeline.sources.postgres.logical import validate
-from rhei_pipeline.sources.postgres.logical.slots import drop_elsewhere
+from rhei_pipeline.sources.postgres.logical.slots import database_of, drop_of_replaced
 from rhei_pipeline.sources.postgres.logical.source import LogicalSource
 from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
 from rhei_pipeline.sources.postgres.triggers import abandoned_logs
@@ -25,12 +26,14 @@ from rhei_pipeline.sources.postgres.triggers.source import PostgresTriggerSource
 
 __all__ = [
     "PostgresPollingSource",
-    "drop_elsewhere",
+    "database_of",
+    "drop_of_replaced",
     "findings",
     "of_postgres",
     "open_database",
     "open_source",
     "refuse_standby",
+    "slot_name",
     "standing",
     "unread",
     "unread_logs",

@@ -155,12 +155,35 @@ def restrict_functions(
         postgres.restrict_functions(settings, postgres.of_postgres(database), tables)
 
 
-def forget_elsewhere(settings: Settings, database: SourceDatabase, reader: str) -> None:
-    """Let a server forget a reader that followed another one of its databases."""
+def forget_replaced(
+    settings: Settings, database: SourceDatabase, replaced: SourceIdentity, readers: Iterable[str]
+) -> None:
+    """Let a server forget readers of a database whose name the declared one has taken."""
     if settings.capture_method == "logical":
         with needs_extra("postgres", _POSTGRES):
             from rhei_pipeline.wiring import postgres
-        postgres.drop_elsewhere(postgres.of_postgres(database), reader)
+        postgres.drop_of_replaced(postgres.of_postgres(database), replaced, readers)
+
+
+def left_slots(
+    settings: Settings, database: SourceDatabase, readers: Iterable[str]
+) -> Iterator[str]:
+    """Name the slots of former readers on the declared server, which keep its log for them."""
+    if settings.capture_method != "logical":
+        return
+    with needs_extra("postgres", _POSTGRES):
+        from rhei_pipeline.wiring import postgres
+    for reader in readers:
+        name, found = (
+            postgres.slot_name(reader),
+            postgres.database_of(postgres.of_postgres(database), reader),
+        )
+        if found is not None:
+            yield (
+                f"replication slot {name!r} in database {found!r} was left: a copy of this mirror"
+                " may read it; where none does, run there: select"
+                f" pg_drop_replication_slot('{name}')"
+            )
 
 
 def unread(settings: Settings, reader: str) -> int | None:

@@ -47,7 +47,7 @@ class TestMirrors(MirrorContract, MirrorQueryContract):
         self, adapter: DuckDBMirror | DataFusionMirror
     ) -> None:
         copy(adapter, TABLE, rows(a=1.0))
-        adapter.claim("its source", forget_positions=False)
+        adapter.claim("its source")
         assert adapter.owner == "its source"
         assert adapter.tables().keys() == {'"t"'}
 

@@ -115,10 +115,17 @@ def _kept_since(found: "ExpiredHistory") -> str:
 
 
 @commands.command("adopt", epilog=example("adopt"))
-def adopt_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+def adopt_command(
+    config: Config = DEFAULT_CONFIG,
+    as_copy: Annotated[
+        bool,
+        typer.Option("--as-copy", help="This mirror is a copy of one that another process syncs."),
+    ] = False,
+    json_: Json = False,
+) -> None:
     """Let the mirror follow a source that was moved, or a pipeline that was renamed.
 
-    The next sync compares every table with the source; a temporal table keeps its history.
+    From another source, the next sync compares every table; a temporal table keeps its history.
     """
     from rhei_pipeline.holder.access import Access
     from rhei_pipeline.sync.pipeline import no_step
@@ -126,11 +133,13 @@ def adopt_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
 
     settings = settings_of(config)
     with closing(Access(settings, no_step, keep=False)) as access, access.stepping_in():
-        before, now = adopt(settings)
+        before, now, left = adopt(settings, as_copy=as_copy)
     rows = [{"was": str(before) if before else None, "is": str(now)}]
-    show(rows[0], rows, ("was", "is"), as_json=json_)
+    show({**rows[0], "left": left}, rows, ("was", "is"), as_json=json_)
     if before == now and not json_:
         say(["nothing has moved: the mirror was this source's and this pipeline's already"])
+    if not json_:
+        say(left)
 
 
 @commands.command("drop-table", epilog=example("drop-table orders --keep-as orders_2025"))

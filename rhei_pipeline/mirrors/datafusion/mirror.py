@@ -161,18 +161,20 @@ class DataFusionMirror:
         """The source and pipeline it belongs to, as recorded."""
         return self._manifest.owner
 
-    def claim(self, owner: str, *, forget_positions: bool) -> None:
-        """Record the owner; with `forget_positions`, every table is copied again."""
+    def claim(self, owner: str, *, new_id: str | None = None) -> None:
+        """Record the owner; under a new id, every table is copied again."""
         with self._lock, self._undoing():
             base = self._manifest
             claimed = replace(
                 base,
                 version=base.version + 1,
                 committed_at=datetime.now(UTC),
-                ledger=base.ledger.unproved() if forget_positions else base.ledger,
+                mirror_id=new_id or base.mirror_id,
+                ledger=base.ledger.unproved() if new_id else base.ledger,
                 owner=owner,
             )
             self._commit(claimed)
+            self.mirror_id = claimed.mirror_id
 
     def _look_at_sizes(self, manifest: Manifest) -> None:
         """Compare the sizes of all files with what was written, by a listing."""

@@ -138,12 +138,11 @@ def read_owner(connection: duckdb.DuckDBPyConnection) -> str | None:
     return None if found is None else found[0]
 
 
-def write_owner(
-    connection: duckdb.DuckDBPyConnection, owner: str, *, forget_positions: bool
-) -> None:
-    """Record the owner; with `forget_positions`, no recorded position is proved any more."""
+def write_owner(connection: duckdb.DuckDBPyConnection, owner: str, *, new_id: str | None) -> None:
+    """Record the owner; under a new id, no recorded position is proved any more."""
     connection.execute("update _rhei_mirror set owner = ?", [owner])
-    if forget_positions:
+    if new_id is not None:
+        connection.execute("update _rhei_mirror set id = ?", [new_id])
         connection.execute("update _rhei_watermark set proof = ''")
         connection.execute("update _rhei_copies set proof = ''")
 

@@ -216,11 +216,13 @@ class DuckDBMirror:
         with translated(self.path), self._cursor() as cursor:
             return read_owner(cursor)
 
-    def claim(self, owner: str, *, forget_positions: bool) -> None:
-        """Record the owner; with `forget_positions`, every table is copied again."""
+    def claim(self, owner: str, *, new_id: str | None = None) -> None:
+        """Record the owner; under a new id, every table is copied again."""
         commits, (read_at, tables) = self._commits, self._tables
         with self.transaction() as transaction:
-            transaction.claim(owner, forget_positions=forget_positions)
+            transaction.claim(owner, new_id=new_id)
+            # Before the commit, which publishes: the copy that is there may be of the former id.
+            self.mirror_id = new_id or self.mirror_id
         if read_at == commits == self._commits - 1:
             self._tables = (self._commits, tables)  # they are as they were
 

@@ -105,10 +105,10 @@ class DuckDBTransaction:
         """Return what is recorded, as this transaction sees it."""
         return self._records.ledger()
 
-    def claim(self, owner: str, *, forget_positions: bool) -> None:
-        """Record the owner; with `forget_positions`, no position is proved any more."""
+    def claim(self, owner: str, *, new_id: str | None) -> None:
+        """Record the owner; under a new id, no position is proved any more."""
         self._records.read_anew()
-        write_owner(self._connection, owner, forget_positions=forget_positions)
+        write_owner(self._connection, owner, new_id=new_id)
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Compare with the present rows, then delete and insert those that really changed."""

@@ -48,12 +48,12 @@ def test_a_mirror_made_as_users_make_it_opens(
 def test_a_new_mirror_has_no_table_and_then_those_that_are_made(tmp_path: Path, name: str) -> None:
     with closing(DuckDBMirror(name if name == MEMORY else tmp_path / name)) as mirror:
         assert mirror.tables() == {}
-        mirror.claim("somebody", forget_positions=False)
+        mirror.claim("somebody")
         assert mirror.tables() == {}
         with mirror.transaction() as transaction:
             transaction._connection.execute("create table t(k bigint)")
         assert list(mirror.tables()) == ['"t"']
-        mirror.claim("another", forget_positions=True)
+        mirror.claim("another", new_id="1")
         assert list(mirror.tables()) == ['"t"']
 
 

@@ -95,7 +95,7 @@ def test_an_adopted_source_is_mirrored_as_it_is(
     world = mirrored(make_world, storage=storage, method=method, mode=mode)
     with closing(another(world)) as other:
         settings = follow(world, world.directory / "other.db")
-        before, now = adopt(settings)
+        before, now, _ = adopt(settings)
         assert before is not None
         assert [Path(owner.source.place).name for owner in (before, now)] == ["app.db", "other.db"]
         assert rows_of(settings) == source_rows(other, "t")

@@ -1,10 +1,12 @@
 """Replication slots of a reader; their names are unique on a server, across its databases."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import psycopg
 
-from rhei_pipeline.errors import CaptureError, SourceBusyError, TableBusyError
+from rhei_pipeline.errors import CaptureError, RheiError, SourceBusyError, TableBusyError
+from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.sources.postgres.catalog import Connection, slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 
@@ -20,9 +22,13 @@ from (
 ) open(who, since, ended_by) order by since limit 1
 """
 _CREATE = b"select pg_create_logical_replication_slot(%s, 'pgoutput')"
-_ELSEWHERE = (
+_DROP_OF_REPLACED = (
     "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
-    " where slot_name = %s and database <> current_database() and not active"
+    " where slot_name = %s and datoid = %s::oid and database <> current_database() and not active"
+)
+_FOUND = (
+    "select database, coalesce(database = current_database(), true) from pg_replication_slots"
+    " where slot_name = %s"
 )
 
 #: All slots are used, or the server is not allowed any.
@@ -32,19 +38,33 @@ _REFUSED = (
 )
 
 
-def drop_elsewhere(database: PostgresDatabase, reader: str) -> None:
-    """Drop a reader's slot in another database of the server: it is no longer used."""
+def drop_of_replaced(
+    database: PostgresDatabase, replaced: SourceIdentity, readers: Iterable[str]
+) -> None:
+    """Drop the slots that readers had in a database whose name another one has taken.
+
+    That one is known by its number. A slot of that name in any other database is of a copy of the
+    mirror, which may live on.
+    """
+    oid = replaced.mark.partition(" ")[0]
     with database.translated(), database.connect() as connection:
-        connection.execute(_ELSEWHERE, (slot_name(reader),))
+        for reader in readers:
+            connection.execute(_DROP_OF_REPLACED, (slot_name(reader), oid))
+
+
+def database_of(database: PostgresDatabase, reader: str) -> str | None:
+    """Return the database of the server that has a reader's slot; None if there is none."""
+    with database.translated(), database.connect() as connection:
+        found = connection.execute(_FOUND, (slot_name(reader),)).fetchone()
+    return None if found is None else str(found[0])
 
 
 def create(connection: Connection, name: str, seconds: float) -> None:
     """Create a slot, for which the server waits until every transaction open now has ended.
 
-    One of that name in another database is dropped.
-
     Raises:
-        TableBusyError: One is still open after so many seconds.
+        TableBusyError: One is still open after so many seconds; or another database of the server
+            has a slot of that name.
         SourceBusyError: The server has as many slots as it may have.
         CaptureError: Another one has its name, which is left to whoever made it; or the server's
             log cannot be read.
@@ -52,13 +72,11 @@ def create(connection: Connection, name: str, seconds: float) -> None:
     limit = {"statement_timeout": str(int(seconds * 1000)), "lock_timeout": "0"}
     try:
         with connection.atomic(settings={**connection.settings, **limit}):
-            # Ours stays in a database that was renamed, where another one took its name.
-            connection.execute(_ELSEWHERE, (name,))
             connection.execute(_CREATE, (name,))
     except psycopg.errors.QueryCanceled as error:
         raise older_transaction(connection) from error
     except psycopg.errors.DuplicateObject as error:
-        raise not_readable(name) from error
+        raise _in_use(connection, name) from error
     except _REFUSED as error:
         refuse_unread_log(connection)
         raise SourceBusyError(
@@ -90,6 +108,19 @@ def not_readable(name: str) -> CaptureError:
         hint="it has another plugin, or is used in another database; if nobody needs it, end the"
         f" session that uses it, and run: select pg_drop_replication_slot('{name}'); the next sync"
         " creates it again, and copies tables by their difference",
+    )
+
+
+def _in_use(connection: Connection, name: str) -> RheiError:
+    """Return the error for a slot that is there already, here or in another database."""
+    [found, is_here] = connection.execute(_FOUND.encode(), (name,)).fetchone() or ["", True]
+    if is_here:
+        return not_readable(name)
+    return TableBusyError(
+        f"replication slot {name!r} is there already, in database {found!r}:"
+        " a copy of this mirror may follow that one",
+        hint="if so, run 'rhei adopt --as-copy' for one of the two mirrors; if not, drop the slot"
+        f" in its database: select pg_drop_replication_slot('{name}')",
     )
 
 
