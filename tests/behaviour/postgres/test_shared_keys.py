@@ -15,7 +15,8 @@ DROP = "alter table t drop constraint t_pkey"
 ADD = "alter table t add constraint t_pkey primary key (id)"
 OTHER = "alter table t add constraint t_pkey primary key (a, id)"
 FULL = "alter table t replica identity full"
-DEFERRED = [FULL, DROP, f"{ADD} deferrable initially deferred"]
+LATE = f"{ADD} deferrable initially deferred"
+DEFERRED = [FULL, DROP, LATE]
 NEW, OLD_GOES = "insert into t values (1, 7, 'new')", "delete from t where a = 1"
 NEW_GOES = "delete from t where a = 7"
 #: What is done before the first sync, and what before the next one.
@@ -37,6 +38,14 @@ CASES = {
         [FULL, DROP, "create unique index t_id on t (id)"],
         ["drop index t_id", NEW, OLD_GOES, "create unique index t_id on t (id)"],
     ),
+    "an index, and the new row goes": (
+        [FULL, DROP, "create unique index t_id on t (id)"],
+        ["drop index t_id", NEW, NEW_GOES, "create unique index t_id on t (id)"],
+    ),
+    "a key beside an index": (
+        [FULL, DROP, LATE, "create unique index t_id on t (id)"],
+        ["drop index t_id", f"begin; {NEW}; {NEW_GOES}; commit"],
+    ),
     "checked at commit": (DEFERRED, [f"begin; {NEW}; {OLD_GOES}; commit"]),
     "checked at commit, and the new row goes": (DEFERRED, [f"begin; {NEW}; {NEW_GOES}; commit"]),
     "swapped": (
@@ -44,6 +53,22 @@ CASES = {
         ["begin; update t set id = 2 where a = 1; update t set id = 1 where a = 2; commit"],
     ),
     "moved up": (DEFERRED, ["update t set id = id + 1"]),
+    "made to be checked at commit": ([FULL], [f"begin; {DROP}; {LATE}; {NEW}; {OLD_GOES}; commit"]),
+    "made to be checked at commit, and the new row goes": (
+        [FULL],
+        [f"begin; {DROP}; {LATE}; {NEW}; {NEW_GOES}; commit"],
+    ),
+    "checked at commit for a while": (
+        [FULL],
+        [f"begin; {DROP}; {LATE}; {NEW}; {OLD_GOES}; commit; begin; {DROP}; {ADD}; commit"],
+    ),
+    "made to be checked at commit, and swapped": (
+        [FULL],
+        [
+            f"begin; {DROP}; {LATE}; commit",
+            "begin; update t set id = 2 where a = 1; update t set id = 1 where a = 2; commit",
+        ],
+    ),
 }
 
 

@@ -338,11 +338,23 @@ class TableLog:
             " ' ' order by attnum) from pg_attribute where attrelid = tg_relid and attnum > 0"
             f" and not attisdropped{chosen})"
         )
-        if not self.images or self.primary is None:
-            return changed
+        return f"{changed} or {self._is_of_another_key()}" if self.images else changed
+
+    def _is_of_another_key(self) -> str:
+        """Return the condition that the key may be shared now, or is another one."""
+        numbers = ", ".join(str(column.attribute) for column in self.key_columns)
+        unique = (
+            "exists (select from pg_index u where u.indrelid = tg_relid and u.indisunique"
+            " and u.indisvalid and u.indimmediate and u.indpred is null and u.indexprs is null"
+            f" and array[{numbers}]::int2[] @> (u.indkey::int2[])[0:u.indnkeyatts - 1])"
+        )
+        # What is checked at commit only is captured for that, and may be checked sooner.
+        is_unique = "true" if self.source.is_deferred else unique
+        if self.primary is None:
+            return f"not {is_unique}"
         return (
-            f"{changed} or {literal(self.primary)} is distinct from"
-            " (select indkey::text from pg_index where indrelid = tg_relid and indisprimary)"
+            "not exists (select from pg_index p where p.indrelid = tg_relid and p.indisprimary"
+            f" and p.indkey::text = {literal(self.primary)} and (p.indimmediate or {is_unique}))"
         )
 
     def _misfit(self) -> str:
