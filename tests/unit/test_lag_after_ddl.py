@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from rhei_pipeline.model.schema import TableSchema
 from tests.unit.stub_world import StubWorld, schema
 
 
@@ -15,7 +16,7 @@ class Source:
         self.described: list[str] = []
         world.source.describe = self._counted  # type: ignore[method-assign]
 
-    def _counted(self, name: str) -> object:
+    def _counted(self, name: str) -> TableSchema:
         self.described.append(name)
         return self._describe(name)
 
