@@ -30,6 +30,7 @@ FOLLOWED = {
     "{} cannot be used, {}: give a place that you may write into": "tests/behaviour/cli/test_unusable_places.py::test_a_place_that_a_command_cannot_use_is_named",
     "a path is text: write it in quotes": "tests/behaviour/cli/test_unusable_places.py::test_a_field_that_is_given_twice_is_written_once",
     "no file can have this name: choose one without a null byte, of {} bytes at most": "tests/behaviour/cli/test_unusable_places.py::test_a_field_that_is_given_twice_is_written_once",
+    "mirror fewer of its 'columns', or without a history ('mode: destructive'), or declare 'capture: {method: logical}'": "tests/behaviour/postgres/test_wide_rows.py::test_a_history_of_too_many_columns_is_named_with_ways_out",
     "move that file, or give the mirror another path": "tests/behaviour/mirrors/test_odd_places.py::test_somebody_else_s_file_is_not_written_over",
     "the path is empty: write the path of a file or directory": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_where_no_url_can_be_is_refused",
     "give s3://bucket/path or gs://bucket/path, without '?', '#', '.' or '..' as one of its names": "tests/behaviour/mirrors/test_odd_places.py::test_a_url_in_a_store_is_read_as_it_is_meant_or_refused",

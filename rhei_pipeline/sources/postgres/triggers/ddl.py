@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.sources.postgres.catalog import (
     Connection,
     PostgresTable,
@@ -91,7 +92,8 @@ select a.attrelid::bigint, a.attname::text, a.atttypid::bigint, b.oid::bigint,
     (select quote_ident(n.nspname) || '.' || quote_ident(l.collname) from pg_collation l
      join pg_namespace n on n.oid = l.collnamespace
      where l.oid = a.attcollation and l.collprovider <> 'd'),
-    coalesce(o.name, 'operator(pg_catalog.=)'), a.attnum::int
+    coalesce(o.name, 'operator(pg_catalog.=)'), a.attnum::int,
+    case when t.typlen > 0 then (t.typlen + 7) / 8 * 8 when t.typstorage = 'p' then 8192 else 24 end
 from base b join pg_attribute a on a.attrelid = b.relation and a.attnum = b.attnum
 join pg_type t on t.oid = b.oid and t.typtype <> 'd'
 left join operator o on o.relation = a.attrelid and o.attnum = a.attnum
@@ -101,6 +103,10 @@ _PRIMARY = """
 select indrelid::bigint, indkey::text from pg_index
 where indrelid = any(%s::oid[]) and indisprimary
 """
+#: How many columns a table may have, and how many the log of a history has besides.
+_MOST_COLUMNS, _OWN_COLUMNS = 1600, 5
+#: What a row may take on a page, less its header, its map of nulls, and the log's own columns.
+_ROW_BYTES = 8160 - 24 - 200 - 32
 #: Types that come with the server have oids below this; no application can drop them.
 _FIRST_OWN_OID = 16_384
 
@@ -116,6 +122,7 @@ class LoggedColumn:
         collation: Its collation, if it is not the database's default.
         equals: The equality operator of the key's index.
         attribute: Its number, which no other column of the table ever gets; 0 if it was dropped.
+        most_bytes: How much of a row a value takes at most; larger ones are stored beside the row.
     """
 
     name: str
@@ -125,6 +132,7 @@ class LoggedColumn:
     collation: str | None
     equals: str
     attribute: int
+    most_bytes: int = 24
 
     @property
     def stored(self) -> str:
@@ -271,12 +279,23 @@ class TableLog:
             f"if tg_op = {literal(event)} then {' '.join(f'{text};' for text in statements)}"
             for event, statements in bodies.items()
         )
+        logging = self._fitting(f"{branches} end if;")
         return (
-            f"declare sentence text; begin {self._guard()} {self._with_old_catalogue(branches)}"
-            f" {branches} end if; return null; end"
+            f"declare sentence text; begin {self._guard()} {self._with_old_catalogue(logging)}"
+            f" {logging} return null; end"
         )
 
-    def _with_old_catalogue(self, branches: str) -> str:
+    def _fitting(self, logging: str) -> str:
+        """Return SQL that logs rows in another form where one is too wide for the log.
+
+        The log has columns of its own, and so less room in a row than the table. A block with an
+        exception is a transaction within the transaction: only tables that need it pay for that.
+        """
+        if not self.images or sum(column.most_bytes for column in self.columns) <= _ROW_BYTES:
+            return logging
+        return f"begin {logging} exception when program_limit_exceeded then {self._misfit()} end;"
+
+    def _with_old_catalogue(self, logging: str) -> str:
         """Return SQL for a transaction that began before the table's last change.
 
         It sees the catalogue of its start, and the present table.
@@ -297,7 +316,7 @@ class TableLog:
         check = f"{checks} end if;" if self.images and self.whole else ""
         return (
             "if current_setting('transaction_isolation') in ('repeatable read', 'serializable')"
-            f" then begin {check} {branches} end if;"
+            f" then begin {check} {logging}"
             f" exception when syntax_error_or_access_rule_violation then {_lost()} end;"
             " return null; end if;"
         )
@@ -452,6 +471,22 @@ class TableLog:
         return " and ".join(
             column.same(f"{left}.{quote(column.name)}", f"{right}.{quote(column.name)}")
             for column in self.key_columns
+        )
+
+
+def refuse_too_many_columns(log: TableLog) -> None:
+    """Refuse a log that the server cannot make.
+
+    Raises:
+        SchemaError: With the log's own columns, there are more than a table may have.
+    """
+    if log.images and len(log.columns) + _OWN_COLUMNS > _MOST_COLUMNS:
+        raise SchemaError(
+            f"its history needs a log of its {len(log.columns)} columns and {_OWN_COLUMNS} more,"
+            f" and a table of PostgreSQL has at most {_MOST_COLUMNS}",
+            table=log.source.schema.name,
+            hint="mirror fewer of its 'columns', or without a history ('mode: destructive'), or"
+            " declare 'capture: {method: logical}'",
         )
 
 

@@ -43,6 +43,7 @@ from rhei_pipeline.sources.postgres.triggers.ddl import (
     TableLog,
     columns_of,
     primaries_of,
+    refuse_too_many_columns,
 )
 from rhei_pipeline.sources.postgres.triggers.entry import (
     Entry,
@@ -502,6 +503,7 @@ class PostgresTriggerSource:
         entry = self._read_entry(table.name)
         before = self._registered.get(relation)
         log = self._wanted(connection, table, entry, before)
+        refuse_too_many_columns(log)
         registry.remove_remains(connection)
         retired = registry.retire(connection, before, log)
         connection.execute(f"drop table if exists {log.name}".encode())
