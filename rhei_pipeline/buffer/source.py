@@ -22,6 +22,7 @@ from rhei_pipeline.capabilities import (
     end_capture,
     is_retained_for,
     reading_together,
+    reads_wider,
     redeclare,
     rescan_due,
     snapshot_for_copy,
@@ -35,7 +36,7 @@ from rhei_pipeline.errors import (
     SourceBusyError,
 )
 from rhei_pipeline.model.blame import Blame, own_fault
-from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.changes import ChangeBatch, Position
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.progress import changed_positions
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
@@ -452,7 +453,7 @@ class BufferedSource:
         head = inner.head(table)
         oldest = inner.oldest_pending(table, after)
         oldest_us = 0 if oldest is None else int(oldest.timestamp() * 1_000_000)
-        for batch in inner.changes(table, after, self._draining.batch_rows):
+        for batch in self._pending(bridged, after, inner):
             writer.put(
                 table.name,
                 seal(batch),
@@ -461,6 +462,33 @@ class BufferedSource:
                 source_order=head.order,
             )
         return replace(bridged, inner=head, read_to=head.order, rescan=rescan)
+
+    def _pending(
+        self, bridged: FollowedTable, after: Position, inner: SourceSnapshot
+    ) -> Iterator[ChangeBatch]:
+        """Yield what is pending; then the rows as they are now, where that may not tell of them.
+
+        The first changes that are read in another shape may have been logged in the former one,
+        without values for the columns that the table did not have. These rows count for no event.
+        """
+        table, limit, is_any = bridged.table, self._draining.batch_rows, False
+        for batch in inner.changes(table, after, limit):
+            is_any = True
+            yield batch
+        if is_any and self._may_be_of_former_shape(bridged):
+            for batch in inner.net_changes(table, after, limit):
+                if batch.truncated_at is None:
+                    yield replace(batch, count=0, net=False)
+
+    def _may_be_of_former_shape(self, bridged: FollowedTable) -> bool:
+        table = bridged.table
+        is_first = 0 < bridged.begins == self._log.head(table.name).order
+        if not is_first or reads_wider(self._inner):
+            return False
+        try:
+            return self._inner.describe(table.name) == table.schema
+        except SchemaError:
+            return False  # gone, or of another shape again, in which it will be copied
 
     def _has_drifted(self, table: Table) -> bool:
         """Return whether rows no longer fit the table's schema; logged row images always do."""

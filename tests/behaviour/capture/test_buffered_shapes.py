@@ -1,0 +1,92 @@
+"""Columns that are added while changes wait to be taken into a buffer."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+#: What is done between two syncs: rows are written before, between and behind the columns' coming.
+CHANGES = {
+    "between": [
+        "alter table p add column t int default 1",
+        "update p set t = 2 where id = 2",
+        "alter table p add column n varchar default 'n'",
+    ],
+    "all around": [
+        "update p set a = 'q' where id = 1",
+        "alter table p add column t int default 1",
+        "insert into p values (4, 'z', 9)",
+        "delete from p where id = 3",
+        "update p set a = 'z', id = 7 where id = 2",
+        "alter table p add column n varchar default 'n'",
+        "update p set a = 'zz' where id = 1",
+    ],
+}
+
+WAYS: dict[str, dict[str, object]] = {
+    "trigger": {"method": "trigger"},
+    "logical": {"method": "logical"},
+    "streaming": {"method": "logical", "streaming": True},
+}
+
+
+def followed(world: World | PostgresWorld, changes: list[str]) -> None:
+    """Change a table whose changes are buffered, and look whether its mirror follows."""
+    world.run("create table p(id integer primary key, a varchar)")
+    world.run("insert into p values (1, 'x'), (2, 'y'), (3, 'y')")
+    assert not world.htap.sync_now().errors
+    world.run(*changes)
+    for behind in ("update p set a = 'more' where id = 1", "insert into p(id) values (11)"):
+        assert not world.htap.sync_now().errors
+        assert world.htap.verify().equal
+        world.assert_equal("p")
+        world.run(behind)
+    assert not world.htap.sync_now().errors
+    world.assert_equal("p")
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("storage", [None, "parquet"])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.each
+def test_a_row_has_what_it_has_in_columns_that_came_later(
+    make_postgres: Callable[..., PostgresWorld],
+    tmp_path: Path,
+    way: str,
+    mode: str,
+    storage: str | None,
+    changes: str,
+) -> None:
+    world = make_postgres(
+        capture={**WAYS[way], "buffer": {"path": tmp_path / "cdc"}}, mode=mode, storage=storage
+    )
+    followed(world, CHANGES[changes])
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_nor_does_a_history_by_triggers_lack_a_version(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path, changes: str
+) -> None:
+    capture = {"method": "trigger", "buffer": {"path": tmp_path / "cdc"}}
+    world = make_postgres(capture=capture, mode="temporal")
+    followed(world, CHANGES[changes])
+    told = {(version["id"], version["a"], version["t"]) for version in world.versions("p")}
+    between: dict[str, set[tuple[int, str, int | None]]] = {
+        "between": {(2, "y", 2)},
+        "all around": {(1, "q", None), (4, "z", 9), (7, "z", 1)},
+    }
+    assert between[changes] <= told
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("storage", [None, "parquet"])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.each
+def test_the_same_holds_for_sqlite(
+    make_world: Callable[..., World], mode: str, storage: str | None, changes: str
+) -> None:
+    followed(make_world(mode=mode, storage=storage, buffered=True), CHANGES[changes])
