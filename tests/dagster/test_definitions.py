@@ -435,6 +435,7 @@ def test_a_session_does_not_end_while_a_cycle_is_under_way(settings: Settings) -
             time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_postgres_source_syncs_and_wakes_the_sensor(
     dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance
 ) -> None:

@@ -559,6 +559,7 @@ def test_what_is_never_deleted_grows_no_faster_with_more_tables(
     assert counts[-1] in ([2, 3], [3, 2])  # three in an hour, in turn
 
 
+@pytest.mark.long
 def test_old_runs_are_deleted_with_their_files(shop: Shop) -> None:
     assert shop.sync().success
     old = shop.instance.get_runs(limit=1)[0].run_id

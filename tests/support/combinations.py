@@ -26,7 +26,10 @@ import pytest
 LEFT_OUT = "combination"
 LONG = "long"
 #: Of tests in other folders, which are small ones, the short form has all combinations.
-SHORTENED = ("tests/behaviour/", "tests/dagster/", "tests/ways/")
+SHORTENED = (
+    *("tests/behaviour/", "tests/dagster/", "tests/ways/"),
+    "tests/contract/test_change_source.py",
+)
 MARKERS = ("each", "pairs", "turns")
 #: Neither form has these: they have targets of their own.
 _ELSEWHERE = ("soak", "cluster")

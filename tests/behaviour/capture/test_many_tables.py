@@ -506,6 +506,7 @@ def test_what_was_read_of_tables_serves_until_a_commit_but_for_more_tables_or_af
     assert asked == [["a"], ["a"], ["a", "b"], ["b", "c"], ["b"], ["b"]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["logical", "trigger", "polling"])
 def test_what_changes_after_tables_were_read_together_is_met(
     way: str, make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch

@@ -126,6 +126,7 @@ def test_a_column_that_was_added_on_a_server_is_something_to_see_to(
     assert_asked_for_once(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ask", [status, query])
 @pytest.mark.parametrize(
     ("method", "broken"),
@@ -152,6 +153,7 @@ def test_capture_that_a_command_made_anew_on_a_server_is_something_to_see_to(
     assert_asked_for_once(world)
 
 
+@pytest.mark.long
 def test_a_table_that_was_published_anew_is_something_to_see_to_once_it_was_asked_for(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:
@@ -204,6 +206,7 @@ def test_a_comparison_that_is_due_on_a_server_makes_the_lag_unknown(
     assert_asked_for_once(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger"])
 def test_a_buffered_table_without_changes_keeps_none_of_another_pending(
     make_postgres: Callable[..., PostgresWorld], tmp_path: Path, method: str

@@ -408,6 +408,7 @@ def test_check_says_once_what_is_found_of_many_tables(
     project: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output.out, "width", 80)
+    monkeypatch.setattr(output.out, "_force_terminal", True)
     world.run(*(f"create table t{n}(id integer primary key, v any_thing)" for n in range(7)))
     world.run(*(f"insert into t{n}(id, v) values (1, 'a'), (2, 3)" for n in range(7)))
     found = json.loads(rhei("check", "--json").stdout)["findings"]

@@ -344,6 +344,7 @@ def test_another_table_is_migrated_or_dropped_while_one_is_copied(
 
 
 # In PostgreSQL a copy has the table open at that step: no migration comes between.
+@pytest.mark.long
 @pytest.mark.parametrize("capture", [name for name in CAPTURES if name.startswith("sqlite")])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("storage", [None, "parquet"])

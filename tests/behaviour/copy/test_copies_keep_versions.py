@@ -101,6 +101,7 @@ def test_what_is_written_while_a_healthy_table_is_repaired_is_kept_version_by_ve
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["logical", "trigger"])
 def test_the_same_beside_a_writer_on_postgres(make_postgres: MakePostgres, method: str) -> None:
     world = make_postgres(mode="temporal", capture={"method": method})
@@ -216,6 +217,7 @@ def test_a_migration_that_overtakes_a_copy_takes_no_version_along(
     _migrate_after_a_copy_was_cut_off(world, step, migration)
 
 
+@pytest.mark.long
 @MIGRATIONS
 @CUT_OFF
 @pytest.mark.parametrize("method", ["logical", "trigger"])
@@ -246,6 +248,7 @@ def test_a_second_migration_after_a_crash_does_not_read_the_buffer_in_a_shape_it
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [Step.ACKNOWLEDGED, Step.COPY_BEGUN])
 def test_versions_written_beside_a_migration_are_kept_by_the_log_of_postgres(
     make_postgres: MakePostgres, step: Step
@@ -308,6 +311,7 @@ def test_a_row_that_fits_no_longer_keeps_its_last_good_version(
     _assert_last_good(world)
 
 
+@pytest.mark.long
 @MIRRORS
 @pytest.mark.parametrize("method", ["logical", "trigger"])
 @pytest.mark.parametrize("step", [None, Step.COPY_BEGUN])

@@ -154,6 +154,7 @@ def test_any_call_to_the_disk_fails(
     fail_at_each(storage, tmp_path, monkeypatch)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("written", "capture"),
     [

@@ -106,6 +106,7 @@ def test_folding_moves_what_has_ended(made: World) -> None:
     assert versions(made, 500) == [(0, "D", False), (2, "I", True)]
 
 
+@pytest.mark.long
 def test_versions_end_in_every_part_of_a_large_segment(make_world: Make) -> None:
     world = make_world(mode="temporal", storage="parquet")
     world.run(

@@ -110,6 +110,7 @@ def test_a_reader_that_knows_no_vectors_refuses(world: World) -> None:
             DeltaTable(folder(world)).to_pyarrow_dataset()
 
 
+@pytest.mark.long
 @BOTH_MODES
 def test_with_and_without_vectors_by_turns(make_world: MakeWorld, mode: str) -> None:
     world = many(make_world(mode=mode))

@@ -74,6 +74,7 @@ def test_a_name_without_a_schema_is_a_mirrored_table_s_wherever_others_have_one(
             assert opened.query("select v from t")["v"].to_pylist() == ["own"]
 
 
+@pytest.mark.long
 @pytest.mark.each
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @pytest.mark.parametrize("kind", [*MADE])
@@ -269,6 +270,7 @@ def test_a_table_of_others_where_snapshots_are_kept_is_left(
     assert world.htap.snapshot("t", {now.date(): now}) == {now.date(): 1}
 
 
+@pytest.mark.long
 def test_a_database_of_others_is_not_replaced_by_a_published_copy(tmp_path: Path) -> None:
     place = tmp_path / "copy.duckdb"
     ask(place, MADE["table"])

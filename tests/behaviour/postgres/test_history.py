@@ -113,6 +113,7 @@ def test_another_key_and_a_dropped_table(
     assert world.htap.verify().equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "parquet"])
 @pytest.mark.parametrize("way", ["logical", "streaming", "buffer", "trigger"])
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "reopened"])

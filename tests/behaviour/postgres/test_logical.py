@@ -554,6 +554,7 @@ def test_no_loss_and_no_doubles_under_concurrent_writers(make_postgres: MakeWorl
     assert len(world.versions("facts")) == len(world.source_rows("facts"))
 
 
+@pytest.mark.long
 def test_a_copy_while_writers_run_has_no_false_versions(make_postgres: MakeWorld) -> None:
     world = make_postgres(mode="temporal", batch_rows=200)
     world.run(

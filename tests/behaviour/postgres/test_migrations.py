@@ -217,6 +217,7 @@ def test_what_is_written_beside_a_migration_is_kept_version_by_version(
     told.assert_told()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["parquet", "buffered"])
 def test_nor_is_it_lost_by_other_mirrors(
     make_postgres: MakePostgres, way: str, tmp_path: Path
@@ -228,6 +229,7 @@ def test_nor_is_it_lost_by_other_mirrors(
     told.assert_told()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("modes", "migrations"),
     [
@@ -300,6 +302,7 @@ def test_a_sync_after_a_migration_that_dies_at_any_step_loses_no_version(
     told.assert_told()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["retire", "go_on_numbering", "enter"])
 def test_a_log_is_made_anew_whole_or_not_at_all(
     make_postgres: MakePostgres, name: str, monkeypatch: pytest.MonkeyPatch

@@ -79,6 +79,7 @@ def test_what_others_did_to_the_slot_is_something_to_see_to(
     assert [row["v"] for row in world.versions("t") if row["id"] == 1] == ["a", "b"]
 
 
+@pytest.mark.long
 def test_a_crash_before_what_was_confirmed_is_noted_has_one_more_sync(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_crash_before_what_was_confirmed_is_noted_has_one_more_sync(
     assert unseen_events(world.settings) == 0
 
 
+@pytest.mark.long
 def test_another_slot_of_the_name_is_left_alone_and_named(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:

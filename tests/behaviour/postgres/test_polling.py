@@ -647,6 +647,7 @@ def test_what_is_pending_is_known_without_the_mirror(make: Make) -> None:
         assert unseen_events(world.settings) == world.htap.sync_status().lag_events == 2
 
 
+@pytest.mark.long
 def test_nothing_is_pending_behind_more_transactions_than_a_position_names(make: Make) -> None:
     world = make()
     with psycopg.connect(world.dsn) as other:
@@ -738,6 +739,7 @@ def test_lag_is_the_time_since_a_change_could_be_seen(make: Make) -> None:
     assert world.htap.sync_status().lag_seconds < 60
 
 
+@pytest.mark.long
 def test_nothing_is_lost_beside_a_busy_writer(make: Make) -> None:
     world = make(mode="temporal")
     world.htap.sync_now()

@@ -56,6 +56,7 @@ def test_a_row_that_fits_the_table_alone_is_written_and_keeps_its_history(
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "way",
     [

@@ -254,6 +254,7 @@ def test_temporal_mirrors_answer_with_what_is_valid_now(
     assert compare(world.htap, "sqlite", 11, 60)["olap"] > 30
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "parquet", "delta"])
 def test_random_queries_of_a_mirror_with_a_past_have_the_answers_of_sqlite(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, storage: str | None

@@ -160,6 +160,7 @@ def test_a_fork_that_outlives_its_parent_keeps_nobody_from_the_mirror(
     see_that_the_next_process_goes_on(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "parquet"])
 def test_a_fork_that_outlives_its_parent_keeps_nobody_from_the_slot(
     make_postgres: Callable[..., PostgresWorld], storage: str | None

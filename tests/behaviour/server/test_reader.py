@@ -91,6 +91,7 @@ def ask_all(settings: Settings, *, joint: bool) -> None:
             several.query(SQL.replace("orders", "shop.orders", 1))
 
 
+@pytest.mark.long
 def test_whoever_has_asked_leaves_no_thread_behind(world: World) -> None:
     """A program that opens and closes for each question would have as many in a few minutes."""
     world.htap.sync_now()

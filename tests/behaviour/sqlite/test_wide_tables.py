@@ -35,6 +35,7 @@ WRITES = (
 )
 
 
+@pytest.mark.long
 @BOTH_MODES
 def test_a_mirror_follows_every_statement_over_a_table_of_more_columns_than_one_join_names(
     make_world: MakeWorld, mode: str
