@@ -19,7 +19,6 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.errors import (
-    MirrorBusyError,
     MirrorDamagedError,
     QueryError,
     RheiError,
@@ -577,11 +576,8 @@ class DuckDBMirror:
         with self._door.shut_if_empty() as is_empty:
             if is_empty:
                 self._let_go()
-                try:
-                    self._connect_again(0)
-                except MirrorBusyError:
-                    self._connect_again(REOPENED_SECONDS)
-                    self._forget()
+                self._connect_again(REOPENED_SECONDS)
+                self._forget()
 
     def _end_queries(self) -> None:
         for cancel in [*self._under_way]:

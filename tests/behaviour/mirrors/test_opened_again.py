@@ -1,5 +1,7 @@
 """A DuckDB file that is opened again: texts that this process compressed are slow to read."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -193,6 +195,33 @@ def test_what_another_program_wrote_meanwhile_is_met(
     work = "held.execute('create table theirs as select 7 as x')"
     with kept_by_another_program(world, monkeypatch, work), pytest.raises(MirrorBusyError):
         world.htap.sync_now()
+    world.run("create table theirs(id integer primary key)")
+    assert "theirs" in world.htap.sync_now().errors
+    assert world.htap.query("select x from theirs", hint="olap")["x"].to_pylist() == [7]
+    world.assert_equal("t")
+
+
+def test_so_is_what_another_program_wrote_that_has_let_go_of_it(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    change(world)
+    world.htap.maintain()
+    change(world)
+
+    def connect_late(path: str, *given: Any) -> duckdb.DuckDBPyConnection:
+        patched.undo()
+        program = "import duckdb, sys; duckdb.connect(sys.argv[1]).execute(sys.argv[2])"
+        work = "create table theirs as select 7 as x"
+        subprocess.run([sys.executable, "-c", program, path, work], check=True)
+        return connect_once_free(path, *given)
+
+    world.run("insert into t(v) values ('pending')")
+    with monkeypatch.context() as patched:
+        patched.setattr(duckdb_mirror, "connect_once_free", connect_late)
+        assert not world.htap.sync_now().errors
     world.run("create table theirs(id integer primary key)")
     assert "theirs" in world.htap.sync_now().errors
     assert world.htap.query("select x from theirs", hint="olap")["x"].to_pylist() == [7]
