@@ -200,7 +200,7 @@ def test_postgres_keys_that_are_equal_follow_the_source(
     capture = dict(POSTGRES_WAYS[way])
     if "buffer" in capture:
         capture["buffer"] = {"path": tmp_path / "cdc"}
-    names = ["citext", "numeric", "interval", "double", "single", "padded", "zoned"]
+    names = ["citext", "numeric", "interval", "double", "single", "padded", "blanks", "zoned"]
     tables = [{"name": f"k_{name}"} for name in names]
     world = make_postgres(mode=mode, storage=storage, capture=capture, tables=tables)
     world.run(
@@ -212,6 +212,7 @@ def test_postgres_keys_that_are_equal_follow_the_source(
         "create table k_double(id float8 primary key, v int)",
         "create table k_single(id float4, n int, v int, primary key(id, n))",
         "create table k_padded(id char(5) primary key, v int)",
+        "create table k_blanks(id bpchar primary key, v int)",
         "create table k_zoned(id timestamptz primary key, v int)",
         "insert into k_citext values ('abc', 1), ('x', 1)",
         "insert into k_numeric values (1.0, 1), (2.5, 1)",
@@ -219,6 +220,7 @@ def test_postgres_keys_that_are_equal_follow_the_source(
         "insert into k_double values (0.0, 1), (1, 1), ('NaN', 1)",
         "insert into k_single values (0.0, 1, 1), (1, 1, 1), ('NaN', 1, 1)",
         "insert into k_padded values ('a', 1), ('b', 1)",
+        "insert into k_blanks values ('a  ', 1), ('b', 1)",
         "insert into k_zoned values ('2024-01-01 00:00:00+00', 1)",
     )
     rounds = [
@@ -229,6 +231,7 @@ def test_postgres_keys_that_are_equal_follow_the_source(
             "update k_double set id = '-0.0', v = 2 where id = 0",
             "update k_single set id = '-0.0', v = 2 where id = 0",
             "update k_padded set id = 'a ', v = 2 where id = 'a'",
+            "update k_blanks set id = 'a', v = 2 where id = 'a'",
             "update k_zoned set id = '2024-01-01 01:00:00+01', v = 2",
         ],
         ["update k_double set id = 0.0 where id = 0", "update k_single set id = 0.0 where id = 0"],
@@ -239,6 +242,8 @@ def test_postgres_keys_that_are_equal_follow_the_source(
             "insert into k_citext values ('aBc', 3)",
             "delete from k_interval where id = '30 days'",
             "insert into k_interval values ('720:00:00', 4)",
+            "delete from k_blanks where id = 'b'",
+            "insert into k_blanks values ('b ', 4)",
             "delete from k_double where id = 0",
             "insert into k_double values ('-0.0', 4)",
         ],

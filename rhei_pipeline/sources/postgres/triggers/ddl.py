@@ -60,6 +60,8 @@ OWN_TABLES = (
 _EXACT = {16, 17, 20, 21, 23, 25, 26, 1043, 1082, 1114, 1184, 2950}
 #: real and double precision: 0.0 and -0.0 are one key to the mirror, as they are to the index.
 _FLOATING = {700, 701}
+#: character(n), and bpchar without a length, whose values are equal whatever blanks end them.
+_BLANK_PADDED = 1042
 _EVENTS = {
     "insert": "referencing new table as _rhei_new",
     "update": "referencing old table as _rhei_old new table as _rhei_new",
@@ -166,7 +168,13 @@ class LoggedColumn:
     def same(self, left: str, right: str) -> str:
         """Return SQL that compares two values: equal, and one key."""
         equal = f"{left} {self.equals} {right}"
-        return equal if self.is_exact else f"{equal} and {_bytes(left)} = {_bytes(right)}"
+        return equal if self.is_exact else f"{equal} and {self.form(left)} = {self.form(right)}"
+
+    def form(self, value: str) -> str:
+        """Return SQL that tells apart how a value is written, and compares that by its bytes."""
+        # As text, it has no blanks at its end.
+        text = f"textin(bpcharout({value}))" if self.base == _BLANK_PADDED else f"{value}::text"
+        return f'({text} collate "C")'
 
 
 def columns_of(connection: Connection, oids: Collection[int]) -> dict[int, dict[str, LoggedColumn]]:
@@ -453,7 +461,7 @@ class TableLog:
         its own statistics of a log that is pruned all the time are not useful.
         """
         keys = [(column, self.places[column.name]) for column in self.key_columns]
-        apart = [place if c.is_exact_in_log else f"{place}, {_bytes(place)}" for c, place in keys]
+        apart = [place if c.is_exact_in_log else f"{place}, {c.form(place)}" for c, place in keys]
         on = " and ".join(
             column.same(f"t.{quote(column.name)}", column.native(f"k.{place}"))
             for column, place in keys
@@ -510,7 +518,3 @@ def _lost() -> str:
 
 def _literals(texts: Iterable[str]) -> str:
     return ", ".join(map(literal, texts))
-
-
-def _bytes(value: str) -> str:
-    return f'({value}::text collate "C")'
