@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rhei_pipeline.settings.model import Settings
 
 #: How the files end in which a reader notes its progress.
-_NOTES = (".polled.json", ".slot.json")
+_NOTES = (".polled.json", ".slot.json", ".read.json")
 #: What SQLite, DuckDB and this package keep beside a file, by the end of its name.
 _BESIDE = (
     *("", "-wal", "-shm", "-journal", ".wal", ".last", ".lock", ".lock.turn"),

@@ -65,6 +65,15 @@ def _write(path: Path, noted: Mapping[str, Position]) -> None:
     beside.replace(path)
 
 
+def was_put_back(noted: Mapping[str, Position], recorded: Mapping[str, Position]) -> bool:
+    """Return whether a source has an earlier record of a reader than it noted, or is another one.
+
+    What is noted is never ahead of a source's own record, unless an older state was put back.
+    """
+    found = ((at, recorded.get(name, at)) for name, at in noted.items())
+    return any(now.order < at.order or now.proof != at.proof for at, now in found)
+
+
 def read(path: Path) -> dict[str, Position]:
     """Return what was recorded; nothing where that cannot be read."""
     try:

@@ -100,7 +100,7 @@ def open_source(
 ) -> PostgresTriggerSource | LogicalSource:
     """Open capture by triggers or from the server's log, as the settings say."""
     if settings.capture_method == "trigger":
-        return PostgresTriggerSource(database, reader, options)
+        return PostgresTriggerSource(database, reader, options, notes)
     return LogicalSource(
         database,
         reader,
@@ -114,7 +114,7 @@ def open_source(
 def unread(settings: Settings, database: PostgresDatabase, reader: str, notes: Path) -> int | None:
     """Count the events that a reader has not acknowledged; None: it never came."""
     if settings.capture_method == "trigger":
-        return unacknowledged(database, reader)
+        return unacknowledged(database, reader, notes)
     return of_log.unconfirmed(database, reader, settings.capture.publication, notes)
 
 

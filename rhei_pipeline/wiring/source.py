@@ -32,6 +32,8 @@ from rhei_pipeline.wiring.masking import declared_masks, known_to_source
 from rhei_pipeline.wiring.table_options import poll_options, table_options
 
 _POSTGRES = "a PostgreSQL source"
+#: What a reader's notes are called, by how changes are captured.
+_NOTES = {"polling": "polled", "logical": "slot", "trigger": "read"}
 
 
 class SourceDatabase(Database, Protocol):
@@ -115,13 +117,13 @@ def open_source(
     options = table_options(settings, registry)
     if settings.capture_method == "polling":
         return _open_polling(settings, database, registry, _notes_path(settings, reader))
+    notes = _notes_path(settings, reader)
     if isinstance(database, SqliteDatabase):
-        return SqliteTriggerSource(database, reader, options, known_to_source(registry))
+        return SqliteTriggerSource(database, reader, options, known_to_source(registry), notes)
     if settings.source.kind == "log":
         return EventLogSource(log_of(database), reader, options)
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
-    notes = _notes_path(settings, reader)
     return postgres.open_source(settings, postgres.of_postgres(database), reader, options, notes)
 
 
@@ -193,7 +195,7 @@ def unread(settings: Settings, reader: str) -> int | None:
         if settings.capture_method == "polling":
             return _unpolled(settings, database, reader)
         if isinstance(database, SqliteDatabase):
-            return unacknowledged(database, reader)
+            return unacknowledged(database, reader, _notes_path(settings, reader))
         if settings.source.kind == "log":
             return unapplied(log_of(database), reader)
         with needs_extra("postgres", _POSTGRES):
@@ -355,7 +357,7 @@ def _open_polling(
 
 def _notes_path(settings: Settings, reader: str) -> Path:
     """Return where a reader notes how far it has come, where the source does not say it."""
-    kind = "polled" if settings.capture_method == "polling" else "slot"
+    kind = _NOTES.get(settings.capture_method, "read")
     return settings.registry.path.with_name(f"{reader}.{kind}.json")
 
 

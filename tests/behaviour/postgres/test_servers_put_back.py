@@ -15,6 +15,7 @@ import pytest
 
 from rhei_pipeline import SourceUnreachableError
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.wiring.engine import unseen_events
 from tests.support.fix_postgres import INSTALLED, PostgresWorld, database, skip_without
 from tests.support.installed_postgres import InstalledServer, binaries, give
 
@@ -164,6 +165,39 @@ def test_a_copy_that_had_begun_does_not_go_on_with_rows_that_are_gone(
         world.assert_equal(*TABLES)
     finally:
         world.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", MODES)
+def test_a_server_that_was_put_back_is_something_to_see_to(
+    server: InstalledServer, disks: Path, tmp_path: Path, mode: str
+) -> None:
+    """Though nothing is pending in the state that was put back, and nothing is written since."""
+    buffered = {"method": "trigger", "buffer": {}}
+    with ExitStack() as stack:
+        worlds = [
+            _world(server, tmp_path / name, capture=capture, mode=mode)
+            for name, capture in {**CAPTURES, "buffered triggers": buffered}.items()
+            if name != "polling"  # a reconciliation is always due
+        ]
+        for world in worlds:
+            stack.callback(world.close)
+            world.htap.sync_now()
+            world.crash()
+            assert unseen_events(world.settings) == 0
+        _restart(worlds, lambda: server.keep(disks / "kept"))
+        for world in worlds:
+            _update(world, "since", "id < 4", "lost")
+            world.htap.sync_now()
+            world.crash()
+        _restart(worlds, lambda: server.put_back(disks / "kept"))
+        for world in worlds:
+            assert unseen_events(world.settings) != 0, world.capture
+        for world in worlds:
+            world.htap.sync_now()
+            world.assert_equal(*TABLES)
+            world.crash()
+            assert unseen_events(world.settings) == 0, world.capture
 
 
 def _written_and_lost(world: PostgresWorld) -> set[Version]:

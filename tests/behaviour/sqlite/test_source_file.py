@@ -13,6 +13,7 @@ import rhei_pipeline as rhei
 from rhei_pipeline import Settings
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import SourceError
+from rhei_pipeline.wiring.engine import unseen_events
 from tests.support.fix_world import World
 from tests.support.refusals import refused
 
@@ -106,6 +107,33 @@ def test_a_backup_written_into_the_file_is_followed(make: MakeWorld, mode: str, 
         kept.backup(world.app)
     world.htap.sync_now()
     world.assert_equal("t")
+
+
+@pytest.mark.parametrize("way", ["trigger", "buffer"])
+def test_an_older_file_put_in_its_place_is_something_to_see_to(make: MakeWorld, way: str) -> None:
+    """Though nothing is pending in it, and nothing is written since."""
+    world = make(way, "temporal")
+    older = world.directory / "older.db"
+    world.run(f"vacuum into '{older}'", "update t set v = 'lost'")
+    world.htap.sync_now()
+    world.crash()
+    assert unseen_events(world.settings) == 0
+    (note,) = world.directory.glob("*.read.json")
+    before = note.read_text("utf-8")
+    swap(world, older)
+    assert unseen_events(world.settings) is None
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.crash()
+    assert unseen_events(world.settings) == 0
+    # A crash before what was acknowledged is noted, and an older version that noted nothing.
+    note.write_text(before, "utf-8")
+    world.run("update t set v = 'c'")
+    world.htap.sync_now()
+    world.crash()
+    assert unseen_events(world.settings) == 0
+    note.unlink()
+    assert unseen_events(world.settings) == 0
 
 
 def test_writes_and_reads_of_the_source_go_to_the_file_that_is_there(

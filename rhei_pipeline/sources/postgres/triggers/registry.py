@@ -86,7 +86,7 @@ where to_regclass('{SCHEMA}.log_' || relation) is not null
 """
 #: Of a table that is no more, keys without rows tell nothing.
 _POSITIONS = f"""
-select m.relation::bigint, m.snapshot::text, m.marker, m.marked_by::text
+select m.relation::bigint, m.snapshot::text, m.position, m.marker, m.marked_by::text
 from {SCHEMA}.consumer m where m.mirror = %s
     and (exists (select from pg_class where oid = m.relation)
          or exists (select from {SCHEMA}.capture c where c.relation = m.relation and c.images))
@@ -458,10 +458,12 @@ class AcknowledgedPlace:
 
     Attributes:
         snapshot: The changes that it sees.
+        order: How many transactions it sees.
         marker, marked_by: The entry that was noted then, which the log keeps; 0 for none.
     """
 
     snapshot: str
+    order: int
     marker: int
     marked_by: str | None
 

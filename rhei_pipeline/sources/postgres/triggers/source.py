@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ from rhei_pipeline.model.missing_table import no_such_table
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
+from rhei_pipeline.sources import progress_notes
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.postgres.added_columns import added_values
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified, read_table
@@ -64,6 +66,7 @@ from rhei_pipeline.sources.postgres.triggers.snapshot import (
     log_is_gone,
     unseen,
 )
+from rhei_pipeline.sources.progress_notes import Notes
 
 #: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
 _LOCK_TIMEOUT = "1s"
@@ -115,6 +118,7 @@ class PostgresTriggerSource:
         database: The source.
         mirror_id: Who reads: several mirrors may follow one source, each at its own pace.
         options: Partial replication, chosen keys, given types, by table.
+        notes: A file with what was acknowledged, for other processes; never read here.
 
     Not for several threads at once; the caller holds a lock around its work.
     """
@@ -124,8 +128,10 @@ class PostgresTriggerSource:
         database: PostgresDatabase,
         mirror_id: str,
         options: Mapping[str, TableOptions] | None = None,
+        notes: Path | None = None,
     ) -> None:
         self._database = database
+        self._notes = Notes(notes)
         self._mirror_id = mirror_id
         self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
         self._memory = TriggerMemory()
@@ -318,12 +324,15 @@ class PostgresTriggerSource:
         news = self._acknowledged.news(needed_from)
         if not news:
             return 0
+        noted = dict[str, Position]()
         with self._writing() as connection:
             forgotten = [
-                self._acknowledge(connection, position, prune=prune) for position in news.values()
+                self._acknowledge(connection, position, noted, prune=prune)
+                for position in news.values()
             ]
             registry.forget_the_absent(connection)
         self._acknowledged.note(news)
+        self._notes.write(noted)
         return sum(forgotten)
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
@@ -360,6 +369,7 @@ class PostgresTriggerSource:
         """Delete the source's records of this mirror."""
         with self._writing(lasting=True) as connection:
             registry.forget(connection, self._mirror_id)
+        self._notes.forget()
 
     def redeclare(self, name: str, options: TableOptions, _polling: PollOptions) -> None:
         """Take what is said of a table from now on."""
@@ -538,7 +548,14 @@ class PostgresTriggerSource:
             names += before.needed_of(entry.columns)
         return entry.log(key, list(dict.fromkeys(names)), images=images)
 
-    def _acknowledge(self, connection: Connection, position: Position, *, prune: bool) -> int:
+    def _acknowledge(
+        self,
+        connection: Connection,
+        position: Position,
+        noted: dict[str, Position],
+        *,
+        prune: bool,
+    ) -> int:
         proof = Proof.parse(position.proof)
         found = self._registered.with_log(proof.identity) if proof else None
         if found is None or proof is None or not found.has_log:
@@ -549,6 +566,7 @@ class PostgresTriggerSource:
             registry.note_seen(connection, self._mirror_id, relation)
             return 0
         registry.acknowledge(connection, self._mirror_id, relation, position.order, proof)
+        noted[str(relation)] = Position(position.order, self._origin)
         if not prune:
             return 0
         drop_passed(connection, found.formers)
@@ -568,13 +586,18 @@ class PostgresTriggerSource:
             yield self._connection
 
 
-def unacknowledged(database: PostgresDatabase, mirror_id: str) -> int | None:
+def unacknowledged(database: PostgresDatabase, mirror_id: str, notes: Path) -> int | None:
     """Count the events that a mirror has not acknowledged, without opening the mirror.
 
-    None when the source does not know the mirror: everything is still to be done.
+    None when the source does not know the mirror, or an older state of it was put back: only a
+    sync can tell what is to be done.
     """
     with database.translated(), database.connect() as connection:
         positions = registry.positions(connection, mirror_id)
+        server = origin(connection)
+        recorded = {str(of): Position(at.order, server) for of, at in positions.items()}
+        if progress_notes.was_put_back(progress_notes.read(notes), recorded):
+            return None
         standing = registry.standing(connection) if positions else set()
         formers = registry.formers_of(connection, list(positions)) if positions else {}
         return unseen(connection, positions, standing, formers) if positions else None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,8 +20,10 @@ from rhei_pipeline.model.changes import Position, RowBatch
 from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
+from rhei_pipeline.sources import progress_notes
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.catalog_cache import CatalogCache
+from rhei_pipeline.sources.progress_notes import Notes
 from rhei_pipeline.sources.sqlite.added_columns import added_values
 from rhei_pipeline.sources.sqlite.arrow_rows import ArrowRows, StateProof
 from rhei_pipeline.sources.sqlite.catalog import (
@@ -84,6 +87,7 @@ class SqliteTriggerSource:
         mirror_id: Who reads: several mirrors may follow one source, each at its own pace.
         options: Partial replication, chosen keys, given types, by table.
         known: Returns the table as it is mirrored, by name; None when it is not yet.
+        notes: A file with what was acknowledged, for other processes; never read here.
 
     Not for several threads at once; the caller holds a lock around its work.
     """
@@ -94,8 +98,10 @@ class SqliteTriggerSource:
         mirror_id: str,
         options: Mapping[str, TableOptions] | None = None,
         known: Callable[[str], Table | None] = _unknown,
+        notes: Path | None = None,
     ) -> None:
         self._database = database
+        self._notes = Notes(notes)
         self._known = known
         self._mirror_id = mirror_id
         self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
@@ -384,6 +390,7 @@ class SqliteTriggerSource:
             self._note_read(news)
             pruned = self._prune_few(self._prunable(news)) if prune else 0
         self._acknowledged.note(news)
+        self._notes.write({name: Position(at.order, "") for name, at in news.items()})
         if pruned is None:
             return sum(self._prune(name) for name in self._prunable(news))
         return pruned
@@ -426,6 +433,7 @@ class SqliteTriggerSource:
                     "delete from _rhei_consumer where mirror = ?", (self._mirror_id,)
                 )
             needs.forget(self._connection, self._mirror_id)
+        self._notes.forget()
 
     def redeclare(self, name: str, options: TableOptions, _polling: PollOptions) -> None:
         """Take what is said of a table from now on."""
@@ -568,10 +576,11 @@ def _logging(source: SqliteTable, mode: Mode, key: Sequence[str]) -> list[str]:
     return [*statements, keyless_insert(source, key)] if source.nullable_key else statements
 
 
-def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:
+def unacknowledged(database: SqliteDatabase, mirror_id: str, notes: Path) -> int | None:
     """Count the events that a mirror has not acknowledged, without opening the mirror.
 
-    None when the source does not know the mirror: everything is still to be done.
+    None when the source does not know the mirror, or an older state of it was put back: only a
+    sync can tell what is to be done.
     """
     with database.reader() as connection:
         capture_format.refuse_newer(connection, database.path)
@@ -580,7 +589,8 @@ def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:
         positions = connection.execute(
             "select tbl, seq from _rhei_consumer where mirror = ?", (mirror_id,)
         ).fetchall()
-        if not positions:
+        recorded = {name: Position(place, "") for name, place in positions}
+        if not positions or progress_notes.was_put_back(progress_notes.read(notes), recorded):
             return None
         logs = LogCatalog(connection)
         return sum(_behind(logs, name, place) for name, place in positions)
