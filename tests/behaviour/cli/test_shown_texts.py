@@ -13,6 +13,10 @@ from rhei_pipeline.cli import output
 from rhei_pipeline.cli.main import app
 
 WIDTH = 80
+DECLARED = (
+    "source: {path: app.db}\nmirror: {path: m.duckdb}\nmode: temporal\n"
+    "registry: {path: registry.json}\n"
+)
 #: A link, Japanese, an escape that names the window, a bell, and a turned direction.
 TEXTS = [
     f"https://example.com/{'a1' * 70}/end",
@@ -34,10 +38,7 @@ WRITTEN_OUT = {
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(output.out, "width", WIDTH)
-    Path("pipeline.yaml").write_text(
-        "source: {path: app.db}\nmirror: {path: m.duckdb}\nmode: temporal\n"
-        "registry: {path: registry.json}\n"
-    )
+    Path("pipeline.yaml").write_text(DECLARED)
     return tmp_path / "app.db"
 
 
@@ -118,8 +119,7 @@ def test_what_is_found_is_a_line_for_each_sentence_where_nobody_watches(file: Pa
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("create table people(id integer primary key)")
         connection.execute("create table keyless(name)")
-    with Path("pipeline.yaml").open("a") as declaration:
-        declaration.write("tables: [{name: people}, {name: keyless}]\n")
+    Path("pipeline.yaml").write_text(f"{DECLARED}tables: [{{name: people}}, {{name: keyless}}]\n")
     lines = shown("check", code=1).splitlines()
     about = next(place for place, line in enumerate(lines) if "keyless" in line)
     labels = [line.strip().partition(":")[0] for line in lines[about + 1 : about + 3]]
