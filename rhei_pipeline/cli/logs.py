@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from rhei_pipeline.cli.output import print_text
+from rhei_pipeline.cli.printable import printable
 from rhei_pipeline.model.log_context import current_cycle
 
 
 def log_to_stderr(*, as_json: bool) -> None:
     """Send the log of this package to standard error, and other libraries' in the same form."""
     handler = _StandardError()
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    plain = _Plain("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(json_lines() if as_json else plain)
     root = logging.getLogger()
     root.handlers[:] = [each for each in root.handlers if not isinstance(each, _StandardError)]
@@ -57,6 +58,14 @@ def _complete(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapp
     if raised := line.pop("exc_info", None):
         line["error"] = raised[0].__name__
     return line
+
+
+class _Plain(logging.Formatter):
+    """Writes lines that have no effect on the terminal they come to."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record's text."""
+        return printable(super().format(record))
 
 
 class _Told(logging.Handler):

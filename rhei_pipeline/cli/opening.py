@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhei_pipeline.cli.options import DEFAULT_CONFIG
 from rhei_pipeline.cli.output import err, notes
+from rhei_pipeline.cli.printable import printable
 from rhei_pipeline.cli.shard_choice import chosen_of
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def errors_at_the_end() -> Iterator[None]:
 @contextmanager
 def progress_shown(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:  # noqa: FBT001
     """Show how far each table's copy is; the function given takes table, rows and total."""
+    from rich.markup import escape
     from rich.progress import Progress
 
     # By the console that errors are printed on: what is told meanwhile is told above it.
@@ -79,7 +81,7 @@ def progress_shown(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:  #
 
         def advance(table: str, rows: int, total: int) -> None:
             if table not in tasks:
-                tasks[table] = progress.add_task(f"copying {table}", total=total)
+                tasks[table] = progress.add_task(escape(printable(f"copying {table}")), total=total)
             progress.update(tasks[table], completed=rows, total=max(total, rows))
 
         yield advance

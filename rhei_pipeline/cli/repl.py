@@ -15,6 +15,7 @@ from rhei_pipeline.cli.output import (
     rows_counted,
     say,
 )
+from rhei_pipeline.cli.printable import printable
 from rhei_pipeline.cli.rows import OutputFormat, RowWriter
 from rhei_pipeline.cli.statements import keywords, says_something, whole_statements
 from rhei_pipeline.cli.watching import watch
@@ -177,7 +178,8 @@ class Shell:
         side, reason = (labels.get(name, b"").decode() for name in (b"rhei.engine", b"rhei.reason"))
         if not self._is_script:
             took = f" in {seconds * 1000:.1f} ms" if self._shows_time else ""
-            out.print(f"{rows_counted(found.num_rows)}{took} from {side}: {reason}", markup=False)
+            told = printable(f"{rows_counted(found.num_rows)}{took} from {side}: {reason}")
+            out.print(told, markup=False)
 
     def _command(self, line: str) -> None:
         word, _, rest = line[1:].rstrip(";").partition(" ")
@@ -221,7 +223,7 @@ class Shell:
     def _route(self, sql: str) -> None:
         route = route_of(self._htap, sql.rstrip(";") or self._asked_last(), self._hint)
         how_new = f"; {route.freshness}" if route.freshness else ""
-        out.print(f"{route.engine}: {route.reason}{how_new}", markup=False)
+        out.print(printable(f"{route.engine}: {route.reason}{how_new}"), markup=False)
 
     def _sync(self, _: str) -> None:
         report = self._htap.sync_now()

@@ -1,6 +1,7 @@
 """How an answer's rows are written: a table for people, and formats for programs and files."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,6 +35,8 @@ class OutputFormat(StrEnum):
     PARQUET = "parquet"
 
 
+#: What ends a line of Markdown.
+_END = re.compile("\r\n?|\n")
 _BY_SUFFIX = {
     ".json": OutputFormat.JSON,
     ".ndjson": OutputFormat.NDJSON,
@@ -193,7 +196,7 @@ def _write_markdown(table: "pa.Table", to: IO[bytes]) -> None:
 def _cell(value: object) -> str:
     """Return a value as text that ends neither the cell nor the line."""
     text = "" if value is None else value if isinstance(value, str) else _word(value)
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
+    return _END.sub("<br>", text.replace("\\", "\\\\").replace("|", "\\|"))
 
 
 def _word(value: object) -> str:

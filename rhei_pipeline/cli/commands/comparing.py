@@ -17,7 +17,7 @@ from rhei_pipeline.cli.options import (
     example,
     exit_if,
 )
-from rhei_pipeline.cli.output import name_errors, name_not_followed, say, show
+from rhei_pipeline.cli.output import name_errors, name_not_followed, print_text, say, show
 from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
 from rhei_pipeline.model.report import counted, values
 
@@ -116,18 +116,16 @@ def _named_range(table: str, part: "KeyRange") -> str:
 
 def _name_contradictions(found: "TableVerification") -> None:
     if found.duplicate:
-        typer.echo(
+        print_text(
             f"table {found.table!r}: {found.duplicate} keys have more than one row in the mirror,"
             f" such as {found.samples['duplicate'][0]}; 'rhei repair {found.table}' leaves one",
-            err=True,
         )
     if found.broken_history:
-        typer.echo(
+        print_text(
             f"table {found.table!r}: the history of {found.broken_history} keys contradicts"
             f" itself, such as {found.samples['broken_history'][0]}; 'rhei repair {found.table}'"
             " ends versions that overlap, and 'rhei drop-table' with --keep-as sets aside a"
             " history that it cannot repair",
-            err=True,
         )
 
 

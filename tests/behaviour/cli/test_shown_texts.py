@@ -1,6 +1,8 @@
 """What a person is shown of a source's texts: every character, and no effect on the terminal."""
 
+import logging
 import random
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -10,13 +12,10 @@ from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from rhei_pipeline.cli import output
+from rhei_pipeline.cli.logs import log_to_stderr
 from rhei_pipeline.cli.main import app
 
 WIDTH = 80
-DECLARED = (
-    "source: {path: app.db}\nmirror: {path: m.duckdb}\nmode: temporal\n"
-    "registry: {path: registry.json}\n"
-)
 #: A link, Japanese, an escape that names the window, a bell, and a turned direction.
 TEXTS = [
     f"https://example.com/{'a1' * 70}/end",
@@ -38,7 +37,10 @@ WRITTEN_OUT = {
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(output.out, "width", WIDTH)
-    Path("pipeline.yaml").write_text(DECLARED)
+    Path("pipeline.yaml").write_text(
+        "source: {path: app.db}\nmirror: {path: m.duckdb}\nmode: temporal\n"
+        "registry: {path: registry.json}\n"
+    )
     return tmp_path / "app.db"
 
 
@@ -119,7 +121,8 @@ def test_what_is_found_is_a_line_for_each_sentence_where_nobody_watches(file: Pa
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("create table people(id integer primary key)")
         connection.execute("create table keyless(name)")
-    Path("pipeline.yaml").write_text(f"{DECLARED}tables: [{{name: people}}, {{name: keyless}}]\n")
+    declared = Path("pipeline.yaml")
+    declared.write_text(f"{declared.read_text()}tables: [{{name: people}}, {{name: keyless}}]\n")
     lines = shown("check", code=1).splitlines()
     about = next(place for place, line in enumerate(lines) if "keyless" in line)
     labels = [line.strip().partition(":")[0] for line in lines[about + 1 : about + 3]]
@@ -135,3 +138,23 @@ def test_a_table_that_was_dropped_is_told_without_what_was_not_asked_for(file: P
     assert "kept as" in shown("drop-table", "people", "--keep-as", "former", "--yes")
     shown("sync")
     assert "kept as" not in shown("drop-table", "people", "--discard-history", "--yes")
+
+
+def test_the_log_for_people_has_no_effect_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_to_stderr(as_json=False)
+    logging.getLogger("rhei_pipeline.sync").warning("PostgreSQL refused: %s", TEXTS[2])
+    said = capsys.readouterr().err
+    assert said.endswith(f"{''.join(WRITTEN_OUT.get(each, each) for each in TEXTS[2])}\n")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_no_end_of_line_in_a_value_ends_the_row_of_a_markdown_table(file: Path, end: str) -> None:
+    with sqlite3.connect(file) as source:
+        source.execute("create table t(id integer primary key, v text)")
+        source.execute("insert into t values (1, ?)", (f"one{end}two",))
+    source.close()
+    printed = shown("query", "select v from t", "--format", "markdown")
+    assert re.split("\r\n?|\n", printed)[2:] == ["| one<br>two |", ""]
