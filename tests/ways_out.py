@@ -7,7 +7,7 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
     "drop one that nobody needs (select slot_name from pg_replication_slots where not active), or raise max_replication_slots and restart the server": "tests/behaviour/postgres/test_moved_slots.py::test_a_server_that_makes_no_slot_says_what_it_lacks",
-    "it has another plugin, or is used in another database; if nobody needs it, end the session that uses it, and run: select pg_drop_replication_slot('{}'); the next sync creates it again, and copies tables by their difference": "tests/behaviour/postgres/test_moved_slots.py::test_another_slot_of_the_name_is_left_alone_and_named",
+    "it has another plugin; if nobody needs it, end the session that uses it, and run: {}; the next sync creates it again, and copies tables by their difference": "tests/behaviour/postgres/test_moved_slots.py::test_another_slot_of_the_name_is_left_alone_and_named",
     "have SQLITE_TMPDIR or TMPDIR name one, then try again": "tests/behaviour/faults/test_temporary_places.py::test_sqlite_that_can_sort_nowhere_is_not_said_to_have_a_bad_file",
     "make room in the system's temporary directory, or have TMPDIR name another, then sync": "tests/behaviour/faults/test_temporary_places.py::test_a_log_that_finds_no_temporary_place_is_named_and_read_later",
     "give this user write access to the mirror's folder, or to the working directory where mirror.path is ':memory:', or raise mirror.memory_limit": "tests/behaviour/faults/test_temporary_places.py::test_a_mirror_in_memory_names_the_place_that_it_cannot_write",
@@ -279,7 +279,7 @@ FOLLOWED = {
     "give each a capture.buffer.path of its own; where only this mirror is in use, delete the buffer, and its tables are copied again; where 'rhei adopt' was cut off, run it again": "tests/behaviour/capture/test_buffer_owners.py::test_two_mirrors_without_a_name_do_not_share_a_buffer_unseen",
     "give capture.buffer.path a directory that is empty, or not there yet": "tests/behaviour/capture/test_buffer_owners.py::test_a_log_of_an_applications_events_is_no_buffer",
     "give the application's events a directory of their own": "tests/behaviour/capture/test_buffer_owners.py::test_a_buffer_takes_no_events_of_an_application",
-    "if so, run 'rhei adopt --as-copy' for one of the two mirrors; if not, drop the slot in its database: select pg_drop_replication_slot('{}')": "tests/behaviour/mirrors/test_adopted_copies.py::test_copies_that_an_older_version_adopted_do_not_drop_each_others_slots",
+    "if so, run 'rhei adopt --as-copy' for one of the two mirrors; if not, drop the slot in its database: {}": "tests/behaviour/mirrors/test_adopted_copies.py::test_copies_that_an_older_version_adopted_do_not_drop_each_others_slots",
     "give this pipeline a mirror.path of its own; if it was renamed, run 'rhei adopt'": "tests/ways/test_pipelines.py::test_a_renamed_pipeline_adopts_its_mirror",
     "give this pipeline a mirror.path of its own; if the database was moved, run 'rhei adopt', and the mirror follows it from then on": "tests/behaviour/mirrors/test_ownership.py::test_a_polled_database_that_was_moved_is_refused_until_it_is_adopted",
     "give this user read access; a database in WAL mode also needs its -shm and -wal files, which exist only while it is open, or write access to their folder": "tests/ways/test_files.py::test_access_to_the_source_is_given",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rhei_pipeline.buffer.confirmation import unapplied_events
+from rhei_pipeline.buffer.confirmation import file_of, unapplied_events
 from rhei_pipeline.buffer.log import LOG, OWNER, ChangeLog
 from rhei_pipeline.buffer.source import is_begun
 from rhei_pipeline.errors import CaptureError, MirrorBusyError, MirrorError, SchemaError
@@ -216,8 +216,12 @@ def adopt(settings: Settings, *, as_copy: bool = False) -> Adoption:
         readers = _readers(settings, mirror, log)
         owner = _record(settings, database, mirror, uuid.uuid4().hex if is_new else None)
         give_to(settings.registry.path, mirror.mirror_id, owner.former)
+        is_other = log is not None and _mirror_of(log) != mirror.mirror_id
+        if settings.capture.buffer is not None and (is_new or is_other):
+            # By it a sensor would ask how far the former reader is, and see nothing to do.
+            file_of(settings.capture.buffer.path).unlink(missing_ok=True)
         if log is not None:
-            _claim_log(log, owner, mirror.mirror_id, is_new=_mirror_of(log) != mirror.mirror_id)
+            _claim_log(log, owner, mirror.mirror_id, is_new=is_other)
         now = {mirror.mirror_id, *([log.log_id] if log else [])}
         left = left_slots(settings, database, sorted({*readers, *owner.former} - now))
         return Adoption(before, owner, (*left, *(_left_copy(settings) if is_new else ())))

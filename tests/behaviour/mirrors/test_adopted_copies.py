@@ -19,6 +19,8 @@ from rhei_pipeline.errors import CaptureError, SchemaError
 from rhei_pipeline.sync.schema_registry import mirror_id_of
 from rhei_pipeline.wiring import adoption
 from rhei_pipeline.wiring.adoption import adopt
+from rhei_pipeline.wiring.engine import unseen_events
+from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import drop_slots
 from tests.support.forked import output_of
 from tests.support.other_process import copy
@@ -244,7 +246,8 @@ def test_copies_that_an_older_version_adopted_do_not_drop_each_others_slots(
     original.values += [2, 3]
     with HTAP(copied.settings) as htap:
         report = htap.sync_now()
-    assert re.search(IN_USE, str(report.errors["t"]))
+    checked = "".join(map(str, validate(copied.settings)))
+    assert all(re.search(IN_USE, told) for told in (str(report.errors["t"]), checked))
     config = copied.settings.registry.path.with_name("pipeline.json")
     config.write_text(_as_written(copied.settings))
     told = CliRunner().invoke(app, ["adopt", "--as-copy", "--config", str(config)])
@@ -297,6 +300,30 @@ def test_copies_that_follow_one_sqlite_file_are_two_readers(
             assert original.sync() == [*range(1, v + 2)]
         readers = application.execute("select count(distinct mirror) from _rhei_consumer")
         assert readers.fetchone() == (2,)
+
+
+def test_a_sync_of_an_adopted_copy_is_asked_for_though_its_original_has_every_change(
+    tmp_path: Path,
+) -> None:
+    """What its buffer noted names the reader that it was: that one is the original now."""
+    first, second = tmp_path / "original", tmp_path / "copy"
+    first.mkdir()
+    source = {"path": tmp_path / "app.db"}
+    with closing(sqlite3.connect(source["path"], isolation_level=None)) as application:
+        for sql in FILLED:
+            application.execute(sql.replace("timestamptz", "text"))
+        capture = TRIGGER | BUFFERED
+        original = Pipeline(declared(first, source, capture), application.execute)
+        original.sync()
+        copy(first, second)
+        copied = Pipeline(declared(second, source, capture), application.execute)
+        adopt(copied.settings, as_copy=True)
+        original.change(2)
+        assert original.sync() == [1, 2]
+        assert unseen_events(original.settings) == 0
+        assert unseen_events(copied.settings) is None
+        assert copied.sync() == [1, 2]
+        assert unseen_events(copied.settings) == 0
 
 
 @pytest.mark.long

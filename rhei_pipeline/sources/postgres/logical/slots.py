@@ -76,7 +76,7 @@ def create(connection: Connection, name: str, seconds: float) -> None:
     except psycopg.errors.QueryCanceled as error:
         raise older_transaction(connection) from error
     except psycopg.errors.DuplicateObject as error:
-        raise _in_use(connection, name) from error
+        raise used_name(connection, name) from error
     except _REFUSED as error:
         refuse_unread_log(connection)
         raise SourceBusyError(
@@ -101,26 +101,21 @@ def refuse_unread_log(connection: Connection) -> None:
         )
 
 
-def not_readable(name: str) -> CaptureError:
-    """Return the error for a slot of another plugin or database that has the name of ours."""
-    return CaptureError(
-        f"a replication slot {name!r} is there that this mirror cannot read",
-        hint="it has another plugin, or is used in another database; if nobody needs it, end the"
-        f" session that uses it, and run: select pg_drop_replication_slot('{name}'); the next sync"
-        " creates it again, and copies tables by their difference",
-    )
-
-
-def _in_use(connection: Connection, name: str) -> RheiError:
-    """Return the error for a slot that is there already, here or in another database."""
+def used_name(connection: Connection, name: str) -> RheiError:
+    """Return the error for a slot that has the name of ours: of another plugin or database."""
     [found, is_here] = connection.execute(_FOUND.encode(), (name,)).fetchone() or ["", True]
+    drop = f"select pg_drop_replication_slot('{name}')"
     if is_here:
-        return not_readable(name)
+        return CaptureError(
+            f"a replication slot {name!r} is there that this mirror cannot read",
+            hint="it has another plugin; if nobody needs it, end the session that uses it, and run:"
+            f" {drop}; the next sync creates it again, and copies tables by their difference",
+        )
     return TableBusyError(
         f"replication slot {name!r} is there already, in database {found!r}:"
         " a copy of this mirror may follow that one",
         hint="if so, run 'rhei adopt --as-copy' for one of the two mirrors; if not, drop the slot"
-        f" in its database: select pg_drop_replication_slot('{name}')",
+        f" in its database: {drop}",
     )
 
 

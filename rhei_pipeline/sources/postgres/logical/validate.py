@@ -12,7 +12,7 @@ from rhei_pipeline.sources.postgres.catalog import Connection, read_table, slot_
 from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
 from rhei_pipeline.sources.postgres.identity import TO_PRIMARY, lost_slot, one
 from rhei_pipeline.sources.postgres.logical.publication import addition, published
-from rhei_pipeline.sources.postgres.logical.slots import not_readable, oldest_transaction
+from rhei_pipeline.sources.postgres.logical.slots import oldest_transaction, used_name
 
 #: Free slots and senders below this leave no room for a second mirror or a replica.
 _SPARE_SLOTS = 1
@@ -26,7 +26,7 @@ select current_setting('max_replication_slots')::int - count(*)::int from pg_rep
 _SLOT = """
 select {lost}, coalesce(safe_wal_size, 9223372036854775807)::bigint,
     pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint,
-    plugin is distinct from 'pgoutput' or (database <> current_database() and active)
+    plugin is distinct from 'pgoutput' or database <> current_database()
 from pg_replication_slots where slot_name = %s
 """
 
@@ -157,7 +157,7 @@ def _slot(connection: Connection, known: _Known) -> Iterator[Finding]:
         return
     lost, safe, behind, is_foreign = found
     if is_foreign:
-        error = not_readable(str(slot))
+        error = used_name(connection, str(slot))
         why = "the mirror needs a slot of this name"
         yield Finding(Severity.ERROR, error.message, why, error.hint or "")
     elif lost:
