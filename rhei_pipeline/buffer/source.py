@@ -377,6 +377,8 @@ class BufferedSource:
             writer.set_fact(_TABLES + table.name, _form(bridged))
         self._bridged[table.name] = bridged
         self._waited_at.pop(table.name, None)
+        if self._releasable:  # of all tables; one alone would give away what others need
+            self._releasable[table.name] = inner
         self._confirm()
 
     def _drain_if_room(self, inner: SourceSnapshot) -> None:

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from rhei_pipeline.sources.postgres.logical import source as logical_source
 from rhei_pipeline.wiring.engine import unseen_events
 from rhei_pipeline.wiring.unfollowed import unfollowed_tables
 from tests.support.fix_postgres import PostgresWorld
@@ -223,3 +225,42 @@ def test_a_buffered_table_without_changes_keeps_none_of_another_pending(
     assert unseen_events(world.settings) == 1
     settle(world)
     world.assert_equal("t", "other")
+
+
+def test_a_buffered_table_that_waits_for_its_copy_is_copied_once(
+    make_postgres: Callable[..., PostgresWorld],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It follows the other one meanwhile, and its copy begins at an earlier place in the log."""
+    monkeypatch.setattr(logical_source, "WRITERS_SECONDS", 0.1)
+    world = make_postgres(capture={"method": "logical", "buffer": {"path": tmp_path / "cdc"}})
+    for name in ("t", "other"):
+        world.run(f"create table {name}(id int primary key, u int)")
+        world.run(f"insert into {name} values (1, 1), (2, 1)")
+    world.htap.sync_now()
+    with psycopg.connect(world.dsn) as writer:
+        writer.execute("update other set u = 2 where id = 2")
+        world.run("alter table t alter column id type bigint")
+        for value in (2, 3):
+            world.run(f"update other set u = {value} where id = 1")
+            assert world.htap.sync_now().errors.keys() == {"t"}
+    for changed in (["other"], ["other", "t"]):
+        world.run(*(f"update {name} set u = u + 1 where id = 1" for name in changed))
+        assert not world.htap.sync_now().errors
+    world.assert_equal("t", "other")
+    assert "are lost" not in caplog.text
+
+
+def test_a_table_that_joins_a_buffer_gives_away_no_change_of_another(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path
+) -> None:
+    """A process that has drained nothing yet knows no place that others need the log from."""
+    capture = {"method": "logical", "buffer": {"path": tmp_path / "cdc"}}
+    world = make_postgres(capture=capture, mode="temporal")
+    world.run("create table t(id int primary key, u int)", "insert into t values (1, 1)")
+    settle(world)
+    world.run("update t set u = 2", "update t set u = 3", "create table other(id int primary key)")
+    assert not world.htap.sync_now().errors
+    assert [row["u"] for row in world.versions("t")] == [1, 2, 3]
