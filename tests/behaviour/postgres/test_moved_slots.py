@@ -97,6 +97,20 @@ def test_a_crash_before_what_was_confirmed_is_noted_has_one_more_sync(
 
 
 @pytest.mark.long
+def test_tables_that_are_not_mirrored_are_nothing_to_see_to_in_a_publication_of_all(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    capture = {"method": "logical", "publication": "everything"}
+    world = make_postgres(capture=capture, tables=[{"name": "t"}, {"name": "u"}])
+    world.run("create publication everything for all tables")
+    settled(world)
+    for statement in ("create table staging(id int primary key)", "drop table staging"):
+        world.run(statement)
+        assert unseen_events(world.settings) == 0, statement
+    world.run(INSERTS.format(slot="everything"), WRITTEN, ALL.format(slot="everything"))
+    assert_goes_on(world)
+
+
 def test_another_slot_of_the_name_is_left_alone_and_named(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:

@@ -517,8 +517,9 @@ class LogicalSource:
 
     def _note(self, confirmed: int) -> None:
         """Note what the slot was moved to, which others may move further, and where that is."""
-        server = f"{self._system}:{self._timeline}"
-        self._notes.write(as_confirmed(confirmed, server, self._members))
+        server, members = f"{self._system}:{self._timeline}", self._members
+        own = {table.oid for table in self._installed.values()} & members.keys()
+        self._notes.write(as_confirmed(confirmed, server, {oid: members[oid] for oid in own}))
 
     def _has_reached(self, position: LogPosition) -> bool:
         is_here = position.relation.startswith(f"{self._system}:") or not position.relation

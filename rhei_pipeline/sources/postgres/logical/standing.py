@@ -12,7 +12,7 @@ from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.sources import progress_notes
 from rhei_pipeline.sources.postgres.catalog import slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
-from rhei_pipeline.sources.postgres.identity import lost_slot, origin, version_of
+from rhei_pipeline.sources.postgres.identity import lost_slot, origin
 from rhei_pipeline.sources.postgres.logical.publication import published
 from rhei_pipeline.sql.text import quote
 
@@ -109,8 +109,12 @@ def unconfirmed(
 
 
 def as_confirmed(place: int, server: str, members: Mapping[int, str]) -> dict[str, Position]:
-    """Return as a note what the slot was moved to, of which server, and what was published."""
-    return {_SLOT: Position(place, f"{server}:{version_of(str(sorted(members.items())))}")}
+    """Return as a note what the slot was moved to, of which server, and how tables are published.
+
+    They are told one by one: a publication may be of all tables, of which most are not ours.
+    """
+    published_as = (f"{oid}:{text}" for oid, text in sorted(members.items()))
+    return {_SLOT: Position(place, " ".join([server, *published_as]))}
 
 
 def _goes_on(noted: Position, now: Position, end: int) -> bool:
@@ -119,7 +123,8 @@ def _goes_on(noted: Position, now: Position, end: int) -> bool:
     It does not where somebody else moved the slot or made another one of its name, where the
     server was put back or promoted, or where a table was not published for a while.
     """
-    return now.order <= noted.order <= end and noted.proof == now.proof
+    is_kept = {*noted.proof.split()} <= {*now.proof.split()}
+    return now.order <= noted.order <= end and is_kept
 
 
 def _instant(stamp: bytes) -> datetime:
