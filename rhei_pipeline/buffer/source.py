@@ -7,6 +7,8 @@ snapshot that was drained, so that changes and rows agree.
 
 import json
 import logging
+import math
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -44,6 +46,8 @@ from rhei_pipeline.protocols import ChangeSource, OnStep, Rescan, SourceSnapshot
 
 _log = logging.getLogger(__name__)
 
+#: How often tables without changes follow those that have some, at most.
+FOLLOWS_SECONDS = 1.0
 _TABLES = "bridge/"
 _MIRROR = "mirror/"
 
@@ -105,6 +109,7 @@ class BufferedSource:
         self._waited_at: dict[str, int] = {}
         self._rescanned: set[str] = set()
         self._releasable: dict[str, Position] = {}
+        self._is_behind, self._followed_at = True, -math.inf
         self._full: BufferFullError | None = None
         self._lifted = False
         self._failing: dict[str, PermanentError] = {}
@@ -437,8 +442,21 @@ class BufferedSource:
                     self._drifted.add(name)
                 else:
                     due[name] = after
-        # One write is paid for anyway, and a table that stays behind holds a log that all share.
-        return lost, {**due, **quiet} if due and inner.shares_log else due
+        if inner.shares_log and self._lets_follow(is_due=bool(due)):
+            due |= {n: at for n, at in quiet.items() if inner.head(self._bridged[n].table) != at}
+        return lost, due
+
+    def _lets_follow(self, *, is_due: bool) -> bool:
+        """Return whether tables without changes go to the end of the shared log, which they hold.
+
+        What is stored of each is written for it, so not with every change of another one.
+        """
+        self._is_behind |= is_due
+        now = time.monotonic()
+        if not self._is_behind or now < self._followed_at + FOLLOWS_SECONDS:
+            return False
+        self._is_behind, self._followed_at = False, now
+        return True
 
     def _cut_off(self, bridged: FollowedTable, writer: LogWriter) -> FollowedTable:
         """Stop proving a table's positions: it is copied again once capture is repaired."""

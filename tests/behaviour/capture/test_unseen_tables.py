@@ -6,6 +6,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from rhei_pipeline.buffer import source as buffer_source
 from rhei_pipeline.sources.postgres.logical import source as logical_source
 from rhei_pipeline.wiring.engine import unseen_events
 from rhei_pipeline.wiring.unfollowed import unfollowed_tables
@@ -225,6 +226,26 @@ def test_a_buffered_table_without_changes_keeps_none_of_another_pending(
     assert unseen_events(world.settings) == 1
     settle(world)
     world.assert_equal("t", "other")
+
+
+def test_buffered_tables_without_changes_follow_once_in_a_while(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source with many tables would write of each with every change of one."""
+    world = make_postgres(capture={"method": "logical", "buffer": {"path": tmp_path / "cdc"}})
+    for name in ("t", "other"):
+        world.run(f"create table {name}(id int primary key, u int)")
+        world.run(f"insert into {name} values (1, 1)")
+    settle(world)
+    monkeypatch.setattr(buffer_source, "FOLLOWS_SECONDS", 3600)
+    for value in (2, 3):
+        world.run(f"update t set u = {value}")
+        world.htap.sync_now()
+        world.assert_equal("t")
+    assert unseen_events(world.settings) == 1
+    monkeypatch.setattr(buffer_source, "FOLLOWS_SECONDS", 0)
+    world.htap.sync_now()
+    assert unseen_events(world.settings) == 0
 
 
 def test_a_buffered_table_that_waits_for_its_copy_is_copied_once(
