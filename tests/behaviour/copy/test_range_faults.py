@@ -570,7 +570,7 @@ def test_a_worker_needs_no_more_than_to_read_the_table(make: Make, capture: str)
     world = make(capture)
     assert isinstance(world, PostgresWorld)
     begin(world)
-    role = f"range_reader_{capture.removeprefix('postgres-')}"
+    role = f"range_reader_{capture.removeprefix('postgres-').replace('-', '_')}"
     world.run(f"create role {role} login", f"grant select on t to {role}")
     dsn = make_conninfo(world.dsn, user=role)
     other = Settings(**{**world.settings.model_dump(), "source": {"kind": "postgres", "dsn": dsn}})
