@@ -136,10 +136,13 @@ def adopt_command(
         before, now, left = adopt(settings, as_copy=as_copy)
     rows = [{"was": str(before) if before else None, "is": str(now)}]
     show({**rows[0], "left": left}, rows, ("was", "is"), as_json=json_)
-    if before == now and not json_:
+    if json_:
+        return
+    if before == now:
         say(["nothing has moved: the mirror was this source's and this pipeline's already"])
-    if not json_:
-        say(left)
+    elif now.former != (before.former if before else ()):
+        say(["to the source it is another reader from now on: the next sync compares every table"])
+    say(left)
 
 
 @commands.command("drop-table", epilog=example("drop-table orders --keep-as orders_2025"))

@@ -249,6 +249,12 @@ def test_the_command_adopts_and_says_whose_the_mirror_was(make_world: MakeWorld)
         assert "nothing has moved" not in named.output
         again = CliRunner().invoke(app, ["adopt", "--config", str(config)])
         assert (again.exit_code, "nothing has moved" in again.output) == (0, True)
+        assert not any("another reader" in each.output for each in (told, named, again))
+        for _ in range(2):  # each time it is one more
+            apart = CliRunner().invoke(app, ["adopt", "--as-copy", "--config", str(config)])
+            assert (apart.exit_code, "another reader" in apart.output) == (0, True)
+        synced = CliRunner().invoke(app, ["sync", "--config", str(config)])
+        assert synced.exit_code == 0, synced.output
 
 
 def test_a_source_table_named_progress_is_mirrored(make_world: MakeWorld) -> None:
