@@ -144,6 +144,13 @@ def test_the_source_keeps_its_log_where_nothing_is_to_be_pruned(
     world.restart()
 
 
+def drained_while_away(world: BufferedWorld) -> None:
+    """Have another process take what is pending into the buffer."""
+    world.restart()
+    world.capture().drain()
+    world.restart()
+
+
 @BOTH
 @pytest.mark.parametrize("is_away", [True, False], ids=["drained", "synced"])
 def test_what_the_source_has_lost_is_copied_again(
@@ -157,9 +164,7 @@ def test_what_the_source_has_lost_is_copied_again(
     world.source.delete("t", 2)
     world.fill(3)
     if is_away:
-        world.restart()
-        world.capture().drain()
-        world.restart()
+        drained_while_away(world)
     world.pipeline.sync()
     assert world.equal()
     world.fill(4)
@@ -179,9 +184,7 @@ def test_a_table_of_another_shape_keeps_what_was_pending_before(
     world.pipeline.sync()
     world.source.put("t", k=1, v="a")
     if is_away:
-        world.restart()
-        world.capture().drain()
-        world.restart()
+        drained_while_away(world)
     world.source.put("t", k=1, v="b")
     world.source.create(schema("t", v=pa.string(), w=pa.int64()))
     world.source.put("t", k=1, v="c", w=1)

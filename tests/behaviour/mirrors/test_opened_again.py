@@ -181,16 +181,22 @@ def test_while_another_program_has_the_file_that_is_named_and_the_source_answers
     assert change(world) is not first
 
 
-def test_what_another_program_wrote_meanwhile_is_met(
-    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tables of its own, which a mirrored one of that name does not replace."""
+def about_to_be_opened_again(make_world: Callable[..., World]) -> World:
+    """Return a world that mirrors every table, whose file the next sync opens again."""
     world = make_world()
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
     world.htap.sync_now()
     change(world)
     world.htap.maintain()
     change(world)
+    return world
+
+
+def test_what_another_program_wrote_meanwhile_is_met(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of its own, which a mirrored one of that name does not replace."""
+    world = about_to_be_opened_again(make_world)
     world.run("insert into t(v) values ('pending')")
     work = "held.execute('create table theirs as select 7 as x')"
     with kept_by_another_program(world, monkeypatch, work), pytest.raises(MirrorBusyError):
@@ -204,12 +210,7 @@ def test_what_another_program_wrote_meanwhile_is_met(
 def test_so_is_what_another_program_wrote_that_has_let_go_of_it(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = make_world()
-    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
-    world.htap.sync_now()
-    change(world)
-    world.htap.maintain()
-    change(world)
+    world = about_to_be_opened_again(make_world)
 
     def connect_late(path: str, *given: Any) -> duckdb.DuckDBPyConnection:
         patched.undo()

@@ -7,7 +7,7 @@ import pytest
 from tests.support.fix_postgres import PostgresWorld
 
 #: Numbers that lie in the row, and texts that are too short to be stored beside it.
-WIDE = {"numbers": (998, "bigint", "7"), "texts": (335, "text", f"'{'x' * 23}'")}
+WIDE = {"numbers": (998, "bigint", "7"), "texts": (336, "text", f"'{'x' * 23}'")}
 
 
 def wide(kind: str) -> tuple[list[str], str]:
