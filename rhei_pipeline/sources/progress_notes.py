@@ -1,7 +1,8 @@
 """A small file with a reader's progress, for processes that do not open the mirror.
 
 The mirror's file is held by one process, and not every source can be written to. Nothing relies on
-the file: one that is gone, old or of a newer format makes a sync begin that finds nothing to do.
+the file. Where it is gone, old or of a newer format, a sync begins that finds nothing to do if the
+source is polled; other sources are asked as if nothing had been noted.
 """
 
 import json

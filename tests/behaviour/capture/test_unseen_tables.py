@@ -1,5 +1,6 @@
 """Tables that only a sync brings up to date, though no change of theirs is pending."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -226,6 +227,21 @@ def test_a_buffered_table_without_changes_keeps_none_of_another_pending(
     assert unseen_events(world.settings) == 1
     settle(world)
     world.assert_equal("t", "other")
+
+
+def test_what_was_noted_of_another_timeline_is_something_to_see_to(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path
+) -> None:
+    """As it is behind a promotion, of which the triggers' own records say nothing."""
+    world = make_postgres(capture={"method": "trigger"})
+    world.run("create table t(id int primary key, u int)", "insert into t values (1, 1)")
+    settle(world)
+    (note,) = tmp_path.rglob("*.read.json")
+    text = note.read_text()
+    timeline = re.search(r":0*1\b", text)
+    assert timeline, text
+    note.write_text(text.replace(timeline[0], timeline[0][:-1] + "2"))
+    assert_asked_for_once(world)
 
 
 def test_buffered_tables_without_changes_follow_once_in_a_while(
