@@ -11,6 +11,7 @@ from rhei_pipeline.errors import (
     PermanentError,
     SchemaError,
 )
+from rhei_pipeline.model.missing_table import MissingTableError
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,16 @@ class LeftOut:
         The source keeps the changes they still need, and each sync tries them again.
         """
         return frozenset(self._failed | self.undrained)
+
+    @property
+    def held(self) -> set[str]:
+        """The tables for which the source keeps what they need until they can be mirrored again.
+
+        But for those that are not there: nobody can tell whether they come back, and what waits
+        for them in a log that all share would fill the source's disk.
+        """
+        there = {n for n, e in self._errors.items() if not isinstance(e, MissingTableError)}
+        return there | self.failed
 
     @property
     def unknown(self) -> list[PermanentError]:

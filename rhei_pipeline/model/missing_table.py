@@ -6,9 +6,13 @@ from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.schema import nearest
 
 
-def no_such_table(name: str, known: Sequence[str]) -> SchemaError:
+class MissingTableError(SchemaError):
+    """A declared table is not in the source."""
+
+
+def no_such_table(name: str, known: Sequence[str]) -> MissingTableError:
     """Return that a declared table is not in the source: it is misspelt, or was dropped."""
     hint = nearest(name, known)
     if not hint.startswith("did you mean"):
         hint = f"create it there, or start again without it in 'tables'; {hint}"
-    return SchemaError("no such table in the source", table=name, hint=hint)
+    return MissingTableError("no such table in the source", table=name, hint=hint)

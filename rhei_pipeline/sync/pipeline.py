@@ -490,7 +490,7 @@ class Pipeline:
                 schema_version=schema_version,
                 blame=self._blame,
                 # Of tables that are copied now, too.
-                held={*self._left_out.failed, *self._tables, *held},
+                held={*self._left_out.held, *self._tables, *held},
                 mending=mending,
                 altered=altered,
             ),

@@ -1,5 +1,6 @@
 """The cycle over stubs with a buffer between them: whatever ends a process, nothing is lost."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rhei_pipeline.buffer.source import BufferedSource, BufferOptions
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.testing import Crash
+from rhei_pipeline.testing import Crash, StubMirror
 from tests.unit.stub_world import StubWorld, schema
 
 BOTH = pytest.mark.parametrize("mode", list(Mode))
@@ -195,4 +196,88 @@ def test_a_table_of_another_shape_keeps_what_was_pending_before(
         assert list(dict.fromkeys(values)) == ["v1", "a", "b", "c"]
     world.restart()
     assert world.pipeline.sync().events == 0
+    world.restart()
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["older", "none"])
+def test_no_change_is_lost_where_the_buffer_is_an_older_one_or_gone(
+    make_buffered: Callable[..., BufferedWorld], tmp_path: Path, *, is_there: bool
+) -> None:
+    world = make_buffered()
+    world.fill(1)
+    world.pipeline.sync()
+    world.restart()
+    shutil.copytree(world.path, tmp_path / "older")
+    for value in ("a", "b", "c"):
+        world.source.put("t", k=1, v=value)
+        world.pipeline.sync()
+    reached = world.mirror.ledger().watermarks["t"].position.order
+    world.source.put("t", k=1, v="d")
+    world.fill(2)
+    world.restart()
+    shutil.rmtree(world.path)
+    if is_there:
+        (tmp_path / "older").rename(world.path)
+    world.pipeline.sync()
+    assert world.equal()
+    assert world.mirror.ledger().watermarks["t"].position.order > reached
+    world.fill(3)
+    assert world.pipeline.sync().events == 1
+    assert world.equal()
+    world.restart()
+
+
+@pytest.mark.parametrize("is_drained", [True, False], ids=["drained", "pending"])
+def test_a_version_of_right_before_a_migration_is_in_the_history(
+    make_buffered: Callable[..., BufferedWorld],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_drained: bool,
+) -> None:
+    """The table is found as it was, and described as it is then."""
+    world = make_buffered(mode=Mode.TEMPORAL)
+    world.fill(1)
+    world.pipeline.sync()
+    if is_drained:
+        world.source.put("t", k=1, v="a")
+        drained_while_away(world)
+    is_installed, migrated = world.source.is_installed, list[Table]()
+
+    def migrate(table: Table) -> bool:
+        found = is_installed(table)
+        if not migrated:
+            migrated.append(table)
+            if not is_drained:
+                world.source.put("t", k=1, v="a")
+            world.source.create(schema("t", v=pa.string(), w=pa.int64()))
+        return found
+
+    monkeypatch.setattr(world.source, "is_installed", migrate)
+    world.source.create(schema("other"))  # so that all are looked at again
+    world.pipeline.sync()
+    world.source.put("t", k=1, v="b", w=1)
+    world.pipeline.sync()
+    assert migrated
+    assert world.equal()
+    values = [value for key, value, _ in world.versions() if key == 1]
+    assert list(dict.fromkeys(values)) == ["v1", "a", "b"]
+    world.restart()
+
+
+def test_a_mirror_that_is_begun_again_waits_for_no_changes_of_a_former_shape(
+    make_buffered: Callable[..., BufferedWorld],
+) -> None:
+    world = make_buffered(mode=Mode.TEMPORAL)
+    world.fill(1)
+    world.pipeline.sync()
+    world.fill(2)
+    drained_while_away(world)
+    world.mirror = StubMirror()
+    world.source.create(schema("t", v=pa.string(), w=pa.int64()))
+    report = world.pipeline.sync()
+    assert report.tables["t"].error is None
+    assert world.equal()
+    world.fill(3)
+    assert world.pipeline.sync().events == 1
+    assert world.equal()
     world.restart()
