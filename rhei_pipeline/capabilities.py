@@ -400,6 +400,17 @@ class KnowsKept(Protocol):
 
 
 @runtime_checkable
+class KnowsUnseen(Protocol):
+    """A source that sees by its schema which tables may have changed without a change event."""
+
+    def changed_unseen(self) -> Collection[str]:
+        """Return the tables that the next `install` has compared whole for that.
+
+        Reads the source, and changes nothing there.
+        """
+
+
+@runtime_checkable
 class ReadsWider(Protocol):
     """A source whose log has every column that a table had, whoever asked for which."""
 
@@ -447,6 +458,11 @@ def kept_columns(
 ) -> KeptColumns | None:
     """Return which columns a schema change has left as they were; None where that is not known."""
     return source.kept_columns(table, known, after) if _knows_kept(source) else None
+
+
+def changed_unseen(source: ChangeSource) -> Collection[str]:
+    """Return the tables with changes that capture may have missed, as far as a source knows."""
+    return source.changed_unseen() if _knows_unseen(source) else ()
 
 
 def reads_wider(source: ChangeSource) -> bool:
@@ -685,6 +701,10 @@ def _knows_added(source: ChangeSource) -> TypeGuard[KnowsAdded]:
 
 def _knows_kept(source: ChangeSource) -> TypeGuard[KnowsKept]:
     return _has(type(source), KnowsKept)
+
+
+def _knows_unseen(source: ChangeSource) -> TypeGuard[KnowsUnseen]:
+    return _has(type(source), KnowsUnseen)
 
 
 def _reads_wider(source: ChangeSource) -> TypeGuard[ReadsWider]:

@@ -21,6 +21,7 @@ from rhei_pipeline.buffer.snapshot import BufferedSnapshot, FollowedTable
 from rhei_pipeline.buffer.writer import LogWriter
 from rhei_pipeline.capabilities import (
     bytes_held_by,
+    changed_unseen,
     end_capture,
     is_retained_for,
     reading_together,
@@ -351,6 +352,10 @@ class BufferedSource:
     def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
         """Give the source what is said of a table."""
         redeclare(self._inner, name, options, polling)
+
+    def changed_unseen(self) -> Collection[str]:
+        """Return the source's answer."""
+        return changed_unseen(self._inner)
 
     def end_capture(self, name: str) -> None:
         """Keep nothing more of a table, here or in the source."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 from rhei_pipeline.capabilities import (
     added_values,
     bytes_held_by,
+    changed_unseen,
     end_capture,
     kept_columns,
     keyless_rows,
@@ -264,6 +265,10 @@ class MaskedSource:
         found = kept_columns(self._inner, source_table(table), source_schema(known), after)
         is_plain = not table.schema.where and not any(c.masked for c in table.schema.columns)
         return found if found is None or is_plain or not found.unknown else None
+
+    def changed_unseen(self) -> Collection[str]:
+        """Return the source's answer."""
+        return changed_unseen(self._inner)
 
     def end_capture(self, name: str) -> None:
         """Capture a table no more."""

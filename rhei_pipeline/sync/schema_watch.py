@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from rhei_pipeline.capabilities import reading_together
+from rhei_pipeline.capabilities import changed_unseen, reading_together
 from rhei_pipeline.errors import (
     MirrorDamagedError,
     PermanentError,
@@ -339,7 +339,7 @@ class SchemaWatch:
         return None
 
     def uncaptured(self, tables: Collection[Table]) -> set[str]:
-        """Return which tables have the columns that they had, and no capture as it was made.
+        """Return which tables have the columns that they had, and not the capture all the time.
 
         Each is read for that, once for each version of the schema that no sync has met yet.
         """
@@ -353,13 +353,14 @@ class SchemaWatch:
 
     def _find_uncaptured(self, tables: Collection[Table]) -> set[str]:
         with reading_together(self._source, [table.name for table in tables]):
-            found = set()
+            found, unseen = set[str](), changed_unseen(self._source)
             for table in tables:
                 with self._blame.of(table.name), suppress(SchemaError):
                     own = replace(
                         self._source.describe(table.name), mirror_name=table.schema.mirror_name
                     )
-                    if own == table.schema and not self._source.is_installed(table):
+                    is_whole = table.name not in unseen and self._source.is_installed(table)
+                    if own == table.schema and not is_whole:
                         found.add(table.name)
             return found
 

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import replace
 
-from rhei_pipeline.capabilities import reading_together
+from rhei_pipeline.capabilities import changed_unseen, reading_together
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.schema import SchemaPolicy, Table
 from rhei_pipeline.protocols import ChangeSource
@@ -15,7 +15,7 @@ from rhei_pipeline.wiring.source import known_tables, open_database, open_source
 
 
 def unfollowed_tables(settings: Settings) -> frozenset[str]:
-    """Return the mirrored tables whose columns are others by now, or whose capture is broken.
+    """Return mirrored tables whose columns are others by now, or whose capture is or was broken.
 
     Opens the source only, and changes nothing there. A table that cannot be read is none of them,
     nor is one whose schema changes wait for somebody to decide.
@@ -37,7 +37,12 @@ def unfollowed_tables(settings: Settings) -> frozenset[str]:
         ]
         known = [table for table in map(registry.table, followed) if table is not None]
         with reading_together(source, [table.name for table in known]):
-            return frozenset(table.name for table in known if not _is_followed(table, source))
+            unseen = changed_unseen(source)
+            return frozenset(
+                table.name
+                for table in known
+                if table.name in unseen or not _is_followed(table, source)
+            )
 
 
 def _is_followed(known: Table, source: ChangeSource) -> bool:

@@ -100,6 +100,52 @@ def test_triggers_that_were_dropped_are_something_to_see_to(
     assert_asked_for_once(world)
 
 
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("buffered", [False, True])
+def test_triggers_that_were_gone_for_a_while_are_something_to_see_to(
+    make_world: Callable[..., World], mode: str, *, buffered: bool
+) -> None:
+    world = made(make_world(mode=mode, buffered=buffered))
+    made_again = world.app.execute("select sql from sqlite_master where type = 'trigger'")
+    triggers = [sql for (sql,) in made_again.fetchall()]
+    drop_triggers(world)
+    world.run("insert into t values (2, 2)", *triggers)
+    assert unseen_events(world.settings) == 0
+    assert unfollowed_tables(world.settings) == {"t"}
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.crash()
+    assert unfollowed_tables(world.settings) == set()
+
+
+def test_a_long_open_engine_knows_that_triggers_were_gone_for_a_while(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key, u integer)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    assert world.htap.sync_status().tables["t"].lag_events == 0
+    made_again = world.app.execute("select sql from sqlite_master where type = 'trigger'")
+    triggers = [sql for (sql,) in made_again.fetchall()]
+    drop_triggers(world)
+    world.run("insert into t values (2, 2)", *triggers)
+    status(world)
+    world.htap.sync_now()
+    assert world.htap.sync_status().tables["t"].lag_events == 0
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize(
+    "harmless", ["create table other(id integer primary key)", "create index of_u on t(u)"]
+)
+def test_a_schema_change_that_leaves_the_rows_alone_is_nothing_to_see_to(
+    make_world: Callable[..., World], harmless: str
+) -> None:
+    world = made(make_world(tables=[{"name": "t"}]))
+    world.run(harmless)
+    assert unfollowed_tables(world.settings) == set()
+
+
 def test_a_buffered_table_with_another_column_is_something_to_see_to(
     make_world: Callable[..., World],
 ) -> None:

@@ -72,6 +72,15 @@ def mark_changed(connection: sqlite3.Connection) -> None:
     _note(connection, found)
 
 
+def changed_unseen(connection: sqlite3.Connection) -> set[str]:
+    """Return the tables that `mark_changed` would mark; changes nothing."""
+    if is_noted(connection):
+        return set()
+    state = SchemaState.read(connection)
+    before = _noted(connection, state, _known_identities(connection))
+    return state.changed_unseen(before, _logged(state))
+
+
 def add_entry(connection: sqlite3.Connection, table: str) -> int:
     """Add an entry that tells of no change to a table's log; return its number."""
     log = quote(log_table(table))

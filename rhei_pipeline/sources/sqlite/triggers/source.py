@@ -172,6 +172,12 @@ class SqliteTriggerSource:
         self._left_at = left_at
         self._catalogue.forget()
 
+    def changed_unseen(self) -> set[str]:
+        """Return the tables whose rows schema changes may have changed without an event."""
+        with self._database.translated():
+            is_known = self._is_schema_known()
+            return set() if is_known else schema_watch.changed_unseen(self._connection)
+
     def _schema_count(self) -> int:
         return int(self._connection.execute("pragma schema_version").fetchone()[0])
 
