@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -19,12 +20,61 @@ from rhei_pipeline.monitoring.status_page import PAGE_POLICY, status_page
 
 _log = logging.getLogger(__name__)
 _TEXT = "text/plain; charset=utf-8"
-#: How long a client may be silent within its question, or take nothing of its answer.
+#: How long a client may take to ask, however it does, or take nothing of its answer.
 _PATIENCE_SECONDS = 10.0
+#: So many are served at once; browsers and scrapes are few, and each has a thread.
+_MOST_CLIENTS = 100
 _Respond = Callable[[str, list[tuple[str, str]]], object]
 
 
 class _Server(ThreadingWSGIServer):
+    """Gives each client a thread: not to too many, and to none that asks without an end."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  (passed on)
+        self._open: set[socket.socket] = set()
+        self._asking: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
+        super().__init__(*args, **options)
+
+    def verify_request(self, request: Any, client_address: object) -> bool:  # noqa: ANN401
+        """Return whether one more client is served; who has asked for longest gives way to it."""
+        del client_address
+        with self._lock:
+            if len(self._open) >= _MOST_CLIENTS:
+                longest = min(self._asking, key=self._asking.__getitem__, default=None)
+                if longest is None:
+                    return False  # all of them wait for their answers
+                self._end(longest)
+            self._open.add(request)
+            self._asking[request] = time.monotonic()
+            return True
+
+    def service_actions(self) -> None:
+        """End the clients whose questions take too long; called twice a second."""
+        super().service_actions()
+        due = time.monotonic() - _Handler.timeout
+        with self._lock:
+            for request in [each for each, since in self._asking.items() if since < due]:
+                self._end(request)
+
+    def take_question(self, request: socket.socket) -> None:
+        """Note that a client's question is whole: what takes long now is the answer."""
+        with self._lock:
+            self._asking.pop(request, None)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401  (as in the standard library)
+        """Close a client's connection."""
+        with self._lock:
+            self._open.discard(request)
+            self._asking.pop(request, None)
+        super().shutdown_request(request)
+
+    def _end(self, request: socket.socket) -> None:
+        """Have a client's thread find that it has gone; the thread closes the connection."""
+        self._asking.pop(request, None)
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Log what failed of ours; a client that has gone, or says nothing, is no news."""
         del request, client_address
@@ -106,6 +156,12 @@ def _answer(
 class _Handler(WSGIRequestHandler):
     # Else each client that goes without a word holds a thread and a socket for ever.
     timeout = _PATIENCE_SECONDS
+    server: _Server
+
+    def get_environ(self) -> dict[str, Any]:
+        """Return what was asked; from now on the client waits for us."""
+        self.server.take_question(self.connection)
+        return super().get_environ()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Keep scrapes out of the log."""

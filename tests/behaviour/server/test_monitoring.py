@@ -8,8 +8,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -20,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 from examples.postgres_server import Server
 from rhei_pipeline.model.reports import Standing
 from rhei_pipeline.monitoring import server as monitoring_server
+from rhei_pipeline.monitoring import status_page
 from rhei_pipeline.monitoring.server import MonitoringServer
 from rhei_pipeline.sync.status import StatusCache
 from rhei_pipeline.wiring.engine import bridge
@@ -107,6 +109,57 @@ def test_who_goes_without_a_word_holds_neither_thread_nor_socket(
         for client in clients:
             client.close()
     assert capfd.readouterr().err == ""
+
+
+def test_who_asks_without_an_end_is_hung_up_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sends a little again and again is never silent for long."""
+    monkeypatch.setattr(monitoring_server._Handler, "timeout", 1.0)
+    with MonitoringServer(world.htap, port=0) as metrics:
+        before = threading.active_count()
+        client = socket.create_connection(("127.0.0.1", metrics.port), timeout=0.1)
+        client.sendall(b"GET /healthz HTTP/1.1\r\n")
+        with suppress(ConnectionError):
+            while True:
+                client.sendall(b"X-More: of it\r\n")
+                with suppress(TimeoutError):
+                    assert client.recv(1) == b""
+                    break
+        while threading.active_count() > before:
+            time.sleep(0.01)
+        client.close()
+
+
+def test_an_answer_that_takes_long_is_waited_for(
+    world: World, metrics: MonitoringServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitoring_server._Handler, "timeout", 0.1)
+    page = status_page.status_page
+
+    def slow(*args: Any) -> str:
+        time.sleep(1.5)  # longer than the time to ask, and than between two looks at who asks
+        return page(*args)
+
+    monkeypatch.setattr("rhei_pipeline.monitoring.server.status_page", slow)
+    assert world.htap.sync_now().events == 0
+    assert get(metrics, "/")[0] == 200
+
+
+def test_one_more_client_than_are_served_takes_the_place_of_who_asks_for_longest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitoring_server, "_MOST_CLIENTS", 5)
+    with MonitoringServer(world.htap, port=0) as metrics:
+        before = threading.active_count()
+        address = ("127.0.0.1", metrics.port)
+        clients = [socket.create_connection(address, timeout=60) for _ in range(20)]
+        assert [client.recv(1) for client in clients[:15]] == [b""] * 15
+        assert get(metrics, "/healthz") == (200, "alive\n")
+        while threading.active_count() > before + 5:
+            time.sleep(0.01)
+        for client in clients:
+            client.close()
 
 
 def test_a_table_that_is_left_out_keeps_nobody_from_asking(world: World) -> None:
