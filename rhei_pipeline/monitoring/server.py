@@ -70,7 +70,7 @@ class _Server(ThreadingWSGIServer):
         super().shutdown_request(request)
 
     def _end(self, request: socket.socket) -> None:
-        """Have a client's thread find that it has gone; the thread closes the connection."""
+        """Shut a client's connection down, so that its thread ends and closes it."""
         self._asking.pop(request, None)
         with suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)
