@@ -17,7 +17,7 @@ from rhei_pipeline.cli.output import (
 )
 from rhei_pipeline.cli.printable import printable
 from rhei_pipeline.cli.rows import OutputFormat, RowWriter
-from rhei_pipeline.cli.statements import keywords, says_something, whole_statements
+from rhei_pipeline.cli.statements import is_open, keywords, says_something, whole_statements
 from rhei_pipeline.cli.watching import watch
 from rhei_pipeline.errors import QueryError, RheiError
 from rhei_pipeline.model.bounds import LONGEST_SECONDS
@@ -112,10 +112,17 @@ class Shell:
     def _taken(self, line: str, pending: str) -> tuple[str, str]:
         """Answer what is whole; return what is not, and the command that ends the line."""
         said, command = _parts(line)
-        if pending and not _is_known(command):
+        if pending and (not _is_known(command) or self._goes_on(pending)):
             said, command = line, ""
         # The end of a line stays as it is: a text may be open, which goes on in the next one.
         return self._answered(f"{pending}\n{said}".lstrip()), command
+
+    def _goes_on(self, pending: str) -> bool:
+        """Return whether a line is part of a script's text, or comment, that is open.
+
+        Who types in a terminal gets out of one by a command.
+        """
+        return self._is_script and is_open(pending, self._dialect)
 
     def read_by(self, read: Callable[[str], str]) -> None:
         """Ask for lines in another way from now on."""

@@ -25,6 +25,15 @@ def whole_statements(text: str, dialect: str) -> tuple[list[str], str]:
     return found, text[start:].strip()
 
 
+def is_open(text: str, dialect: str) -> bool:
+    """Return whether a text ends within a quotation or a comment."""
+    try:
+        tokenize(text, read=dialect)
+    except SqlglotError:
+        return True
+    return False
+
+
 def says_something(text: str, dialect: str) -> bool:
     """Return whether there is more in a text than space and comments."""
     try:

@@ -13,7 +13,21 @@ from rhei_pipeline.cli.rows import OutputFormat, RowWriter
 from tests.support.fix_world import World
 
 #: What a text may have at the ends of its lines, and what Python calls an end of a line besides.
-PIECES = ["a", " ", "\t", "\n", "\n\n", "''", "--", "/*", "\u2028", "\x85", "\x0b", "exit"]
+PIECES = [
+    "a",
+    " ",
+    "\t",
+    "\n",
+    "\n\n",
+    "''",
+    "--",
+    "/*",
+    "\u2028",
+    "\x85",
+    "\x0b",
+    "exit",
+    "\n\\d\n",
+]
 
 
 def pasted(text: str) -> Callable[[str], str]:
@@ -42,6 +56,27 @@ def test_a_text_of_many_lines_is_asked_for_as_it_is_written(
     found = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
     wanted = [text.replace("''", "'") for text in texts]
     assert found == [{"v": text, "n": len(text)} for text in wanted]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "/*\n\\q\n*/ select 1 as n;\n\\q\nselect 2;",
+        "select 1 as n -- '\n\\timing\n;\n\\q\nselect 2;",
+    ],
+)
+def test_a_command_of_a_script_is_none_in_a_comment_and_is_one_behind_it(
+    world: World, capsysbinary: pytest.CaptureFixture[bytes], script: str
+) -> None:
+    Shell(world.htap, reading(script), RowWriter(OutputFormat.NDJSON), is_script=True).run()
+    shown = capsysbinary.readouterr().out.splitlines()
+    assert [json.loads(line) for line in shown if line.startswith(b"{")] == [{"n": 1}]
+
+
+def test_who_types_gets_out_of_an_open_text_by_a_command(world: World) -> None:
+    lines = iter(["select 'open", "\\q"])
+    Shell(world.htap, lambda _: next(lines)).run()
+    assert not [*lines]
 
 
 def test_what_is_pasted_may_have_commands_between_statements(
