@@ -51,7 +51,7 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Opens a sync session whenever changes are pending and none is open, and the"
         " next one before one ends. To pause the sync, stop this sensor, then terminate the open"
-        f" run of `{job_name}`.",
+        f" run of the job {job_name}.",
         required_resource_keys={names.cdc},
     )
     def pending_changes(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
