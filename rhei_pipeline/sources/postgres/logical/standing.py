@@ -20,8 +20,7 @@ from rhei_pipeline.sql.text import quote
 _SLOT = "slot"
 #: Our slot, unless it is lost, or another one has its name.
 _HERE = """
-select pg_wal_lsn_diff(confirmed_flush_lsn, '0/0')::bigint,
-    pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint
+select pg_wal_lsn_diff(confirmed_flush_lsn, '0/0')::bigint
 from pg_replication_slots where slot_name = %s and plugin = 'pgoutput'
     and database = current_database() and not coalesce({lost}, false)
 """
@@ -96,7 +95,7 @@ def unconfirmed(
             if noted is not None:
                 members = published(connection, publication or name, is_ours=own)
                 now = as_confirmed(found[0], origin(connection), members)[_SLOT]
-                if not _goes_on(noted, now, end=found[1]):
+                if not _goes_on(noted, now):
                     return None
             pending = connection.execute(
                 _ANY_CHANGE.encode(), (name, quote(publication or name))
@@ -117,14 +116,15 @@ def as_confirmed(place: int, server: str, members: Mapping[int, str]) -> dict[st
     return {_SLOT: Position(place, " ".join([server, *published_as]))}
 
 
-def _goes_on(noted: Position, now: Position, end: int) -> bool:
+def _goes_on(noted: Position, now: Position) -> bool:
     """Return whether the log of a slot goes on from where it was confirmed last.
 
     It does not where somebody else moved the slot or made another one of its name, where the
-    server was put back or promoted, or where a table was not published for a while.
+    server was put back or promoted, or where a table was not published for a while. A server that
+    crashed may have lost the last moves of a slot: that looks as if its disk was put back.
     """
     is_kept = {*noted.proof.split()} <= {*now.proof.split()}
-    return now.order <= noted.order <= end and is_kept
+    return now.order == noted.order and is_kept
 
 
 def _instant(stamp: bytes) -> datetime:
