@@ -9,6 +9,7 @@ from queue import SimpleQueue
 
 from rhei_pipeline.errors import SourceFullError
 from rhei_pipeline.model.changes import RowBatch
+from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.rows import PostgresRowReader
 
@@ -19,9 +20,9 @@ READERS = 2
 class ReadAhead:
     """Reads ranges of keys in parallel, and returns them in order.
 
-    The ends of the ranges are found beforehand, so every batch but the last has `limit` rows, or
-    the bytes of a portion, however keys are spread. No more than one batch a reader waits to be
-    taken.
+    The ends of the ranges are found beforehand, so that all but the last have as many rows, however
+    keys are spread. A range with more bytes than a portion is several batches, and the ranges
+    behind it have fewer rows. No more than one batch a reader waits to be taken.
 
     Args:
         reader: Reads the table in the snapshot.
@@ -41,30 +42,37 @@ class ReadAhead:
         limit: int,
     ) -> None:
         self._reader = reader
-        self._limit = limit
+        self._limit = self._rows = limit
         self._given = self._planned = resume
-        self._is_planned = False
+        self._is_planned = self._is_over = False
         self._connections = _shared(share)
         self._idle: SimpleQueue[Connection] = SimpleQueue()
         for connection in self._connections:
             self._idle.put(connection)
         self._threads = ThreadPoolExecutor(len(self._connections), "rhei-copy")
-        self._batches: deque[Future[RowBatch | None]] = deque()
+        self._ranges: deque[tuple[Future[RowBatch | None], str | None]] = deque()
 
     def leads_on(self, table: str, resume: str | None, limit: int) -> bool:
         """Return whether the next batch is the one that follows a key."""
         here = (self._reader.schema.name, self._given, self._limit)
-        return here == (table, resume, limit)
+        return not self._is_over and here == (table, resume, limit)
 
     def next(self) -> RowBatch | None:
         """Return the next batch; None when there are no more rows."""
-        while len(self._batches) <= READERS and not self._is_planned:
+        while len(self._ranges) <= READERS and not self._is_planned:
             self._plan()
-        if not self._batches:
-            return None
-        batch = self._batches.popleft().result()
-        self._given = batch.resume if batch else None
-        return batch
+        while self._ranges:
+            read, end = self._ranges.popleft()
+            batch = read.result()
+            if batch is not None:
+                if batch.resume != end:
+                    self._ranges.appendleft((self._begun(batch.resume, end), end))
+                self._given = batch.resume
+                fitting = PORTION_BYTES * batch.rows.num_rows // max(batch.rows.nbytes, 1)
+                self._rows = min(self._limit, max(1, fitting))
+                return batch
+        self._is_over = True
+        return None
 
     def close(self) -> None:
         """Stop reading; safe to repeat."""
@@ -74,15 +82,18 @@ class ReadAhead:
 
     def _plan(self) -> None:
         """Start reading the next range."""
-        begin, end = self._planned, self._reader.end_of(self._planned, self._limit)
-        self._batches.append(self._threads.submit(self._read, begin, end))
+        end = self._reader.end_of(self._planned, self._rows)
+        self._ranges.append((self._begun(self._planned, end), end))
         self._planned, self._is_planned = end, end is None
+
+    def _begun(self, begin: str | None, end: str | None) -> Future[RowBatch | None]:
+        return self._threads.submit(self._read, begin, end)
 
     def _read(self, begin: str | None, end: str | None) -> RowBatch | None:
         connection = self._idle.get()
         try:
             reader = replace(self._reader, connection=connection)
-            return reader.rows(begin, self._limit if end is None else None, end)
+            return reader.rows(begin, self._limit, end)
         finally:
             self._idle.put(connection)
 

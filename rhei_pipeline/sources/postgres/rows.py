@@ -1,8 +1,9 @@
 """Reads rows of a PostgreSQL table as text and as batches, for every capture method."""
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
@@ -38,6 +39,10 @@ group by d.encoding
 #: How a place to go on at begins if the key there is still to be read.
 _FROM = "from"
 _ROW, _BYTES, _ALL = "_rhei_row", "_rhei_bytes", "_rhei_all"
+#: A portion that ends for its bytes has so many of them: the next row would have been one too many.
+_NEARLY_FULL = 0.75
+#: By so many rows it is estimated how many bytes the next ones have.
+_SAMPLE_ROWS = 512
 #: The keys of so many rows are all looked at to cut a table into ranges; of more, so many for each
 #: range: its size is then right to a few percent.
 _FEW_ROWS, _DRAWN_KEYS = 500_000, 10_000
@@ -55,6 +60,20 @@ where a.attrelid = %s::regclass and a.attname = any(%s::text[])
 """
 #: How much smaller than its text a long value may lie beside its table, about.
 _MOST_COMPRESSED = 8
+#: The bytes beside a table and its parts, and their rows, if the server has counted them.
+_APART = """
+select coalesce(sum(pg_relation_size(reltoastrelid)), 0)::float8 as apart,
+    sum(reltuples) filter (where reltuples > 0 and relkind <> 'p')::float8 as counted
+from pg_catalog.pg_class where oid = {relation}::regclass
+    or oid in (select relid from pg_catalog.pg_partition_tree({relation}::regclass))
+"""
+#: About how many bytes a text has. One that is no text in the server has to be read to tell, and is
+#: only where it is short.
+_TEXT_BYTES = (
+    "coalesce(case when pg_column_size({name}) > 2000 and pg_typeof({name})::oid not in"
+    " ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)"
+    " then {most} * pg_column_size({name}) else octet_length({name}::text) end, 0)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +90,27 @@ class PostgresRowReader:
     clock: datetime
     condition: str = "true"
 
-    def rows(
-        self, resume: str | None, limit: int | None, until: str | None = None
-    ) -> RowBatch | None:
-        """Return the next rows in key order, up to a limit or a key; None if there are none."""
-        if until is None and limit is not None and self._may_be_large(limit):
-            until = self.end_of(resume, limit)
-        query = self._rows_sql(resume, limit, until)
+    def rows(self, resume: str | None, limit: int, until: str | None = None) -> RowBatch | None:
+        """Return the next rows in key order, up to a limit or a key; None if there are none.
+
+        They are fewer where they have more bytes than a portion.
+        """
+        limit, is_large = self._fitting(resume, limit, until)
+        if is_large:
+            until = self._end_by_bytes(resume, limit, until) or until
+        texts = self._texts(self._rows_sql(resume, limit, until), limit)
+        found, size = [], 0
         # Mapped: a loop's variable would hold the texts beside what becomes of them.
-        found = list(map(self._batch, self._texts(query, None)))
+        for batch in map(self._batch, texts):
+            found.append(batch)
+            size += batch.rows.nbytes
+            if size >= _NEARLY_FULL * PORTION_BYTES:
+                # Read on, and held no more: a statement that is cancelled ends the transaction.
+                deque(texts, maxlen=0)
         return _joined(found) if found else None
 
     def rows_within(self, resume: str | None, until: str | None, limit: int) -> RowBatch | None:
         """Return the next rows of a range of keys; None if there are none."""
-        if until is not None and self._may_be_large(limit):
-            here = replace(self, condition=self._range(None, until))
-            until = here.end_of(resume, limit) or until
         return self.rows(resume, limit, until)
 
     def range_ends(self, count: int) -> list[str]:
@@ -161,57 +185,83 @@ class PostgresRowReader:
         return bool(found and found[0])
 
     def end_of(self, resume: str | None, limit: int) -> str | None:
-        """Find the last key of the next rows, so many or about as many as a portion has bytes.
+        """Find the last key of the next rows, so many; None when no more are left.
 
-        None when no more are left.
+        Found by the keys alone: a look at the rows' bytes takes twice as long as their COPY.
+        """
+        key = self.schema.primary_key
+        query = (
+            f"select {self._key_as_copied()} from ("
+            f"select {listed(key)} from {qualified(self.schema)}"
+            f" where {self._range(resume, None)} order by {listed(key)}"
+            f" limit 1 offset {limit - 1}) last"
+        )
+        found = self.connection.execute(query.encode()).fetchone()
+        return None if found is None else json.dumps(found)
+
+    def _end_by_bytes(self, resume: str | None, limit: int, until: str | None) -> str | None:
+        """Find the last key of the next rows that have about as many bytes as a portion.
+
+        None where there are fewer.
         """
         key = self.schema.primary_key
         ahead = (
             f"select {listed(key)}, row_number() over ahead as {_ROW},"
             f" sum({self._width}) over ahead as {_BYTES} from {qualified(self.schema)}"
-            f" where {self._range(resume, None)} window ahead as (order by {listed(key)})"
+            f" where {self._range(resume, until)} window ahead as (order by {listed(key)})"
             f" order by {listed(key)} limit {limit}"
         )
         # Ordered within: the text of a key sorts otherwise than the key does.
         query = (
-            f"select {', '.join(f'{quote(name)}::text' for name in key)} from ("
+            f"select {self._key_as_copied()} from ("
             f"select * from ({ahead}) ahead"
-            f" where {_ROW} = {limit} or {_BYTES} >= {PORTION_BYTES} order by {_ROW} limit 1) last"
+            f" where {_BYTES} >= {PORTION_BYTES} order by {_ROW} limit 1) last"
         )
         found = self.connection.execute(query.encode()).fetchone()
         return None if found is None else json.dumps(found)
 
-    def _may_be_large(self, limit: int) -> bool:
-        """Return whether so many rows are probably more than a portion has bytes.
+    def _fitting(self, resume: str | None, limit: int, until: str | None) -> tuple[int, bool]:
+        """Return of how many of the next rows a portion is among the first, at most `limit`.
 
-        Also where the server has never counted the rows.
+        And whether these may have more bytes than a portion: by the bytes of the first of them, and
+        by those that lie beside the table. What lies in few of its rows is seldom among the first.
         """
-        found = self.connection.execute(
-            "select reltuples::float8, pg_relation_size(oid), pg_table_size(oid)"
-            " from pg_catalog.pg_class where oid = %s::regclass",
-            (qualified(self.schema),),
-        ).fetchone()
-        rows, own, whole = found or (0, 0, 0)
-        if whole <= PORTION_BYTES // _MOST_COMPRESSED:
-            return False
-        bytes_of_all = own + _MOST_COMPRESSED * (whole - own)
-        return bool(rows <= 0 or bytes_of_all / rows * limit > PORTION_BYTES)
+        few, name = min(limit, _SAMPLE_ROWS), bare_literal(qualified(self.schema))
+        ahead = (
+            f"select {self._width} as {_BYTES} from {qualified(self.schema)}"
+            f" where {self._range(resume, until)}"
+            f" order by {listed(self.schema.primary_key)} limit {few}"
+        )
+        asked = (
+            f"select (select coalesce(sum({_BYTES}), 0)::float8 from ({ahead}) ahead),"
+            f" apart, counted from ({_APART.format(relation=name)}) facts"
+        )
+        found = self.connection.execute(asked.encode()).fetchone()
+        first, apart, rows = found or (0.0, 0.0, None)
+        share = min(1.0, limit / rows) if rows else 1.0
+        bytes_of_row = max(1.0, first / few)
+        if bytes_of_row * limit + _MOST_COMPRESSED * apart * share <= PORTION_BYTES / 2:
+            return limit, False
+        return min(limit, max(few, int(2 * PORTION_BYTES / bytes_of_row))), True
+
+    def _key_as_copied(self) -> str:
+        """Return SQL of a key as COPY writes it: a cast to text would cut a char(n)."""
+        return ", ".join(f"format('%s', {quote(name)})" for name in self.schema.primary_key)
 
     @property
     def _width(self) -> str:
         """SQL of about how many bytes of text a row is; a value that lies apart is not read."""
         texts = [quote(column.name) for column in self.schema.columns if column.type == pa.string()]
         blobs = [quote(column.name) for column in self.schema.columns if column.type == pa.binary()]
-        terms = [f"coalesce(octet_length({name}::text), 0)" for name in texts]
+        terms = [_TEXT_BYTES.format(name=name, most=_MOST_COMPRESSED) for name in texts]
         terms += [f"coalesce(2 * octet_length({name}), 0)" for name in blobs]
         return " + ".join([str(_NARROW * len(self.schema.columns)), *terms])
 
-    def _rows_sql(self, resume: str | None, limit: int | None, until: str | None) -> str:
-        most = "" if limit is None else f" limit {limit}"
+    def _rows_sql(self, resume: str | None, limit: int, until: str | None) -> str:
         return (
             f"select {listed(self.schema.names)} from {qualified(self.schema)}"
             f" where {self._range(resume, until)}"
-            f" order by {listed(self.schema.primary_key)}{most}"
+            f" order by {listed(self.schema.primary_key)} limit {limit}"
         )
 
     def _range(self, resume: str | None, until: str | None) -> str:
