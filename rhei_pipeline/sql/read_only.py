@@ -22,6 +22,9 @@ from rhei_pipeline.sql.placeholders import judged_form
 #: How many texts are remembered as harmless; an application repeats its few.
 _REMEMBERED = 1024
 
+#: So many statements keep their tokens while they are looked at, if they have so few characters.
+_AT_ONCE, _SHORT = 16, 20_000
+
 #: How much alike a mistyped word is: 'selct' is so to 'select', and 'delete' is not.
 _ALIKE = 0.8
 
@@ -179,12 +182,16 @@ def _calls_unknown(sql: str, dialect: str) -> bool:
     return parsed.find(exp.Anonymous) is not None
 
 
-def statement_tokens(sql: str, dialect: str) -> list[Token]:
+def statement_tokens(sql: str, dialect: str) -> Sequence[Token]:
     """Return the tokens of one statement, without the semicolon that may end it.
 
     Raises:
         QueryError: It is no statement, or more than one, or cannot be read as tokens.
     """
+    return _last_tokens(sql, dialect) if len(sql) <= _SHORT else _tokens(sql, dialect)
+
+
+def _tokens(sql: str, dialect: str) -> Sequence[Token]:
     try:
         tokens = sqlglot.tokenize(_plain(sql, dialect), dialect=_read_as(dialect))
     except SqlglotError as error:
@@ -200,7 +207,11 @@ def statement_tokens(sql: str, dialect: str) -> list[Token]:
         raise QueryError(
             f"a query is one statement, and this is {pieces}", hint="run them one by one"
         )
-    return tokens
+    return tuple(tokens)
+
+
+#: Who routes a statement looks at its tokens, and so does this gate, twice.
+_last_tokens = lru_cache(maxsize=_AT_ONCE)(_tokens)
 
 
 def _read_as(dialect: str) -> str:

@@ -1,6 +1,9 @@
 """The gate: what only reads passes, everything else is refused by name."""
 
+from collections.abc import Sequence
+
 import pytest
+import sqlglot
 from sqlglot.tokenizer_core import Token
 
 from rhei_pipeline.errors import QueryError
@@ -85,7 +88,7 @@ def test_a_harmless_text_is_judged_once_and_a_refused_one_each_time(
     judged: list[str] = []
     tokens = read_only.statement_tokens
 
-    def counted(sql: str, dialect: str) -> list[Token]:
+    def counted(sql: str, dialect: str) -> Sequence[Token]:
         judged.append(sql)
         return tokens(sql, dialect)
 
@@ -95,6 +98,25 @@ def test_a_harmless_text_is_judged_once_and_a_refused_one_each_time(
     with pytest.raises(QueryError):
         refuse_writing(refused, "sqlite")
     assert set(judged) == {refused}
+
+
+@pytest.mark.parametrize(("more", "times"), [("", 1), (" -- and a long remark" * 1_000, 3)])
+def test_the_tokens_of_a_statement_are_found_once_unless_it_is_long(
+    more: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize, found = sqlglot.tokenize, list[str]()
+
+    def counted(sql: str, dialect: str) -> Sequence[Token]:
+        found.append(sql)
+        return tokenize(sql, dialect=dialect)
+
+    monkeypatch.setattr(sqlglot, "tokenize", counted)
+    text = f"select 'tokens found once' as x{more}"
+    assert read_only.statement_tokens(text, "sqlite")[0].text == "select"
+    refuse_writing(text, "sqlite")
+    assert len(found) == times
+    read_only.statement_tokens(text, "postgres")  # another dialect reads it otherwise
+    assert len(found) == times + 1
 
 
 def test_each_refusal_is_an_error_of_its_own() -> None:
