@@ -52,12 +52,16 @@ class Orders:
         self.connection.executemany(_INSERT, rows)
         self.connection.execute("commit")
 
-    def change(self, count: int) -> None:
-        """Make random changes in one transaction: 50 % updates, 35 % inserts, 15 % deletes."""
+    def change(self, count: int, among: int | None = None) -> None:
+        """Make random changes in one transaction: 50 % updates, 35 % inserts, 15 % deletes.
+
+        They are in all rows, or among so many that follow each other in the table's middle.
+        """
         draw, run = self._random, self.connection.execute
+        low, high = (self.rows // 2, self.rows // 2 + among) if among else (1, self.rows)
         run("begin")
         for _ in range(count):
-            kind, key = draw.random(), draw.randint(1, self.rows)
+            kind, key = draw.random(), draw.randint(low, high)
             if kind < 0.5:
                 run(_UPDATE, (draw.random() * 100, draw.randint(1, 10**9), key))
             elif kind < 0.85:
@@ -68,11 +72,17 @@ class Orders:
         run("commit")
 
     def open(
-        self, mode: str = "destructive", *, buffered: bool = False, storage: str | None = None
+        self,
+        mode: str = "destructive",
+        *,
+        buffered: bool = False,
+        storage: str | None = None,
+        vectors: bool = True,
     ) -> rhei.HTAP:
         """Open the pipeline that mirrors the table, directly or through a buffer.
 
-        The mirror is a DuckDB file, or with a storage in DataFusion's files.
+        The mirror is a DuckDB file, or with a storage in DataFusion's files. Its Delta tables have
+        vectors, or none.
         """
         buffer = {"path": self.directory / f"{mode}.cdc"} if buffered else None
         return rhei.open(
@@ -80,7 +90,7 @@ class Orders:
                 source={"path": self.path},
                 capture={"buffer": buffer},
                 mirror={"kind": "datafusion", "storage": storage, "path": self.directory / mode}
-                | ({"delta": {"deletion_vectors": True}} if storage == "delta" else {})
+                | ({"delta": {"deletion_vectors": vectors}} if storage == "delta" else {})
                 if storage
                 else {"path": self.directory / f"{mode}.duckdb"},
                 registry={"path": self.directory / f"{mode}.json"},

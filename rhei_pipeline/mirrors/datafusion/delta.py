@@ -155,7 +155,7 @@ class DeltaTables:
         if target.is_of_others:
             return
         schema = Schema.from_arrow(delta_schema(table))
-        wanted, held = self._wanted(table, target, schema), target.held_in(schema)
+        wanted, held = self._wanted(table, target, schema, store), target.held_in(schema)
         for name in held.keys() & wanted.keys():
             yield from _differing(wanted[name], held[name], folder, store)
 
@@ -196,7 +196,7 @@ class DeltaTables:
                 hint="move it away, or give another mirror.path; the mirror itself is not affected",
             )
         schema = Schema.from_arrow(delta_schema(table))
-        wanted = self._wanted(table, target, schema)
+        wanted = self._wanted(table, target, schema, store)
         made_of = {name: file.made_of for name, file in wanted.items()}
         if not target.shows(made_of, schema, vectors=self._vectors):
             _refuse_going_back(manifest, table, target)
@@ -213,11 +213,12 @@ class DeltaTables:
         return target.version
 
     def _wanted(
-        self, table: StoredTable, target: DeltaTarget, schema: Schema
+        self, table: StoredTable, target: DeltaTarget, schema: Schema, store: SegmentStore
     ) -> dict[str, ShownFile]:
         """Return the files that show a table, by their names."""
         held = {name: file.made_of for name, file in target.held_in(schema).items()}
-        return {file.name: file for file in shown_files(table, held, vectors=self._vectors)}
+        shown = shown_files(table, held, store, vectors=self._vectors)
+        return {file.name: file for file in shown}
 
     def _target(self, folder: str, store: SegmentStore) -> DeltaTarget:
         """Return a Delta table as it is: read again where it is not as this process left it.

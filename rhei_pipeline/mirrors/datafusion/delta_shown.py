@@ -2,7 +2,8 @@
 
 Where readers may be asked to leave removed rows out, a segment's file is shown as it is, and a
 vector beside it says which rows are removed. Versions that ended are in files of their own then,
-as their ends are not in the segment's file. Else a file with removed rows is written without them.
+as their ends are not in the segment's file. Else a file with removed rows is written without them,
+and that of a large segment in parts.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.datafusion.constants import conform
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits, present
+from rhei_pipeline.mirrors.datafusion.delta_parts import SegmentPart, has_parts, parts_of
 from rhei_pipeline.mirrors.datafusion.formats import Parquet, encoded
 from rhei_pipeline.mirrors.datafusion.manifest import (
     DeletionVector,
@@ -36,37 +38,41 @@ class ShownFile:
         segment: What it shows, as the file itself has it.
         vector: The segment whose removed rows a vector leaves out; None where it has no vector.
         made_of: Of what the vector, or a file of ended versions, was made.
+        part: The rows that it shows of a large segment; None where it shows all.
     """
 
     table: StoredTable
     segment: Segment
     vector: Segment | None = None
     made_of: str = ""
+    part: SegmentPart | None = None
 
     @property
     def name(self) -> str:
         """Its name: of the segment, the rows shown, and their columns."""
-        segment = self.segment
-        gone = segment.gone
-        holding = [
-            [[field.name, str(field.type)] for field in self.table.schema],
-            sorted(segment.constants.items()),
-            [gone.file, gone.offset] if gone else None,
-            [[part.file, part.offset] for part in segment.ended],
-        ]
+        segment, gone = self.segment, self.segment.gone
+        columns = [[field.name, str(field.type)] for field in self.table.schema]
+        holding: list[object] = [columns, sorted(segment.constants.items())]
+        if self.part is not None:
+            holding.append(self.part.shown)
+        else:
+            holding.append([gone.file, gone.offset] if gone else None)
+            holding.append([[part.file, part.offset] for part in segment.ended])
         shown = hashlib.sha256(json.dumps(holding).encode()).hexdigest()[:16]
         return f"{segment.name}-{shown}{Parquet.suffix}"
 
     @property
     def rows(self) -> int:
         """How many rows it has, with those that its vector removes."""
+        if self.part is not None:
+            return self.part.rows
         return self.segment.present_rows + self.segment.ended_rows
 
     @property
     def is_whole(self) -> bool:
         """Whether Delta readers can use the segment's own file."""
         segment = self.segment
-        if segment.gone or segment.constants:
+        if self.part is not None or segment.gone or segment.constants:
             return False
         wanted = {field.name: delta_type(field.type) for field in self.table.schema}
         return all(wanted.get(field.name, field.type) == field.type for field in segment.schema)
@@ -92,6 +98,8 @@ class ShownFile:
 
     def _shown_rows(self, store: SegmentStore) -> pa.Table:
         segment, schema = self.segment, self.table.schema
+        if self.part is not None:
+            return self.part.read(schema, store).cast(delta_schema(self.table))
         shown = []
         if segment.present_rows or not segment.ended:
             rows = store.form.read(store.content(segment), segment.schema.names)
@@ -105,18 +113,19 @@ class ShownFile:
 
 
 def shown_files(
-    table: StoredTable, held: Mapping[str, str], *, vectors: bool
+    table: StoredTable, held: Mapping[str, str], store: SegmentStore, *, vectors: bool
 ) -> Iterator[ShownFile]:
     """Yield the files that show a table.
 
     Args:
         table: What is shown.
         held: The files that the Delta table has, and of what they were made.
+        store: Tells which rows of large segments are gone.
         vectors: Leave removed rows out by vectors.
     """
     for segment in table.segments:
         if not vectors:
-            yield ShownFile(table, segment)
+            yield from _without_vectors(table, segment, store)
             continue
         if segment.present_rows:
             whole = replace(segment, gone=None, ended=())
@@ -124,6 +133,17 @@ def shown_files(
             made_of = "" if segment.gone is None else _made_of([segment.gone])
             yield ShownFile(table, whole, None if is_whole else segment, made_of)
         yield from _ended_files(table, segment, held)
+
+
+def _without_vectors(
+    table: StoredTable, segment: Segment, store: SegmentStore
+) -> Iterator[ShownFile]:
+    whole = ShownFile(table, segment)
+    if whole.is_whole or not has_parts(segment):
+        yield whole
+        return
+    for part in parts_of(segment, store):
+        yield ShownFile(table, segment, part=part)
 
 
 def _ended_files(
