@@ -14,6 +14,7 @@ from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing import Crash, StubMirror
+from rhei_pipeline.testing.stub_source import StubSnapshot
 from tests.unit.stub_world import StubWorld, schema
 
 BOTH = pytest.mark.parametrize("mode", list(Mode))
@@ -227,19 +228,31 @@ def test_no_change_is_lost_where_the_buffer_is_an_older_one_or_gone(
     world.restart()
 
 
+@pytest.mark.parametrize("reads_former", [True, False], ids=["", "own shape alone"])
 @pytest.mark.parametrize("is_drained", [True, False], ids=["drained", "pending"])
 def test_a_version_of_right_before_a_migration_is_in_the_history(
     make_buffered: Callable[..., BufferedWorld],
     monkeypatch: pytest.MonkeyPatch,
     *,
     is_drained: bool,
+    reads_former: bool,
 ) -> None:
     """The table is found as it was, and described as it is then."""
+    proves = StubSnapshot.proves
+
+    def proves_own(snapshot: StubSnapshot, table: Table, position: Position) -> bool:
+        """Return whether all that is pending is of the table's shape, too."""
+        shapes = snapshot._states[table.name].shapes
+        fits = [shapes[entry.shape] == table.schema for entry in snapshot._behind(table, position)]
+        return proves(snapshot, table, position) and (reads_former or all(fits))
+
+    monkeypatch.setattr(StubSnapshot, "proves", proves_own)
     world = make_buffered(mode=Mode.TEMPORAL)
     world.fill(1)
     world.pipeline.sync()
     if is_drained:
-        world.source.put("t", k=1, v="a")
+        for value in ("a", "b"):
+            world.source.put("t", k=1, v=value)
         drained_while_away(world)
     is_installed, migrated = world.source.is_installed, list[Table]()
 
@@ -247,20 +260,20 @@ def test_a_version_of_right_before_a_migration_is_in_the_history(
         found = is_installed(table)
         if not migrated:
             migrated.append(table)
-            if not is_drained:
-                world.source.put("t", k=1, v="a")
+            for value in () if is_drained else ("a", "b"):
+                world.source.put("t", k=1, v=value)
             world.source.create(schema("t", v=pa.string(), w=pa.int64()))
         return found
 
     monkeypatch.setattr(world.source, "is_installed", migrate)
     world.source.create(schema("other"))  # so that all are looked at again
     world.pipeline.sync()
-    world.source.put("t", k=1, v="b", w=1)
+    world.source.put("t", k=1, v="c", w=1)
     world.pipeline.sync()
     assert migrated
     assert world.equal()
     values = [value for key, value, _ in world.versions() if key == 1]
-    assert list(dict.fromkeys(values)) == ["v1", "a", "b"]
+    assert list(dict.fromkeys(values)) == ["v1", "a", "b", "c"]
     world.restart()
 
 
