@@ -240,6 +240,23 @@ def test_a_copy_of_another_shape_is_not_resumed(make_world: MakeWorld) -> None:
     world.assert_equal("t")
 
 
+@BOTH_MODES
+def test_a_repeated_copy_leaves_each_key_once(make_world: MakeWorld, mode: str) -> None:
+    """What somebody has put into the mirror twice, or without its key, differs in no key."""
+    world = make_world(mode=mode)
+    world.run(
+        "create table t(id integer primary key, v text)", "insert into t values (1, 'a'), (2, 'b')"
+    )
+    world.htap.sync_now()
+    world.crash()
+    with duckdb.connect(world.directory / "mirror.duckdb") as mirror:
+        mirror.execute("insert into t from t where id = 1")
+        mirror.execute("insert into t select * replace (null as id) from t where id = 2")
+    world.htap.initial_sync("t")
+    world.assert_equal("t")
+    assert [row["id"] for row in world.present("t")] == [1, 2]
+
+
 def test_readers_of_the_mirror_never_see_half_a_copy(make_world: MakeWorld) -> None:
     world = filled(make_world, "destructive")
     world.htap.sync_now()
