@@ -385,6 +385,7 @@ def test_auto_never_shows_what_is_masked(
         "explain select email from people",
         "values ((select email from people))",
         "select printf('%s', email) from main.people",
+        "with people as (select 1) select printf('%s', email) from main.people",
         "with a as (with people as (select 1) select * from people) select printf('%s', email)"
         " from people, a",
         "with a as (with everyone as (select 1) select * from everyone) select email"
