@@ -427,13 +427,20 @@ def test_auto_never_shows_what_is_masked(
 def test_auto_never_takes_one_name_of_postgres_for_another(make_postgres: MakePostgres) -> None:
     """A view's name may be a mirrored table's but for its case, or a CTE's inside of that CTE."""
     world = make_postgres(
-        tables=[{"name": "people", "mask": {"email": "hash"}}, {"name": "plain"}],
+        tables=[
+            {"name": "people", "mask": {"email": "hash"}},
+            {"name": "plain"},
+            {"name": "hr.staff", "mask": {"email": "hash"}},
+        ],
         capture={"method": "trigger"},
     )
     world.run(
         "create table people(id int primary key, email text)",
         "create table plain(id int primary key, v text)",
+        "create schema hr",
+        "create table hr.staff(id int primary key, email text)",
         f"insert into people values (1, '{SECRET}')",
+        f"insert into hr.staff values (1, '{SECRET}')",
         "insert into plain values (1, 'x')",
         'create view "Plain" as select id, email as v from people',
     )
@@ -444,6 +451,8 @@ def test_auto_never_takes_one_name_of_postgres_for_another(make_postgres: MakePo
         'with "Plain" as (select * from "Plain") select v collate "C" from "Plain"',
         'with plain as (select 1) select v collate "C" from "Plain"',
         "select 1 from plain where (1, v) in (table people)",
+        'select email collate "C" from hr.staff',
+        'with staff as (select 1) select email collate "C" from hr.staff',
     ):
         with pytest.raises(QueryError, match="masked or filtered"):
             world.htap.query(sql)
