@@ -1,6 +1,6 @@
 """One state of a source whose changes are read from the buffer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -20,10 +20,10 @@ from rhei_pipeline.capabilities import (
     start_at,
 )
 from rhei_pipeline.changes.compaction import last_per_key
-from rhei_pipeline.errors import PermanentError, RheiError
+from rhei_pipeline.errors import PermanentError, RheiError, SchemaError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.instants import instant
-from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.protocols import Rescan, SourceSnapshot
 
 
@@ -49,6 +49,10 @@ class FollowedTable:
         """Return whether all events behind a position are of a table's shape."""
         return self.table.schema == table.schema and position.order >= self.begins
 
+    def leaves(self, table: Table, position: Position) -> bool:
+        """Return whether all events behind a position are of another shape than a table's."""
+        return table.schema != self.table.schema and 0 < self.begins == position.order
+
     def leads_on(self, snapshot: SourceSnapshot) -> bool:
         """Return whether the source still holds all changes after those that were drained."""
         return self.inner is not None and snapshot.proves(self.table, self.inner)
@@ -62,6 +66,7 @@ class BufferedSnapshot:
         log, bridged: The buffer, and the tables that go through it.
         passes_on: Whether the source's own pending changes follow those of the buffer.
         unreadable: Why tables could not be drained: their schema changed, or they failed.
+        describe: Returns a table's schema as it is now.
 
     Attributes:
         rescanned: The tables for which a whole comparison was asked for here.
@@ -77,12 +82,14 @@ class BufferedSnapshot:
         *,
         passes_on: bool,
         unreadable: Mapping[str, RheiError],
+        describe: Callable[[str], TableSchema],
     ) -> None:
         self._inner = inner
         self._log = log
         self._bridged = bridged
         self._passes_on = passes_on
         self._unreadable = unreadable
+        self._describe = describe
         self.rescanned: set[str] = set()
         self.clock = inner.clock
         self.schema_version = inner.schema_version
@@ -107,12 +114,24 @@ class BufferedSnapshot:
             raise failure
         bridged = self._bridged.get(table.name)
         if bridged is not None and not bridged.fits(table, position):
-            return False
+            return self._leaves(table, position) and self._log.holds(table.name, position)
         return self._log.holds(table.name, position)
 
     def pending(self, table: Table, after: Position) -> int:
         """Count the events in the buffer, and those that were not drained from the source yet."""
+        if self._leaves(table, after):
+            return 0
         return self.head(table).order - after.order + self._undrained(table)
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:
+        """Return the shape of the events where a mirror lacks it, and the source has yet another.
+
+        Capture went on in it, and what is to be applied failed or was cut off since.
+        """
+        if not self._leaves(table, after):
+            return None
+        own = self._bridged[table.name].table
+        return None if self._is_as_in_source(own) else own.schema
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
         """Return when the first event after the position was made."""
@@ -182,11 +201,16 @@ class BufferedSnapshot:
         """Return the source's row count."""
         return self._inner.count(table)
 
-    def rescan(self, table: Table, _after: Position) -> Rescan:
-        """Return the rescan that the source asked for, once the buffer holds all changes."""
+    def rescan(self, table: Table, after: Position) -> Rescan:
+        """Return the rescan that the source asked for, once the buffer holds all changes.
+
+        It compares with rows of the source, so not in a shape that these no longer have.
+        """
         bridged = self._bridged.get(table.name)
         asked = bridged is not None and bridged.rescan
-        if not asked or self._passes_on or self._undrained(table):
+        if not asked or self._passes_on or self._undrained(table) or self._leaves(table, after):
+            return Rescan.NONE
+        if not self._is_as_in_source(table):
             return Rescan.NONE
         self.rescanned.add(table.name)
         return Rescan.ALL
@@ -241,6 +265,16 @@ class BufferedSnapshot:
         position = self._drained_to(table)
         if self._passes_on and position is not None and self._inner.pending(table, position):
             yield from self._inner.changes(table, position, limit)
+
+    def _leaves(self, table: Table, after: Position) -> bool:
+        bridged = self._bridged.get(table.name)
+        return bridged is not None and not self._passes_on and bridged.leaves(table, after)
+
+    def _is_as_in_source(self, table: Table) -> bool:
+        try:
+            return self._describe(table.name) == table.schema
+        except SchemaError:
+            return False
 
     def _undrained(self, table: Table) -> int:
         position = self._drained_to(table)

@@ -258,7 +258,12 @@ class BufferedSource:
         unreadable = {} if passes_on else {**self._failing, **_drifted(self._drifted)}
         bridged = dict(self._bridged)
         return BufferedSnapshot(
-            inner, self._log, bridged, passes_on=passes_on, unreadable=unreadable
+            inner,
+            self._log,
+            bridged,
+            passes_on=passes_on,
+            unreadable=unreadable,
+            describe=self._inner.describe,
         )
 
     def _note_failing(self, error: Exception) -> None:

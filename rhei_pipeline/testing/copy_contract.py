@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from rhei_pipeline.model.changes import NetChanges, Position
-from rhei_pipeline.model.progress import CopyProgress, TableState
+from rhei_pipeline.model.progress import CopyProgress, TableState, Watermark
 from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.model.schema import TableSchema as Schema
 from rhei_pipeline.protocols import Mirror
@@ -34,6 +34,27 @@ class CopyContract:
         assert mirror.ledger().copies["t"] == progress
         assert mirror.ledger().state("t") is TableState.COPYING
         assert held(mirror) == {}
+
+    def test_a_transaction_shows_what_it_has_recorded_itself(self, mirror: Mirror) -> None:
+        begun = CopyProgress("t", Position(3, "p"), "shape")
+        further = CopyProgress("t", Position(3, "p"), "shape", resume="here")
+        reached = Watermark("t", Position(4, "p"), NOW)
+        with mirror.transaction() as transaction:
+            assert transaction.ledger().copies == {}
+            transaction.begin_copy(TABLE, begun)
+            assert transaction.ledger().copies == {"t": begun}
+            transaction.append_copy(TABLE, rows(a=1.0), further)
+            assert transaction.ledger().copies == {"t": further}
+            transaction.drop_copy(TABLE)
+            assert transaction.ledger().copies == {}
+            transaction.begin_copy(TABLE, begun)
+            assert transaction.ledger().copies == {"t": begun}
+            transaction.keep_copies(())
+            assert transaction.ledger().copies == {}
+            transaction.record(reached)
+            assert transaction.ledger().watermarks == {"t": reached}
+        assert mirror.ledger().watermarks == {"t": reached}
+        assert mirror.ledger().copies == {}
 
     def test_a_copy_is_healed_apart_from_its_table(self, mirror: Mirror) -> None:
         merge(mirror, rows(a=1.0), keys())

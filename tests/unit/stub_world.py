@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, Mode, TableSchema
 from rhei_pipeline.protocols import ChangeSource
 from rhei_pipeline.sync.kept_history import Declared
@@ -51,12 +52,16 @@ class StubWorld:
         """Return what the pipeline reads."""
         return self.source
 
+    def mode_of(self, _table: str) -> Mode:
+        """Return how a table is mirrored."""
+        return self.mode
+
     @property
     def pipeline(self) -> Pipeline:
         """The pipeline, made when there is none."""
         if self._pipeline is None:
             self._pipeline = Pipeline(
-                lambda: [Declared(name, self.mode) for name in self.names],
+                lambda: [Declared(name, self.mode_of(name)) for name in self.names],
                 self.capture(),
                 self.mirror,
                 self._registry,
@@ -68,6 +73,10 @@ class StubWorld:
     def restart(self) -> None:
         """Begin with a new process: what it has in memory is lost."""
         self._pipeline = None
+
+    def sync(self) -> SyncReport:
+        """Sync, in a process that is begun for it where there is none."""
+        return self.pipeline.sync()
 
     def surviving(self, work: Callable[[], object]) -> bool:
         """Do work that may crash; return whether it did."""

@@ -294,3 +294,30 @@ def test_a_mirror_that_is_begun_again_waits_for_no_changes_of_a_former_shape(
     assert world.pipeline.sync().events == 1
     assert world.equal()
     world.restart()
+
+
+@pytest.mark.parametrize("step", [Step.BRIDGED, Step.CAPTURED, Step.RECORDED])
+def test_versions_of_a_shape_that_the_mirror_never_had_are_in_the_history(
+    make_buffered: Callable[..., BufferedWorld], step: Step
+) -> None:
+    """A process dies in the first sync after a migration, and another migration follows."""
+    world = make_buffered(mode=Mode.TEMPORAL)
+    world.fill(1)
+    world.pipeline.sync()
+    shapes = {"v": pa.string()}
+    for column, values in (("w", "ab"), ("x", "cd")):
+        shapes[column] = pa.string()
+        world.source.create(schema("t", **shapes))
+        for value in values:
+            world.source.put("t", k=1, v=value)
+        world.faults.arm(step)
+        assert world.surviving(world.sync)
+        world.faults.disarm()
+    shapes["y"] = pa.string()
+    world.source.create(schema("t", **shapes))
+    world.source.put("t", k=1, v="e", w="w", x="x", y="y")
+    world.pipeline.sync()
+    assert world.equal()
+    assert [value for _, value, _ in world.versions()] == ["v1", *"abcde"]
+    assert world.pipeline.sync().events == 0
+    world.restart()

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rhei_pipeline.protocols import Step
+from rhei_pipeline.testing import Crash
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -90,3 +93,52 @@ def test_the_same_holds_for_sqlite(
     make_world: Callable[..., World], mode: str, storage: str | None, changes: str
 ) -> None:
     followed(make_world(mode=mode, storage=storage, buffered=True), CHANGES[changes])
+
+
+MIGRATIONS = {
+    "added": ("add column c integer", "add column d integer", "add column e integer"),
+    "dropped": ("drop column t", "drop column n", "drop column m"),
+    "renamed": ("rename column t to t1", "rename column t1 to t2", "rename column t2 to t"),
+    "mixed": ("add column c integer", "drop column c", "rename column t to u"),
+}
+
+
+def long(name: str) -> Any:
+    """Return a case that is not in the short form."""
+    return pytest.param(name, marks=pytest.mark.long)
+
+
+def assert_no_version_lacks(world: World | PostgresWorld, migrations: str) -> None:
+    """Have processes die in the first syncs after two migrations, and a third one follow."""
+    world.run("create table p(id integer primary key, a varchar, t integer, n integer, m integer)")
+    world.run("insert into p(id, a) values (1, 'x')")
+    world.htap.sync_now()
+    for change, values in zip(MIGRATIONS[migrations], ("ab", "cd", "ef"), strict=True):
+        world.run(f"alter table p {change}")
+        world.run(*(f"update p set a = '{value}'" for value in values))
+        if "f" in values:
+            break
+        world.faults.arm(Step.CAPTURED)
+        with pytest.raises(Crash):
+            world.htap.sync_now()
+        world.crash()
+    assert not world.htap.sync_now().errors
+    world.assert_equal("p")
+    assert list(dict.fromkeys(row["a"] for row in world.versions("p"))) == ["x", *"abcdef"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("migrations", MIGRATIONS)
+@pytest.mark.parametrize("way", WAYS)
+def test_versions_of_a_shape_that_the_mirror_never_had_are_in_the_history(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path, way: str, migrations: str
+) -> None:
+    capture = {**WAYS[way], "buffer": {"path": tmp_path / "cdc"}}
+    assert_no_version_lacks(make_postgres(capture=capture, mode="temporal"), migrations)
+
+
+@pytest.mark.parametrize(
+    "migrations", ["mixed", *(long(name) for name in MIGRATIONS if name != "mixed")]
+)
+def test_nor_do_they_lack_of_sqlite(make_world: Callable[..., World], migrations: str) -> None:
+    assert_no_version_lacks(make_world(mode="temporal", buffered=True), migrations)
