@@ -17,10 +17,10 @@ import pytest
 from rhei_pipeline.errors import MirrorError, QueryError, SchemaDriftError, SchemaError
 from rhei_pipeline.model.changes import Counts, DeadLetter, NetChanges, Position
 from rhei_pipeline.model.progress import AsOf, TableState, Watermark
-from rhei_pipeline.model.schema import HISTORY_NAMES, Column, DroppedColumns, Mode, Table
+from rhei_pipeline.model.schema import HISTORY_NAMES, VALID_TO, Column, DroppedColumns, Mode, Table
 from rhei_pipeline.model.schema import TableSchema as Schema
 from rhei_pipeline.model.type_names import INSTANT
-from rhei_pipeline.protocols import Mirror
+from rhei_pipeline.protocols import Mirror, MirrorTransaction
 from rhei_pipeline.testing.column_contract import ColumnContract
 from rhei_pipeline.testing.copy_contract import CopyContract
 from rhei_pipeline.testing.mirror_work import (
@@ -123,6 +123,39 @@ class MirrorContract(ColumnContract, CopyContract):
         ):
             transaction.record(Watermark("t", Position(4, "q"), NOW))
         assert mirror.ledger().watermarks["t"] == Watermark("t", Position(5, "p"), NOW)
+
+    @pytest.mark.parametrize("mode", list(Mode))
+    def test_a_row_is_found_by_a_number_however_high_those_before_were(
+        self, adapter: Mirror, mode: Mode
+    ) -> None:
+        """A mirror may remember how high keys go, and must never take that for lower."""
+        columns = Column("k", pa.int64()), Column("v", pa.float64())
+        table = Table(Schema("n", columns, ("k",)), mode)
+        nothing = table.schema.arrow.empty_table()
+
+        def put(transaction: MirrorTransaction, at: int, key: int, value: float | None) -> None:
+            if mode is Mode.TEMPORAL:
+                apply(transaction, table, (key, "gone" if value is None else value, at))
+                return
+            row = pa.table({"k": [key], "v": pa.array([value], pa.float64())})
+            pair = (row, nothing) if value is not None else (nothing, row)
+            transaction.merge(table, NetChanges(pair[0], pair[1].select(["k"])))
+
+        copy(adapter, table, pa.table({"k": [1, 9], "v": [0.0, 0.0]}))
+        with pytest.raises(RuntimeError), adapter.transaction() as transaction:
+            put(transaction, 1, 9, None)
+            put(transaction, 1, 5, 1.0)
+            raise RuntimeError
+        for at, key in enumerate((9, 11, 11, 12, 11, 12), 2):
+            with adapter.transaction() as transaction:
+                put(transaction, at, key, float(at))
+        with adapter.transaction() as transaction:
+            put(transaction, 8, 13, 8.0)
+            put(transaction, 9, 13, 9.0)
+        present = f" where {VALID_TO} is null" if mode is Mode.TEMPORAL else ""
+        found = adapter.query(f"select k, v from n{present} order by k").to_pylist()
+        expected = {1: 0.0, 9: 2.0, 11: 6.0, 12: 7.0, 13: 9.0}
+        assert [(row["k"], row["v"]) for row in found] == [*expected.items()]
 
     def test_rows_are_read_by_their_keys(self, mirror: Mirror) -> None:
         merge(mirror, rows(a=1.0, b=2.0, c=None), keys())

@@ -21,7 +21,7 @@ HISTORY = Table(
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 #: A key, its value, and when it became so, in seconds after `NOW`; value "gone": it was deleted.
-Event = tuple[str, float | str | None, int]
+Event = tuple[str | int, float | str | None, int]
 
 
 def rows(**values: float | None) -> pa.Table:

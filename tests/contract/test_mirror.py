@@ -1,18 +1,22 @@
 """Our mirrors, and the stub, keep what every mirror promises."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.duckdb import upsert
 from rhei_pipeline.mirrors.duckdb.connecting import MEMORY
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
-from rhei_pipeline.model.changes import DeadLetter
-from rhei_pipeline.model.schema import Mode
+from rhei_pipeline.model.changes import DeadLetter, NetChanges
+from rhei_pipeline.model.schema import Column, Mode, Table
+from rhei_pipeline.model.schema import TableSchema as Schema
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.testing import StubMirror
 from rhei_pipeline.testing.mirror_contract import MirrorContract
@@ -62,6 +66,31 @@ class TestMirrors(MirrorContract, MirrorQueryContract):
                 transaction.release(replace(TABLE, mode=Mode.TEMPORAL), {letter.name}, at)
         kept = adapter.query("select resolved_at from _rhei_dead_letter order by resolved_at")
         assert kept["resolved_at"].to_pylist() == times
+
+
+def test_how_high_keys_go_is_asked_again_after_a_transaction_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was asked when the highest row was deleted, which then was there again."""
+    monkeypatch.setattr(upsert, "_MOST_NULLS", 0)  # what is deleted is so by itself
+    table = Table(Schema("n", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))
+    nothing = table.schema.arrow.empty_table()
+
+    def row(key: int, value: int) -> pa.Table:
+        return pa.table({"k": [key], "v": [value]})
+
+    with closing(DuckDBMirror(MEMORY)) as mirror:
+        copy(mirror, table, pa.table({"k": [1, 9], "v": [0, 0]}))
+        with pytest.raises(RuntimeError), mirror.transaction() as transaction:
+            transaction.merge(table, NetChanges(nothing, row(9, 0).select(["k"])))
+            transaction.merge(table, NetChanges(row(5, 1), nothing.select(["k"])))
+            raise RuntimeError
+        with mirror.transaction() as transaction:
+            transaction.merge(table, NetChanges(row(9, 2), nothing.select(["k"])))
+        assert mirror.query("select k, v from n order by k").to_pylist() == [
+            {"k": 1, "v": 0},
+            {"k": 9, "v": 2},
+        ]
 
 
 class TestStubMirror(MirrorContract):

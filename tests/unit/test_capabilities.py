@@ -52,7 +52,7 @@ DOUBTS: list[type[can.Doubts]] = [
     SqlitePollingSnapshot,
 ]
 RETAINS: list[type[can.Retains]] = [LogicalSnapshot, PostgresTriggerSnapshot]
-CHANGES_SHAPE: list[type[can.ChangesShape]] = [SqliteTriggerSnapshot]
+CHANGES_SHAPE: list[type[can.ChangesShape]] = [BufferedSnapshot, SqliteTriggerSnapshot]
 HAS_KEYLESS_ROWS: list[type[can.HasKeylessRows]] = [
     BufferedSnapshot,
     SqlitePollingSnapshot,
