@@ -23,8 +23,8 @@ class Polled(ChangeSource, Protocol):
     def lacking(self, name: str) -> Sequence[Finding]:
         """Return the privileges that the user lacks to read a table."""
 
-    def grant_against(self, doubt: str) -> str | None:
-        """Return the grant that removes a doubt; None if no grant does."""
+    def remedy_for(self, doubt: str) -> str | None:
+        """Return what removes a doubt; None where only other timestamps do."""
 
 
 def findings(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
@@ -51,5 +51,5 @@ def findings(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
         for table in found:
             doubt = doubt_about(snapshot, table)
             if doubt:
-                remedy = source.grant_against(doubt) or _STAMP
+                remedy = source.remedy_for(doubt) or _STAMP
                 yield Finding(Severity.WARNING, doubt, _UNPROVED, remedy, table.name)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 #: Names under which a way out is put together before an error or a finding takes it.
 _NAMES = {"hint", "way", "remedy"}
 #: Functions that return ways out.
-_FUNCTIONS = {"_way_out", "way_out", "nearest", "missing_index", "grant_against", "addition"}
+_FUNCTIONS = {"_way_out", "way_out", "nearest", "missing_index", "remedy_for", "addition"}
 #: Pairs of what is wrong and the way out.
 _PAIRS = {"_REASONS"}
 #: The place of the remedy in `Finding(severity, what, why, remedy, table)`.

@@ -336,12 +336,13 @@ def test_a_subscribed_table_is_polled_or_captured_where_it_is_published(
             " with (create_slot = false, slot_name = 'ways_sub', enabled = false)",
         )
         try:
-            way_out = "capture from the server that publishes it, or use 'polling'"
+            way_out = "capture from the server that publishes it, or use 'logical' or 'polling'"
             filled_in(way_out, world.htap.sync_now().errors["t"])
-            captured("polling")(world, ())
-            world.run("insert into t values (1)")
-            assert not world.htap.sync_now().errors
-            world.assert_equal("t")
+            for key, method in enumerate(("polling", "logical")):
+                captured(method)(world, ())
+                world.run(f"insert into t values ({key})")
+                assert not world.htap.sync_now().errors
+                world.assert_equal("t")
             publisher.run("insert into t values (2)")
             assert not publisher.htap.sync_now().errors
             publisher.assert_equal("t")

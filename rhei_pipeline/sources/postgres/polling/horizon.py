@@ -19,6 +19,8 @@ _SECOND = 1_000_000
 _SHOWN_SECONDS = 1
 #: So far behind the clock rows are looked at again where stamps need not follow it.
 _OVERLAP_SECONDS = 10
+#: The doubt about a table that a subscription fills.
+FILLED = "a subscription fills it, with timestamps of the server that publishes it"
 #: A transaction that is open for longer is named in the log.
 LONG_SECONDS = 60
 
@@ -29,7 +31,11 @@ select (extract(epoch from now()) * 1000000)::bigint,
     (array_agg(pid order by xact_start))[1],
     (array_agg(pid) filter (where state = 'disabled'))[1],
     pg_has_role('pg_read_all_stats', 'usage'),
-    pg_is_in_recovery()
+    pg_is_in_recovery(),
+    (select array_agg(distinct part.oid) from pg_subscription_rel s cross join lateral (
+        select s.srrelid::bigint union all
+        select relid::oid::bigint from pg_partition_ancestors(s.srrelid) relid union all
+        select relid::oid::bigint from pg_partition_tree(s.srrelid)) part(oid))
 from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid()
     and backend_type is distinct from 'autovacuum worker'
@@ -49,12 +55,19 @@ class HorizonReading:
         doubt: Why that cannot be proved; None if it is.
         unknown: A prepared transaction with an unknown start is pending: only bounds from before
             this process are valid.
+        filled: The tables that subscriptions fill, and their partitions and those they are of.
     """
 
     clock: int
     bound: int
     doubt: str | None
     unknown: bool = False
+    filled: frozenset[int] = frozenset()
+
+    def doubt_of(self, oid: int) -> str | None:
+        """Return why a table's rows may have earlier timestamps; None if that is proved."""
+        # What replication applies keeps its timestamps, however much later it is committed here.
+        return FILLED if oid in self.filled else self.doubt
 
     def low(self, earlier: int | None, *, doubted: bool) -> int | None:
         """Return the timestamp from which rows must be read again; None: all of them.
@@ -79,7 +92,7 @@ class HorizonReader:
 
     def read(self, connection: Connection) -> HorizonReading:
         """Read it; `connection` is in no transaction, and takes its snapshot afterwards."""
-        clock, oldest, pid, silent, sees_all, recovers = _row(connection, _ACTIVITY)
+        clock, oldest, pid, silent, sees_all, recovers, filled = _row(connection, _ACTIVITY)
         # Only now: one that was prepared in between was still running in the first answer.
         self._follow_prepared(connection)
         self._name_long(clock, oldest, pid)
@@ -93,7 +106,8 @@ class HorizonReader:
             doubt = "the user may not see when others' transactions began (pg_read_all_stats)"
         elif silent is not None:
             doubt = f"process {silent} hides when its transactions begin (track_activities)"
-        return HorizonReading(clock, self._bound, doubt, None in self._begun.values())
+        unknown = None in self._begun.values()
+        return HorizonReading(clock, self._bound, doubt, unknown, frozenset(filled or ()))
 
     def _follow_prepared(self, connection: Connection) -> None:
         """Limit the start of each prepared transaction: the server shows only its preparation.
@@ -116,9 +130,11 @@ class HorizonReader:
             )
 
 
-def _row(connection: Connection, sql: str) -> tuple[int, int | None, int, int | None, bool, bool]:
+def _row(
+    connection: Connection, sql: str
+) -> tuple[int, int | None, int, int | None, bool, bool, list[int] | None]:
     found = connection.execute(sql.encode()).fetchone()
     if found is None:
         raise RuntimeError("an aggregate gives one row")
-    clock, oldest, pid, silent, sees_all, recovers = found
-    return clock, oldest, pid, silent, sees_all, recovers
+    clock, oldest, pid, silent, sees_all, recovers, filled = found
+    return clock, oldest, pid, silent, sees_all, recovers, filled

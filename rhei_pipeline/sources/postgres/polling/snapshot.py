@@ -267,7 +267,7 @@ class PostgresPollingSnapshot(TableReads):
             reason = self._table(table).doubt(glance if at == self._state else None)
             self._memory.doubts[table.name] = (self._state, reason)
         # Who is connected changes without a commit.
-        return reason or self._reading.doubt
+        return reason or self._reading.doubt_of(self._polls(table.name).source.oid)
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Return the next rows in key order."""
@@ -345,7 +345,8 @@ class PostgresPollingSnapshot(TableReads):
     def _question(self, table: Table, known: Horizon, behind: Behind | None) -> Clause:
         """Ask for a glance; where there is a doubt anyway, it finds the newest timestamp."""
         polled = self._table(table)
-        is_doubted = polled.poll.options.clock is Clock.APPLICATION or self._reading.doubt
+        doubt = self._reading.doubt_of(polled.poll.source.oid)
+        is_doubted = polled.poll.options.clock is Clock.APPLICATION or doubt
         known_one = self._memory.questions.get(table.name)
         asked = polled.question(known, behind, known_one, with_newest=bool(is_doubted))
         self._memory.questions[table.name] = asked

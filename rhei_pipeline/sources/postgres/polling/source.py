@@ -27,7 +27,7 @@ from rhei_pipeline.sources.postgres.catalog import (
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
 from rhei_pipeline.sources.postgres.kept_columns import kept_columns
-from rhei_pipeline.sources.postgres.polling.horizon import HorizonReader
+from rhei_pipeline.sources.postgres.polling.horizon import FILLED, HorizonReader
 from rhei_pipeline.sources.postgres.polling.memory import PostgresPollMemory
 from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
 from rhei_pipeline.sources.postgres.polling.table import PostgresPoll
@@ -51,6 +51,7 @@ _HASTE, _HASTY_SECONDS = {"lock_timeout": "50ms"}, 1.0
 
 #: The role whose members see when others' transactions began.
 _SEES_ALL = "pg_read_all_stats"
+_WHERE_PUBLISHED = "use 'capture: {method: logical}', or poll the server that publishes it"
 
 #: Its distance from UTC is asked for once a day, for a year: a clock is put forward and back months
 #: apart. Asked for each quarter of an hour, this took the server 30 ms.
@@ -178,8 +179,10 @@ class PostgresPollingSource(PollingSource):
         with self._database.translated():
             return list(grants.reading(self._connection, poll.source))
 
-    def grant_against(self, doubt: str) -> str | None:
-        """Return the grant that removes a doubt; None if no grant does."""
+    def remedy_for(self, doubt: str) -> str | None:
+        """Return what removes a doubt; None where only other timestamps do."""
+        if doubt == FILLED:
+            return _WHERE_PUBLISHED
         if _SEES_ALL not in doubt:
             return None
         with self._database.translated():

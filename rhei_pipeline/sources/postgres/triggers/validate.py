@@ -29,7 +29,7 @@ _REASONS = (
     ("the server empties it after a crash without firing triggers", "make it a logged table"),
     (
         "a subscription fills it, and replication fires no statement triggers",
-        "capture from the server that publishes it, or use 'polling'",
+        "capture from the server that publishes it, or use 'logical' or 'polling'",
     ),
 )
 _CREATES = f"""

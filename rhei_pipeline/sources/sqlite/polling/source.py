@@ -121,7 +121,7 @@ class SqlitePollingSource(PollingSource):
         """Return nothing: a process that can open the file can read all of it."""
         return ()
 
-    def grant_against(self, doubt: str) -> None:
+    def remedy_for(self, doubt: str) -> None:
         """Return None: a file has no grants."""
 
     def snapshot(self) -> AbstractContextManager[SqlitePollingSnapshot]:
