@@ -50,11 +50,15 @@ class Declaration:
         """
         settings.refuse_whole()
         found = declared_schemas(settings, settings.schedule.catalog_seconds)
+        # A code location may have several pipelines, and tables of one name.
+        whose = f"pipeline {settings.name!r}: " if settings.name else ""
         for fault in found.faults.values():
-            _log.error("%s; the table is left out until this is fixed", fault)
+            _log.error("%s%s; the table is left out until this is fixed", whose, fault)
         if found.source_fault is not None:
             _log.error(
-                "%s; the definitions show the schemas that the mirror was last built with, if any",
+                "%s%s; the definitions show the schemas that the mirror was last built with,"
+                " if any",
+                whose,
                 found.source_fault,
             )
         return cls(
@@ -124,4 +128,8 @@ class Declaration:
     def metadata(self) -> dict[str, str]:
         """What is wrong, for programs; a person reads it in the assets' descriptions."""
         found = {f"left out: {name}": fault for name, fault in self.faults.items()}
-        return found | ({"source": self.source_fault} if self.source_fault else {})
+        if self.source_fault:
+            found["source"] = self.source_fault
+        # Definitions that are merged have one mapping.
+        whose = f"{self.settings.name}: " if self.settings.name else ""
+        return {f"{whose}{what}": fault for what, fault in found.items()}

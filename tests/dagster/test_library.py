@@ -164,6 +164,24 @@ def test_definitions_load_while_a_server_is_down_or_hangs(tmp_path: Path) -> Non
     assert list(down.metadata or {}) == ["source"]
 
 
+def test_what_is_wrong_is_said_of_each_pipeline_of_a_code_location(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both may have a table of one name, and lack it."""
+    settings = []
+    for name in ("shop", "bills"):
+        home = tmp_path / name
+        home.mkdir()
+        shop(home)
+        tables = [{"name": "orders"}, {"name": "gone"}]
+        settings.append(declared(home, name=name, tables=tables))
+    (tmp_path / "bills" / "app.db").unlink()
+    found = dg.Definitions.merge(*map(build_definitions, settings))
+    assert {*(found.metadata or {})} == {"shop: left out: gone", "bills: source"}
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [line.split(": ")[0] for line in told] == ["pipeline 'shop'", "pipeline 'bills'"]
+
+
 class Ours(RheiTranslator):
     """A team's own names."""
 
