@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rhei_pipeline.cli.printable import columns_of, printable
 from rhei_pipeline.cli.shard_choice import for_shard
+from rhei_pipeline.model.report import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -162,14 +163,24 @@ def rows_counted(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"
 
 
-def name_dead_letters(met: Mapping[str, int]) -> None:
-    """Print how many rows a sync could not mirror, and how to see which."""
-    count = sum(met.values())
-    if count:
-        names = ", ".join(name for name, letters in met.items() if letters)
-        print_note(
-            f"{rows_counted(count)} of {names} could not be mirrored: 'rhei dead-letters' says why"
-        )
+def name_dead_letters(met: Mapping[str, int], still: Collection[str]) -> None:
+    """Print how many rows a sync could not mirror, and how to see which.
+
+    Args:
+        met: How many it met, by table.
+        still: The tables that have dead letters now. A row may have been corrected, or deleted,
+            before the sync came to it.
+    """
+    left = {name: count for name, count in met.items() if count and name in still}
+    if left:
+        told = f"{rows_counted(sum(left.values()))} of {', '.join(left)} could not be mirrored"
+        print_note(f"{told}: 'rhei dead-letters' says why")
+    for name, count in met.items():
+        if count and name not in still:
+            print_note(
+                f"table {name!r}: {counted(count, 'dead letter')}, resolved by later changes in the"
+                " same sync: the rows are there, and a history lacks those versions"
+            )
 
 
 def name_missing(answer: "pa.Table") -> None:

@@ -60,6 +60,7 @@ def sync(
         if table is not None:
             refuse_unknown(table, [*htap.tables(), *htap.left_out])
         report = htap.sync_now(progress)
+        letters = htap.dead_letters()["table_name"].to_pylist() if report.dead_letters else []
     report = report if table is None else report.of_table(table)
     show(
         report.to_dict(),
@@ -68,7 +69,8 @@ def sync(
         as_json=json_,
         nothing="" if report.errors else "no tables",
     )
-    name_dead_letters({each.table: each.dead_letters for each in report.tables.values()})
+    met = {each.table: each.dead_letters for each in report.tables.values()}
+    name_dead_letters(met, {*letters})
     name_errors(report.errors)
     name_not_followed(report.not_followed, report.errors)
     name_not_published(report.not_published)

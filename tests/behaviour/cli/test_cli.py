@@ -256,6 +256,23 @@ def test_dead_letters_fail_until_they_are_mended(rhei: Rhei, world: World) -> No
     assert answer(rhei("dead-letters", "--replay", "--json")) == []
 
 
+def test_a_letter_that_a_later_change_resolves_is_told_as_no_open_one(
+    rhei: Rhei, world: World, tmp_path: Path
+) -> None:
+    """A history lacks a version then; 'rhei dead-letters' has nothing to say of it."""
+    rhei("sync")
+    world.run("insert into orders values (90, 'new', 'x')", "update orders set amount = 1")
+    synced = rhei("sync")
+    assert "1 dead letter, resolved by later changes in the same sync" in " ".join(
+        synced.output.split()
+    )
+    assert "says why" not in synced.output
+    assert rhei("dead-letters").exit_code == 0
+    world.run("insert into orders values (91, 'new', 'x')")
+    told = " ".join(rhei("sync").output.split())
+    assert "1 row of orders could not be mirrored: 'rhei dead-letters' says why" in told
+
+
 @pytest.mark.long
 def test_a_type_is_proposed_that_takes_the_dead_letters(
     rhei: Rhei, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
