@@ -438,6 +438,24 @@ def test_the_slot_moves_on_and_idle_tables_do_not_hold_it(world: PostgresWorld) 
     assert behind[0] < 100_000
 
 
+def test_the_slot_moves_on_though_only_others_write(
+    make_postgres: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a server would keep all of its log for tables in which nothing happens."""
+    monkeypatch.setattr(snapshot, "RETAINED_BYTES", 100_000)
+    world = make_postgres(tables=[{"name": "orders"}])
+    world.run(CREATE, ROWS, "create table others(v text)")
+    world.htap.sync_now()
+    world.run("insert into others select repeat('x', 1000) from generate_series(1, 1000)")
+    world.htap.sync_now()
+    behind = world.app.execute(
+        "select pg_current_wal_flush_lsn() - confirmed_flush_lsn from pg_replication_slots"
+        " where database = current_database() and not temporary"
+    ).fetchall()
+    assert all(found < 100_000 for (found,) in behind), behind
+    assert behind
+
+
 def test_a_server_killed_and_restarted(make_postgres: MakeWorld, server: Server) -> None:
     world = make_postgres(mode="temporal")
     world.run(CREATE, ROWS)
