@@ -29,6 +29,8 @@ REFUSED = [
     ("sqlite", "pragma journal_mode = delete", "journal_mode"),
     ("sqlite", "pragma journal_mode(delete)", "journal_mode"),
     ("sqlite", "pragma main.writable_schema = 1", "writable_schema"),
+    ("sqlite", "pragma wal_checkpoint", "wal_checkpoint"),
+    ("sqlite", "pragma incremental_vacuum(9)", "incremental_vacuum"),
     ("sqlite", "attach 'x' as y", "ATTACH"),
     ("sqlite", "select load_extension('x')", "load_extension"),
     ("sqlite", "explain delete from t", "DELETE"),

@@ -62,3 +62,16 @@ def test_a_query_of_a_table_that_was_set_aside_is_told_where_it_stands(left_out:
     with pytest.raises(QueryError, match="no such table") as unknown:
         left_out.htap.query("select count(*) as n from nowhere")
     assert unknown.value.hint is None
+
+
+def test_rows_that_were_rejected_since_are_asked_of_the_source(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key, n integer)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    count = "select count(*) as n from t where n is not null"
+    for value, engine in (("2", b"olap"), ("'two'", b"oltp"), ("3", b"olap")):
+        world.run(f"insert into t values (2, {value}) on conflict do update set n = excluded.n")
+        world.htap.sync_now()
+        answer = world.htap.query(count)
+        assert answer["n"].to_pylist() == [2]
+        assert answer.schema.metadata[b"rhei.engine"] == engine
