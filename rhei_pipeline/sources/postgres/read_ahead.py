@@ -68,8 +68,8 @@ class ReadAhead:
                 if batch.resume != end:
                     self._ranges.appendleft((self._begun(batch.resume, end), end))
                 self._given = batch.resume
-                fitting = PORTION_BYTES * batch.rows.num_rows // max(batch.rows.nbytes, 1)
-                self._rows = min(self._limit, max(1, fitting))
+                bytes_of_row = batch.rows.nbytes / max(batch.rows.num_rows, 1)
+                self._rows = min(self._limit, int(PORTION_BYTES / max(bytes_of_row, 1)) or 1)
                 return batch
         self._is_over = True
         return None

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from rhei_pipeline.capabilities import snapshot_for_copy
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.model.changes import RowBatch
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres import read_ahead
 from rhei_pipeline.sources.postgres import rows as reading
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., PostgresWorld]
 BATCH = 20
@@ -165,3 +167,46 @@ def test_a_reader_that_is_ended_is_tried_again(make_postgres: MakeWorld) -> None
         world.htap.initial_sync("t", on_progress=end_readers)
     world.htap.sync_now()
     world.assert_equal("t")
+
+
+def test_a_table_is_read_again_from_its_beginning_in_one_snapshot(
+    make_postgres: MakeWorld, shared: list[object]
+) -> None:
+    world = make_postgres(batch_rows=BATCH)
+    fill(world, "number")
+    world.htap.sync_now()
+    engine = engine_of(world.htap)
+    table = engine.pipeline.table("t")
+    shared.clear()
+    with snapshot_for_copy(engine.source) as snapshot:
+        snapshot.count(table)
+        for _ in range(2):
+            found, resume = list[int](), None
+            while batch := snapshot.rows(table, resume, BATCH):
+                found += batch.rows["v"].to_pylist()
+                resume = batch.resume
+            assert sorted(found) == list(range(1, ROWS + 1))
+    assert len(shared) == 2 * read_ahead.READERS
+
+
+def test_ranges_whose_rows_are_all_rejected_leave_the_others_as_large(
+    make_postgres: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their rows have no bytes by which the next ranges could be judged."""
+    ends: list[int] = []
+    inner = reading.PostgresRowReader.end_of
+
+    def end_of(reader: reading.PostgresRowReader, resume: str | None, limit: int) -> str | None:
+        ends.append(limit)
+        return inner(reader, resume, limit)
+
+    monkeypatch.setattr(reading.PostgresRowReader, "end_of", end_of)
+    world = make_postgres(batch_rows=BATCH)
+    world.run(
+        "create table t(id int primary key, v date)",
+        "insert into t select i, case when i between 21 and 100 then '20000-01-01'::date"
+        f" else '2026-01-01' end from generate_series(1, {ROWS}) i",
+    )
+    assert world.htap.sync_now().tables["t"].dead_letters == 80
+    assert set(ends) == {BATCH}
+    assert world.htap.query("select count(*) as n from t", hint="olap")["n"][0].as_py() == ROWS - 80
