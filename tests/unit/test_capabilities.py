@@ -115,6 +115,7 @@ KNOWS_KEPT: list[type[can.KnowsKept]] = [
     SqlitePollingSource,
     SqliteTriggerSource,
 ]
+KNOWS_UNSEEN: list[type[can.KnowsUnseen]] = [BufferedSource, SqliteTriggerSource]
 READS_WIDER: list[type[can.ReadsWider]] = [LogicalSource]
 ERASES_PRUNED: list[type[can.ErasesPruned]] = [BufferedSource]
 EXPIRES: list[type[can.Expires]] = [DataFusionMirror, DuckDBMirror]
@@ -141,6 +142,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.HasViews, HAS_VIEWS),
         (can.KnowsAdded, KNOWS_ADDED),
         (can.KnowsKept, KNOWS_KEPT),
+        (can.KnowsUnseen, KNOWS_UNSEEN),
         (can.ReadsWider, READS_WIDER),
         (can.ErasesPruned, ERASES_PRUNED),
         (can.Expires, EXPIRES),
