@@ -50,7 +50,7 @@ class FollowedTable:
         return self.table.schema == table.schema and position.order >= self.begins
 
     def leaves(self, table: Table, position: Position) -> bool:
-        """Return whether all events behind a position are of another shape than a table's."""
+        """Return whether a table's shape ends at a position, and another one begins there."""
         return table.schema != self.table.schema and 0 < self.begins == position.order
 
     def leads_on(self, snapshot: SourceSnapshot) -> bool:
@@ -109,7 +109,10 @@ class BufferedSnapshot:
         return (early or extents)[-1 if early else 0].position
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Return whether the buffer holds the position with the table's present schema."""
+        """Return whether the buffer holds the position, and what follows in the table's shape.
+
+        Or in the shape that `next_shape` tells of.
+        """
         if isinstance(failure := self._unreadable.get(table.name), PermanentError):
             raise failure
         bridged = self._bridged.get(table.name)
@@ -120,13 +123,13 @@ class BufferedSnapshot:
     def pending(self, table: Table, after: Position) -> int:
         """Count the events in the buffer, and those that were not drained from the source yet."""
         if self._leaves(table, after):
-            return 0
+            return 0  # none of the table's shape; `next_shape` tells of the others
         return self.head(table).order - after.order + self._undrained(table)
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:
-        """Return the shape of the events where a mirror lacks it, and the source has yet another.
+        """Return the shape of what is buffered where neither the mirror nor the source has it.
 
-        Capture went on in it, and what is to be applied failed or was cut off since.
+        Capture went on in it after a migration, no sync was completed, and another one followed.
         """
         if not self._leaves(table, after):
             return None
@@ -204,7 +207,7 @@ class BufferedSnapshot:
     def rescan(self, table: Table, after: Position) -> Rescan:
         """Return the rescan that the source asked for, once the buffer holds all changes.
 
-        It compares with rows of the source, so not in a shape that these no longer have.
+        It compares with rows of the source, so it waits until the table has their shape.
         """
         bridged = self._bridged.get(table.name)
         asked = bridged is not None and bridged.rescan

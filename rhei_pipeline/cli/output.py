@@ -179,7 +179,8 @@ def name_dead_letters(met: Mapping[str, int], still: Collection[str]) -> None:
         if count and name not in still:
             print_note(
                 f"table {name!r}: {counted(count, 'dead letter')}, resolved by later changes in the"
-                " same sync: the rows are there, and a history lacks those versions"
+                " same sync: the mirror has the rows as they are now, and a history lacks those"
+                " versions"
             )
 
 

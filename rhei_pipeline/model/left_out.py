@@ -56,8 +56,8 @@ class LeftOut:
     def held(self) -> set[str]:
         """The tables for which the source keeps what they need until they can be mirrored again.
 
-        But for those that are not there: nobody can tell whether they come back, and what waits
-        for them in a log that all share would fill the source's disk.
+        Those that are not there are none of them: nobody can tell whether they come back, and what
+        waits for them in a log that all share would fill the source's disk.
         """
         there = {n for n, e in self._errors.items() if not isinstance(e, MissingTableError)}
         return there | self.failed

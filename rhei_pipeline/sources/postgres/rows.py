@@ -39,9 +39,9 @@ group by d.encoding
 #: How a place to go on at begins if the key there is still to be read.
 _FROM = "from"
 _ROW, _BYTES, _ALL = "_rhei_row", "_rhei_bytes", "_rhei_all"
-#: A portion that ends for its bytes has so many of them: the next row would have been one too many.
+#: So much of a portion is taken for a whole one: it ended as its next row did not fit.
 _NEARLY_FULL = 0.75
-#: By so many rows it is estimated how many bytes the next ones have.
+#: So many rows tell about how many bytes the next ones have.
 _SAMPLE_ROWS = 512
 #: The keys of so many rows are all looked at to cut a table into ranges; of more, so many for each
 #: range: its size is then right to a few percent.
@@ -105,7 +105,7 @@ class PostgresRowReader:
             found.append(batch)
             size += batch.rows.nbytes
             if size >= _NEARLY_FULL * PORTION_BYTES:
-                # Read on, and held no more: a statement that is cancelled ends the transaction.
+                # The rest is read and let go: to cancel the statement would end the transaction.
                 deque(texts, maxlen=0)
         return _joined(found) if found else None
 
@@ -221,10 +221,10 @@ class PostgresRowReader:
         return None if found is None else json.dumps(found)
 
     def _fitting(self, resume: str | None, limit: int, until: str | None) -> tuple[int, bool]:
-        """Return of how many of the next rows a portion is among the first, at most `limit`.
+        """Return how many rows to read, and whether they may have more bytes than a portion.
 
-        And whether these may have more bytes than a portion: by the bytes of the first of them, and
-        by those that lie beside the table. What lies in few of its rows is seldom among the first.
+        Both are estimated by the bytes of the first of them, and by those that lie beside the
+        table: a long value that few rows have is seldom among the first.
         """
         few, name = min(limit, _SAMPLE_ROWS), bare_literal(qualified(self.schema))
         ahead = (
