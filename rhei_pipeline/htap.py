@@ -451,6 +451,8 @@ class HTAP(Closing):
     def as_of(self, table: str, instant: When) -> pa.Table:
         """Return a temporal table's rows as they were at an instant, with the columns it had.
 
+        The metadata say what the mirror lacks of the table, as those of a query of it do.
+
         Args:
             table: A temporal table.
             instant: A datetime with its zone, a text such as `2026-11-01T12:00Z`, or a day, which

@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeVar
 
+import pyarrow as pa
+
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.protocols import Mirror
+from rhei_pipeline.query import results
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.planner import Engines
 from rhei_pipeline.query.router import Plan, tables_read
@@ -51,9 +54,10 @@ class Completeness:
             return f"table {lacking[0]!r} has rows that cannot be mirrored"
         return None
 
-    def dead_letters(self, sql: str, ledger: Ledger) -> dict[str, int]:
-        """Return how many dead letters the tables have that a statement for the mirror reads."""
-        return of_those_read(self._with_dead_letters(ledger), sql, self._dialect)
+    def told(self, found: pa.Table, sql: str, ledger: Ledger) -> pa.Table:
+        """Add to the mirror's answer which of its tables lack rows, or are no longer synced."""
+        letters = of_those_read(self._with_dead_letters(ledger), sql, self._dialect)
+        return results.dated(results.lacking(found, letters), self.not_followed(sql))
 
     def _with_dead_letters(self, ledger: Ledger) -> Mapping[str, int]:
         known = self._rejected

@@ -92,7 +92,9 @@ class QueryService:
         self._pipeline = engines.pipeline
         self._freshness = MirrorFreshness(engines.pipeline, freshness)
         self._completeness = Completeness(engines)
-        self._streams = MirrorStreams(engines, self._limits.answer, self._freshness)
+        self._streams = MirrorStreams(
+            engines, self._limits.answer, self._freshness, self._completeness
+        )
         self._watchers: list[Callable[[str, float], None]] = []
 
     def close(self) -> None:
@@ -351,8 +353,7 @@ class QueryService:
             ledger,
             self._freshness.age_seconds(self._pipeline.synced_from),
         )
-        lacking = results.lacking(labelled, self._completeness.dead_letters(sql, ledger))
-        return results.dated(lacking, self._completeness.not_followed(sql))
+        return self._completeness.told(labelled, sql, ledger)
 
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan, begun: Begun) -> pa.Table:
         ledger = self._mirror.ledger()
@@ -361,7 +362,7 @@ class QueryService:
         labelled = results.labelled(
             found, plan.route, ledger, self._freshness.age_seconds(self._pipeline.synced_from)
         )
-        return results.dated(labelled, self._completeness.not_followed(sql))
+        return self._completeness.told(labelled, sql, ledger)
 
     def _ask_mirror(self, plan: Plan, params: Sequence[Any], begun: Begun) -> pa.Table | None:
         """Answer a translated query; None where only the source can tell."""

@@ -12,6 +12,7 @@ from rhei_pipeline.errors import MirrorMemoryError, QueryLimitError
 from rhei_pipeline.model.query_limits import AnswerLimits, counted, whole
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.query import results
+from rhei_pipeline.query.completeness import Completeness
 from rhei_pipeline.query.freshness import MirrorFreshness
 from rhei_pipeline.query.planner import Engines
 from rhei_pipeline.query.router import Plan, Route
@@ -38,14 +39,22 @@ class MirrorStreams:
         engines: The mirror, and the pipeline that syncs it.
         limits: How much one answer may hold.
         freshness: Knows how old an answer is.
+        completeness: Knows what the mirror lacks.
     """
 
-    def __init__(self, engines: Engines, limits: AnswerLimits, freshness: MirrorFreshness) -> None:
+    def __init__(
+        self,
+        engines: Engines,
+        limits: AnswerLimits,
+        freshness: MirrorFreshness,
+        completeness: Completeness,
+    ) -> None:
         self._mirror = engines.mirror
         self._pipeline = engines.pipeline
         self._is_sidecar = engines.is_sidecar
         self._limits = limits
         self._freshness = freshness
+        self._completeness = completeness
 
     def translated(self, wanted: Wanted, plan: Plan, query: Query) -> Streamed | None:
         """Stream a translated query's answer; None if only the source can answer."""
@@ -82,9 +91,8 @@ class MirrorStreams:
         streamed = self._mirror.stream(wanted.sql, wanted.params, wanted.rows, wanted.begun)
         first = next(streamed.batches, None)
         empty = streamed.schema.empty_table()
-        shape = results.labelled(
-            empty, route, ledger, self._freshness.age_seconds(synced_from)
-        ).schema
+        labelled = results.labelled(empty, route, ledger, self._freshness.age_seconds(synced_from))
+        shape = self._completeness.told(labelled, wanted.sql, ledger).schema
         return Streamed(shape, results.shown(first, streamed.batches, shape), streamed.cancel)
 
 

@@ -23,11 +23,14 @@ from rhei_pipeline.model.set_aside import as_they_were
 from rhei_pipeline.model.snapshot_rows import SnapshotRows
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Mirror
+from rhei_pipeline.query.results import lacking
 from rhei_pipeline.sql.text import listed, mirror_table
 
 
 def as_of(table: Table, instant: datetime, mirror: Mirror, begun: Begun | None = None) -> pa.Table:
     """Return a table's rows as they were at an instant, with the columns it had.
+
+    Its metadata say how many rows of the table cannot be mirrored.
 
     Raises:
         QueryError: The table keeps no history, its history begins later, or the instant has no
@@ -44,7 +47,8 @@ def as_of(table: Table, instant: datetime, mirror: Mirror, begun: Begun | None =
     )
     # Maintenance may have removed versions while this was read.
     history_of(table, mirror).refuse_unknown(instant)
-    return as_they_were(found)
+    letters = mirror.dead_letters(table.name).num_rows
+    return lacking(as_they_were(found), {table.name: letters} if letters else {})
 
 
 def known_since(table: Table, mirror: Mirror) -> datetime:

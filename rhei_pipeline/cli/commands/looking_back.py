@@ -16,7 +16,7 @@ from rhei_pipeline.cli.options import (
     example,
     time_of,
 )
-from rhei_pipeline.cli.output import say, show
+from rhei_pipeline.cli.output import name_missing, say, show
 from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def as_of(
     writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
     when = time_of(instant)
     with opened(config, hold=False) as htap:
-        writer.write(htap.as_of(table, when))
+        found = htap.as_of(table, when)
+    writer.write(found)
+    name_missing(found)
 
 
 @commands.command(epilog=example("changes --table orders --after 1-00000000-8006...-66e9c87e706b"))

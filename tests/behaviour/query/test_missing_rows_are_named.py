@@ -1,0 +1,87 @@
+"""Whoever asks the mirror for a table with dead letters is told that rows of it are missing."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.streaming import Streamed
+from tests.support.fix_world import World
+
+MakeWorld = Callable[..., World]
+#: What only the mirror can answer, whoever is asked.
+PRESENT = "select id from {} where _rhei_valid_to is null"
+
+
+@pytest.fixture(params=[None, "parquet"])
+def lacking(request: pytest.FixtureRequest, make_world: MakeWorld) -> World:
+    """Mirror two tables, with a row in `t` that does not fit its type."""
+    world = make_world(mode="temporal", storage=request.param)
+    world.run(
+        "create table t(id integer primary key, n integer)",
+        "create table u(id integer primary key)",
+        "insert into t values (1, 1), (2, 'no number')",
+        "insert into u values (1)",
+    )
+    world.htap.sync_now()
+    return world
+
+
+def told(found: pa.Table | Streamed) -> object:
+    """Return what an answer says that it lacks."""
+    labels: Mapping[bytes, bytes] = found.schema.metadata or {}
+    return json.loads(labels.get(b"rhei.dead_letters", b"{}"))
+
+
+def answers(htap: HTAP, table: str) -> Iterator[tuple[pa.Table | Streamed, pa.Table]]:
+    """Yield the mirror's answers with their rows, whichever way they are asked for."""
+    sql, now = PRESENT.format(table), datetime.now(UTC)
+    for found in (htap.query(sql), htap.query(sql, hint="olap"), htap.as_of(table, now)):
+        yield found, found
+    for streamed in (htap.stream(sql), htap.stream(sql, hint="olap")):
+        yield streamed, pa.Table.from_batches(streamed.batches, streamed.schema)
+
+
+def test_every_answer_of_the_mirror_names_the_rows_that_it_lacks(lacking: World) -> None:
+    for found, rows in answers(lacking.htap, "t"):
+        assert rows["id"].to_pylist() == [1]
+        assert told(found) == {"t": 1}
+    for found, rows in answers(lacking.htap, "u"):
+        assert rows.num_rows == 1
+        assert told(found) == {}
+    lacking.run("update t set n = 2 where id = 2")
+    lacking.htap.sync_now()
+    for found, rows in answers(lacking.htap, "t"):
+        assert rows.num_rows == 2
+        assert told(found) == {}
+
+
+def test_the_past_names_the_rows_that_it_lacks_without_the_source_too(lacking: World) -> None:
+    now = datetime.now(UTC)
+    lacking.crash()
+    (lacking.directory / "app.db").rename(lacking.directory / "moved.db")
+    with HTAP(lacking.settings, hold=False) as htap:
+        assert told(htap.as_of("t", now)) == {"t": 1}
+        assert told(htap.as_of("u", now)) == {}
+
+
+def test_the_command_that_shows_the_past_says_that_rows_are_missing(
+    lacking: World, tmp_path: Path
+) -> None:
+    form, config = lacking.settings.model_dump(mode="json"), tmp_path / "pipeline.yaml"
+    lacking.crash()
+    mirror = {name: form["mirror"][name] for name in ("kind", "storage", "path")}
+    source = {"path": form["source"]["path"]}
+    declared = {"source": source, "mirror": mirror, "registry": form["registry"]}
+    config.write_text(json.dumps({**declared, "mode": "temporal"}))
+    now = datetime.now(UTC).isoformat()
+    for table, says in (("t", True), ("u", False)):
+        ran = CliRunner().invoke(app, ["as-of", table, now, "--config", str(config)])
+        assert ran.exit_code == 0, ran.output
+        assert ("1 row may be missing or old" in ran.stderr) is says
