@@ -110,6 +110,38 @@ def test_nothing_waits_for_a_query_that_ended_as_it_was_cancelled() -> None:
     assert watchers() == []
 
 
+def test_a_query_that_begins_after_all_others_have_ended_is_looked_after_again() -> None:
+    registry, heard = QueryRegistry(FlightLimits()), threading.Semaphore(0)
+    for _ in range(2):
+        batches = send(registry, heard.release)
+        registry.cancel(b"it")
+        assert all(heard.acquire(timeout=5) for _ in range(3))  # again and again
+        batches.close()
+        for watcher in watchers():
+            watcher.join(30)
+
+
+def test_a_read_of_single_rows_waits_behind_no_long_query() -> None:
+    registry = QueryRegistry(FlightLimits(queries=1, turn_seconds=0))
+    long = send(registry, lambda: None)
+    once = Streamed(BATCH.schema, iter([BATCH]), lambda: None)
+    _, rows = registry.send(b"short", lambda _: once, lambda: False, is_short=True)
+    assert list(rows) == [BATCH]
+    with pytest.raises(flight.FlightUnavailableError):
+        send(registry, lambda: None)
+    long.close()
+
+
+def test_a_server_that_closes_ends_all_that_is_under_way() -> None:
+    registry, ended = QueryRegistry(FlightLimits()), list[bytes]()
+    under_way = [send(registry, lambda n=n: ended.append(n), n) for n in (b"a", b"b")]  # type: ignore[misc]
+    registry.end()
+    assert sorted({*ended}) == [b"a", b"b"]
+    for batches in under_way:
+        with pytest.raises(flight.FlightCancelledError):
+            next(batches)
+
+
 def test_a_query_whose_time_is_over_is_ended_and_told_so() -> None:
     heard = threading.Semaphore(0)
     batches = send(QueryRegistry(FlightLimits(seconds=0.001)), heard.release)

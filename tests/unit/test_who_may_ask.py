@@ -4,12 +4,17 @@ import base64
 
 import pyarrow as pa
 import pytest
+from google.protobuf.any_pb2 import Any
 from pyarrow import flight
 
-from rhei_pipeline.errors import QueryLimitError
+from rhei_pipeline.errors import QueryLimitError, SourceError
 from rhei_pipeline.model.query_limits import AnswerLimits, counted, whole
 from rhei_pipeline.server.flight import access
 from rhei_pipeline.server.flight.access import AuthMiddleware, Credentials
+from rhei_pipeline.server.flight.call_headers import HINT
+from rhei_pipeline.server.flight.messages import MalformedError, unpack
+from rhei_pipeline.server.flight.running import translated
+from rhei_pipeline.server.flight.server import ServerOptions
 
 REFUSED = flight.FlightUnauthenticatedError
 
@@ -54,6 +59,7 @@ def test_only_the_very_credentials_are_let_in(header: str) -> None:
         call(gate, header)
     assert call(gate, "bearer sesam2") is None
     assert call(gate, basic("ann:word")) is not None
+    assert call(gate, basic("ann:word").rstrip("=")) is not None  # as some clients write it
 
 
 def test_a_kind_of_credentials_that_is_not_declared_lets_nobody_in() -> None:
@@ -64,6 +70,38 @@ def test_a_kind_of_credentials_that_is_not_declared_lets_nobody_in() -> None:
     for header in ("Bearer ", "Bearer None", "Bearer word"):
         with pytest.raises(REFUSED):
             call(AuthMiddleware(with_password), header)
+
+
+def test_no_secret_is_in_what_shows_credentials() -> None:
+    known = Credentials("sesam", "ann", "word")
+    assert "sesam" not in repr(known)
+    assert "word" not in repr(known).replace("password", "")
+    assert "sesam" not in repr(ServerOptions(known, tls=(b"certificate", b"sesam")))
+
+
+@pytest.mark.parametrize("value", ["olap", "OLAP"])
+def test_a_hint_counts_in_whatever_case_it_is_written(value: str) -> None:
+    chosen = HINT.start_call(None, {"Rhei-Hint": [value]})
+    assert chosen is not None
+    assert chosen.value == "olap"
+
+
+def test_a_message_that_is_none_of_flight_sql_is_told_from_one_that_is_not_supported() -> None:
+    with pytest.raises(MalformedError, match="no message"):
+        unpack(Any(type_url="type.googleapis.com/CommandGetTables").SerializeToString())
+    unknown = "type.googleapis.com/arrow.flight.protocol.sql.CommandOfTomorrow"
+    with pytest.raises(flight.FlightServerError, match="not supported"):
+        unpack(Any(type_url=unknown).SerializeToString())
+
+
+def test_a_client_is_told_nothing_of_the_servers_insides(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(flight.FlightServerError, match="in its log") as told, translated():
+        raise ValueError("the secret 4711")
+    assert "4711" not in str(told.value)
+    assert "4711" in caplog.text
+    with pytest.raises(flight.FlightServerError, match="cannot be read") as told, translated():
+        raise SourceError("file '/srv/secret/app.db' cannot be read")
+    assert "/srv/secret" not in str(told.value)
 
 
 def test_a_token_for_a_password_is_its_own_and_the_oldest_is_forgotten(
