@@ -118,10 +118,11 @@ def test_triggers_that_were_gone_for_a_while_are_something_to_see_to(
     assert unfollowed_tables(world.settings) == set()
 
 
+@pytest.mark.parametrize("buffered", [False, True])
 def test_a_long_open_engine_knows_that_triggers_were_gone_for_a_while(
-    make_world: Callable[..., World],
+    make_world: Callable[..., World], *, buffered: bool
 ) -> None:
-    world = make_world()
+    world = make_world(buffered=buffered)
     world.run("create table t(id integer primary key, u integer)", "insert into t values (1, 1)")
     world.htap.sync_now()
     assert world.htap.sync_status().tables["t"].lag_events == 0
