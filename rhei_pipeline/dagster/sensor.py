@@ -107,7 +107,7 @@ def _to_open(
     if observer.can_follow_again:
         return dg.RunRequest(tags={"rhei/reason": "a table can be followed again"})
     if observer.unfollowed:
-        told = "".join(named("other columns, or no capture any more", observer.unfollowed))
+        told = "".join(named("other columns, or capture that was broken", observer.unfollowed))
         return dg.RunRequest(tags={"rhei/reason": told})
     return _of_source(context, cdc, job_name, observer.never_told(context.instance))
 

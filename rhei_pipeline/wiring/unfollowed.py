@@ -1,5 +1,6 @@
 """Which tables differ from what the mirror follows, though no change of theirs is pending."""
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -39,16 +40,14 @@ def unfollowed_tables(settings: Settings) -> frozenset[str]:
         with reading_together(source, [table.name for table in known]):
             unseen = changed_unseen(source)
             return frozenset(
-                table.name
-                for table in known
-                if table.name in unseen or not _is_followed(table, source)
+                table.name for table in known if not _is_followed(table, source, unseen)
             )
 
 
-def _is_followed(known: Table, source: ChangeSource) -> bool:
+def _is_followed(known: Table, source: ChangeSource, unseen: Collection[str]) -> bool:
     try:
         schema = source.describe(known.name)
     except SchemaError:
         return True  # it is left out for that
     same = replace(schema, mirror_name=known.schema.mirror_name) == known.schema
-    return same and source.is_installed(known)
+    return same and known.name not in unseen and source.is_installed(known)

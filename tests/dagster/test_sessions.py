@@ -467,7 +467,7 @@ def test_a_table_that_is_not_as_it_is_followed_opens_one_session(
     now[0] += 61
     asked = shop.tick(repository=repository)
     assert isinstance(asked, dg.RunRequest)
-    assert asked.tags["rhei/reason"] == f"other columns, or no capture any more: {told}"
+    assert asked.tags["rhei/reason"] == f"other columns, or capture that was broken: {told}"
     assert shop.sync().success
     now[0] += 61
     assert "up to date" in str(shop.tick(repository=repository))

@@ -136,6 +136,25 @@ def test_a_long_open_engine_knows_that_triggers_were_gone_for_a_while(
     world.assert_equal("t")
 
 
+@pytest.mark.parametrize("buffered", [False, True])
+def test_triggers_that_went_with_a_table_that_no_sync_can_take_are_nothing_to_see_to(
+    make_world: Callable[..., World], *, buffered: bool
+) -> None:
+    """A session would leave it out again, and the next one be asked for."""
+    world = made(make_world(tables=[{"name": "t"}], buffered=buffered))
+    world.run("drop table t", "create table t(id integer, u integer)")
+    assert unfollowed_tables(world.settings) == set()
+    assert list(world.htap.sync_now().errors) == ["t"]
+    world.crash()
+    assert unfollowed_tables(world.settings) == set()
+    world.run("drop table t", "create table t(id integer primary key, u integer)")
+    assert unfollowed_tables(world.settings) == {"t"}
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.crash()
+    assert unfollowed_tables(world.settings) == set()
+
+
 @pytest.mark.parametrize(
     "harmless", ["create table other(id integer primary key)", "create index of_u on t(u)"]
 )
