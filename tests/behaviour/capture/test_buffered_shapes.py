@@ -142,3 +142,34 @@ def test_versions_of_a_shape_that_the_mirror_never_had_are_in_the_history(
 )
 def test_nor_do_they_lack_of_sqlite(make_world: Callable[..., World], migrations: str) -> None:
     assert_no_version_lacks(make_world(mode="temporal", buffered=True), migrations)
+
+
+@pytest.mark.parametrize(
+    ("change", "storage"),
+    [
+        ("rename column a to b", None),
+        ("drop column a", "parquet"),
+        pytest.param("rename column a to b", "parquet", marks=pytest.mark.long),
+        pytest.param("drop column a", None, marks=pytest.mark.long),
+    ],
+)
+def test_a_comparison_that_is_due_waits_until_the_mirror_has_the_shape_of_the_source(
+    make_world: Callable[..., World], change: str, storage: str | None
+) -> None:
+    """A process dies before it compares, and a migration follows."""
+    world = make_world(mode="temporal", storage=storage, buffered=True)
+    world.run("create table p(id integer primary key, a varchar)", "insert into p values (1, 'x')")
+    world.htap.sync_now()
+    found = world.app.execute("select name, sql from sqlite_master where type = 'trigger'")
+    triggers = dict(found.fetchall())
+    world.run(*(f'drop trigger "{name}"' for name in triggers))
+    world.run("insert into p values (2, 'unseen')", *triggers.values())
+    world.run("insert into p values (3, 'seen')")
+    world.faults.arm(Step.CAPTURED)
+    with pytest.raises(Crash):
+        world.htap.sync_now()
+    world.crash()
+    world.run(f"alter table p {change}")
+    assert not world.htap.sync_now().errors
+    assert not world.htap.sync_now().errors
+    world.assert_equal("p")
