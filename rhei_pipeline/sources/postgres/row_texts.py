@@ -132,7 +132,8 @@ def _parsed(lines: list[bytes], names: Sequence[str]) -> pa.Table:
         read_options=pa_csv.ReadOptions(
             block_size=len(data), column_names=list(names), use_threads=not is_large
         ),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        # An empty line is a row: of one column, whose text is empty.
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
         convert_options=pa_csv.ConvertOptions(
             column_types={name: pa.large_string() for name in names},
             null_values=[_NULL],
