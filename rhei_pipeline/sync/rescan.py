@@ -29,20 +29,26 @@ class _Ranges:
 
     table: Table
     snapshot: SourceRows
-    begins: list[str | None] = field(default_factory=list)
+    begins: list[tuple[str | None, int]] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
 
     def read(self) -> Iterator[pa.Table]:
         resume = None
         while batch := self._at(resume):
-            self.begins.append(resume)
+            self.begins.append((resume, batch.rows.num_rows))
             self.letters.extend(batch.rejected)
             yield batch.rows
             resume = batch.resume
 
-    def again(self, number: int) -> pa.Table:
-        batch = self._at(self.begins[number])
-        return batch.rows if batch else self.table.schema.arrow.empty_table()
+    def again(self, number: int) -> Iterator[pa.Table]:
+        """Yield a range's rows, and maybe some behind it.
+
+        How many come at once depends on what a server has counted: by now they may be fewer.
+        """
+        resume, left = self.begins[number]
+        while left > 0 and (batch := self._at(resume)):
+            yield batch.rows
+            resume, left = batch.resume, left - batch.rows.num_rows
 
     def _at(self, resume: str | None) -> RowBatch | None:
         return self.snapshot.rows(self.table, resume, RANGE_ROWS)
@@ -66,7 +72,8 @@ def find_drift(
     unknown = _keep_letters(ranges, snapshot, transaction)
     nothing = table.schema.arrow.empty_table()
     for number in stale:
-        yield NetChanges(ranges.again(number), table.schema.arrow_key.empty_table())
+        for rows in ranges.again(number):
+            yield NetChanges(rows, table.schema.arrow_key.empty_table())
     if deletes and extra.num_rows:
         yield NetChanges(nothing, without_keys(extra, unknown))
 
