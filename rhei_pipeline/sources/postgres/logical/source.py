@@ -498,13 +498,14 @@ class LogicalSource:
         self._copy_start.let_go()
         found = map(self._positions.place, needed_from.values())
         # One of another server, or of a log that was put back, needs nothing of this one.
-        positions = {each.lsn for each in found if self._has_reached(each)}
-        if not positions:
-            return 0
-        target = min(positions)
-        if (needed := self._copy_start.needed_from) is not None:
-            target = min(target, needed)
+        reached = {each.lsn for each in found if self._has_reached(each)}
         with self._database.translated():
+            positions = {lsn for lsn in reached if lsn >= self._begin()}
+            if not positions:
+                return 0
+            target = min(positions)
+            if (needed := self._copy_start.needed_from) is not None:
+                target = min(target, needed)
             if target > self._advanced:
                 if self._log.confirm(self._name, target, self._lost()):
                     self._let_forget(target)
@@ -520,6 +521,13 @@ class LogicalSource:
         server, members = f"{self._system}:{self._timeline}", self._members
         own = {table.oid for table in self._installed.values()} & members.keys()
         self._notes.write(as_confirmed(confirmed, server, {oid: members[oid] for oid in own}))
+
+    def _begin(self) -> int:
+        """Return what the slot has been moved to: who needs what was before is to be copied."""
+        if self._advanced:
+            return self._advanced
+        slot = self._slot()
+        return slot.confirmed if slot is not None else 0
 
     def _has_reached(self, position: LogPosition) -> bool:
         is_here = position.relation.startswith(f"{self._system}:") or not position.relation
