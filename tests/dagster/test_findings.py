@@ -1,0 +1,211 @@
+"""What is red in Dagster, what is only a warning, and what is news: judged without a run."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+
+from rhei_pipeline.dagster.check_records import FOUND_AT, is_news, last_evaluations_anew
+from rhei_pipeline.dagster.heartbeat import ENDED, Heartbeat, SignsOfLife, last_sign
+from rhei_pipeline.dagster.initial_sync import parity_result
+from rhei_pipeline.dagster.pool import limit_to_one_writer, writer_wanted
+from rhei_pipeline.dagster.relay import LEAST_LEAD_SECONDS, lead_seconds
+from rhei_pipeline.dagster.session import ReportWindow, Session, reports
+from rhei_pipeline.dagster.snapshot_schedule import _wanted
+from rhei_pipeline.dagster.snapshots import SnapshotWindow
+from rhei_pipeline.dagster.state_checks import StateCheck, history, state_findings
+from rhei_pipeline.model.progress import TableState
+from rhei_pipeline.model.reports import RowParity, SyncStatus, TableStatus
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
+
+KEY = dg.AssetKey(["mirror", "t"])
+WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
+
+
+def table(*columns: str) -> Table:
+    schema = TableSchema("t", tuple(Column(name, pa.int64()) for name in columns), ("id",))
+    return Table(schema, Mode.TEMPORAL)
+
+
+def status(**known: Any) -> TableStatus:
+    ordinary = {"state": TableState.READY, "watermark": 7, "lag_events": 0, "lag_seconds": 0.0}
+    return TableStatus("t", "temporal", **{**ordinary, "dead_letters": 0, **known})
+
+
+def red(
+    found: TableStatus, now: Table | None = None, waited: float = 0.0, **whole: Any
+) -> dict[str, dg.AssetCheckSeverity]:
+    """Return the checks that a state fails, each with its severity."""
+    told = SyncStatus(running=True, tables={"t": found}, **whole)
+    findings = list(state_findings(table("id"), told, now or table("id"), 60.0, waited))
+    assert len({each.check for each in findings}) == len(findings)
+    assert all(bool(each.text) is not each.passed for each in findings)
+    return {each.check.value: each.severity for each in findings if not each.passed}
+
+
+def test_each_trouble_of_a_table_is_red_and_no_other() -> None:
+    assert red(status()) == {}
+    assert red(status(lag_seconds=60.0)) == {}
+    assert red(status(lag_seconds=61.0)) == {"lag": WARN}
+    assert red(status(lag_seconds=601.0)) == {"lag": ERROR}
+    assert red(status(), waited=61.0) == {"lag": WARN}
+    assert red(status(dead_letters=1)) == {"dead_letters": ERROR}
+    assert red(status(doubt="a rescan is due")) == {"proof": WARN}
+    assert red(status(doubt="nobody can count", lag_seconds=None)) == {"lag": WARN, "proof": WARN}
+    assert red(status(lag_seconds=None, watermark=None)) == {}  # it waits for its first copy
+    assert red(status(), now=table("id", "more")) == {"drift": WARN}
+    assert red(status(), unreadable="the source is away") == {"lag": WARN}
+    # Of one that is left out nobody knows whether changes may be missed: it says so itself.
+    left_out = status(error="its column has gone", doubt="a rescan is due")
+    assert red(left_out) == {"followed": ERROR, "lag": WARN}
+
+
+def test_a_dropped_column_is_drift_as_an_added_one_is() -> None:
+    told = SyncStatus(running=True, tables={"t": status()})
+    findings = state_findings(table("id", "gone"), told, table("id"), 60.0)
+    (drift,) = [each for each in findings if each.check is StateCheck.DRIFT]
+    assert not drift.passed
+    assert "'gone' was dropped" in drift.text
+
+
+def test_a_history_that_contradicts_itself_and_a_copy_that_lacks_rows_are_red() -> None:
+    assert history(0).passed
+    assert not history(1).passed
+    for mirrored, passed in ((3, True), (2, False), (4, False)):
+        assert parity_result(RowParity("t", 3, mirrored, 7), KEY).passed is passed
+
+
+def said(
+    text: str, severity: dg.AssetCheckSeverity = WARN, *, passed: bool = False
+) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=KEY,
+        check_name="lag",
+        passed=passed,
+        severity=severity,
+        description=text,
+        metadata={"lag_seconds": uuid4().int % 97},
+    )
+
+
+def test_what_a_check_says_is_news_where_anything_but_numbers_differs() -> None:
+    last = said("late")
+    assert is_news(last, None)
+    assert not is_news(said("late"), last)
+    for other in (said("late", ERROR), said("otherwise"), said("late", passed=True)):
+        assert is_news(other, last)
+
+
+def test_who_repeats_a_check_repeats_what_it_said_and_when() -> None:
+    asked = dg.AssetCheckKey(KEY, "lag")
+    with dg.instance_for_test() as instance:
+        assert last_evaluations_anew(instance, [asked]) == []
+        for told in (said("late", ERROR), said("a little late"), said("", passed=True)):
+            instance.report_runless_asset_event(told)
+            before = time.time()
+            (anew,) = last_evaluations_anew(instance, [asked])
+            assert (anew.passed, anew.severity) == (told.passed, told.severity)
+            assert anew.description == told.description
+            assert anew.asset_check_key == asked
+            assert anew.metadata["lag_seconds"] == told.metadata["lag_seconds"]
+            found_at = anew.metadata[FOUND_AT]
+            assert isinstance(found_at, dg.TimestampMetadataValue)
+            instance.report_runless_asset_event(anew)  # which is repeated in its turn
+            (again,) = last_evaluations_anew(instance, [asked])
+            assert again.metadata[FOUND_AT] == found_at
+            assert found_at.value is not None
+            assert found_at.value <= before
+
+
+def test_a_run_says_that_its_process_has_ended_and_hears_that_it_was_given_up() -> None:
+    with dg.instance_for_test() as instance:
+        for status_, given_up, sign in (
+            (dg.DagsterRunStatus.STARTED, False, ENDED),
+            (dg.DagsterRunStatus.FAILURE, True, ""),
+        ):
+            run = dg.DagsterRun(job_name="sync", run_id=str(uuid4()), status=status_)
+            instance.add_run(run)
+            with Heartbeat(instance, run.run_id) as beating:
+                pass
+            left = instance.get_run_by_id(run.run_id)
+            assert left is not None
+            assert (beating.is_given_up, last_sign(left)) == (given_up, sign)
+        with Heartbeat(instance, str(uuid4())) as beating:  # its run was deleted
+            pass
+        assert beating.is_given_up
+
+
+def test_no_number_is_told_of_a_table_that_is_left_out_or_was_never_copied() -> None:
+    session = cast("Session", SimpleNamespace(tables={"t": table("id")}))
+    for found, told in (
+        (status(), 1),
+        (status(error="its column has gone"), 0),
+        (status(watermark=None), 0),
+    ):
+        whole = SyncStatus(running=True, tables={"t": found})
+        assert len(list(reports(session, whole, {"t": ReportWindow()}, lambda _: 3))) == told
+    whole = SyncStatus(running=True, tables={"t": status()})
+    assert list(reports(session, whole, {"t": ReportWindow()}, lambda _: None)) == []
+
+
+def test_windows_that_were_missed_since_the_first_are_taken_in_one_run_without_a_gap() -> None:
+    closed = ["1", "2", "3", "4", "5"]
+    assert _wanted(closed, [set()], 0) == ["5"]  # what ended before was never asked for
+    assert _wanted(closed, [{"2", "4"}], 0) == ["3", "4", "5"]
+    assert _wanted(closed, [{"2", "3", "4", "5"}], 0) == []
+    assert _wanted(closed, [{"1", "2", "3", "4", "5"}], 2) == ["4", "5"]
+    assert _wanted(closed, [{"4", "5"}, {"2", "3", "5"}], 0) == ["4"]
+
+
+def test_a_snapshot_shows_the_last_instant_of_its_window_and_none_of_the_next() -> None:
+    start = datetime(2026, 11, 1, tzinfo=UTC)
+    window = SnapshotWindow("2026-11-01", start, start + timedelta(days=1))
+    assert window.last_instant == window.end - timedelta(microseconds=1)
+
+
+def test_a_session_asks_for_the_next_as_early_as_its_own_start_was_slow() -> None:
+    def started(after: float) -> dg.RunRecord:
+        begin = datetime(2026, 11, 1, tzinfo=UTC)
+        times = {"create_timestamp": begin, "start_time": begin.timestamp() + after}
+        return cast("dg.RunRecord", SimpleNamespace(**times))
+
+    assert lead_seconds(None, 3600) == LEAST_LEAD_SECONDS
+    assert lead_seconds(started(1), 3600) == LEAST_LEAD_SECONDS
+    assert lead_seconds(started(100), 3600) == pytest.approx(300)
+    assert lead_seconds(started(100), 60) == 30
+
+
+def test_a_run_that_was_begun_before_an_upgrade_still_gives_signs() -> None:
+    run = dg.DagsterRun(job_name="sync", run_id=str(uuid4()), tags={"rhei/alive": "5"})
+    assert last_sign(run) == "5"
+    signs = SignsOfLife(lambda: 0.0)
+    assert signs.silent_seconds({"a": 1}) == {"a": 0.0}
+
+
+def test_the_pool_keeps_its_limit_and_a_slot_of_who_lives() -> None:
+    started = dg.DagsterRunStatus.STARTED
+    with dg.instance_for_test() as instance:
+        storage = instance.event_log_storage
+        limit_to_one_writer(instance, "own")
+        alive, dead = (
+            instance.add_run(dg.DagsterRun(job_name="sync", run_id=str(uuid4()), status=each))
+            for each in (started, dg.DagsterRunStatus.FAILURE)
+        )
+        assert storage.claim_concurrency_slot("own", dead.run_id, "step").is_claimed
+        assert not storage.claim_concurrency_slot("own", alive.run_id, "step").is_claimed
+        assert writer_wanted(instance, "own")
+        limit_to_one_writer(instance, "own")  # gives back what the dead one had
+        assert storage.claim_concurrency_slot("own", alive.run_id, "step").is_claimed
+        assert not storage.claim_concurrency_slot("own", dead.run_id, "step").is_claimed
+        assert not writer_wanted(instance, "own")  # who waits is dead
+        limit_to_one_writer(instance, "own")
+        info = storage.get_concurrency_info("own")
+        assert info.active_run_ids == {alive.run_id}
+        storage.set_concurrency_slots("own", 3)
+        limit_to_one_writer(instance, "own")
+        assert storage.get_concurrency_info("own").slot_count == 3
