@@ -219,6 +219,7 @@ FOLLOWED = {
     "cast the column to blob in the query": "tests/ways/test_queries.py::test_a_refused_query_is_asked_as_its_refusal_says",
     "change the table in the source; the next sync follows the change": "tests/ways/test_queries.py::test_a_polled_source_is_written_by_its_application_or_a_local_database",
     "check the disk and its mounts": "tests/ways/test_pipelines.py::test_a_disk_that_fails_the_source_is_mended",
+    "end this process, run 'pragma integrity_check' in the sqlite3 shell, and start it again": "tests/behaviour/sqlite/test_source_file.py::test_a_log_that_was_removed_under_it_is_named",
     "check the path, then run 'pragma integrity_check' in the sqlite3 shell": "tests/ways/test_pipelines.py::test_a_source_that_is_no_database_is_checked_and_corrected",
     "choose another one with --directory, or remove it": "tests/ways/test_pipelines.py::test_the_demo_is_made_elsewhere_or_anew",
     "choose days from {} on, and set 'schedule.snapshots_from' to it": "tests/ways/test_queries.py::test_days_before_the_history_are_not_chosen",

@@ -42,6 +42,7 @@ from rhei_pipeline.sources.sqlite.catalog import (
 )
 from rhei_pipeline.sources.sqlite.cursors import run
 from rhei_pipeline.sources.sqlite.identity import read_mark, write_mark
+from rhei_pipeline.sources.sqlite.open_wal import WalId, opened_wal, refuse_another_wal
 from rhei_pipeline.sources.sqlite.read_only import lock_down
 from rhei_pipeline.sources.sqlite.semantics import meaning
 from rhei_pipeline.sources.sqlite.signals import signals_heard
@@ -110,7 +111,7 @@ class SqliteDatabase:
             if not create:
                 raise _missing(path) if read_only else _not_declared(path)
             self._create()
-        self._writer, self._writer_file = self._open_writer()
+        self._writer, self._opened = self._open_writer()
 
     def connect(self, mode: str = "rw") -> sqlite3.Connection:
         """Open one more connection, in autocommit, that waits for locks."""
@@ -134,26 +135,38 @@ class SqliteDatabase:
             raise _not_created(self.path) from error
 
     def file_id(self) -> FileId:
-        """Return what the path names now: another file once one was put in its place."""
+        """Return what the path names now: another file once one was put in its place.
+
+        Raises:
+            SourceError: It is the same file, but its log is not the one that is open here.
+        """
+        found, (file, wal) = self._found_file(), self._opened
+        if found == file:
+            refuse_another_wal(self.path, wal)
+        return found
+
+    def _found_file(self) -> FileId:
         try:
             found = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found.st_dev, found.st_ino
 
-    def _open_writer(self) -> tuple[sqlite3.Connection, FileId]:
-        file = self.file_id()
+    def _open_writer(self) -> tuple[sqlite3.Connection, tuple[FileId, WalId]]:
+        file = self._found_file()
         connection = self.connect(mode="ro" if self._read_only else "rw")
-        if not (self._read_only or self._looking):
+        if self._looking:
+            return connection, (file, None)
+        if not self._read_only:
             with self.translated():
                 prepare_writer(connection)
-        return connection, file
+        return connection, (file, opened_wal(connection, self.path))
 
     def _follow_the_file(self) -> None:
         """Open the writer again if another file replaced its own."""
-        if not self._writer.in_transaction and self.file_id() != self._writer_file:
+        if not self._writer.in_transaction and self.file_id() != self._opened[0]:
             former, opened = self._writer, self._open_writer()
-            self._writer, self._writer_file = opened
+            self._writer, self._opened = opened
             former.close()
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:

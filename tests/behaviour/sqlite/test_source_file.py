@@ -15,6 +15,7 @@ from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import SourceError
 from rhei_pipeline.wiring.engine import unseen_events
 from tests.support.fix_world import World
+from tests.support.other_process import copy
 from tests.support.refusals import refused
 
 pytestmark = pytest.mark.turns
@@ -32,6 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
     },
 }
 ALL_WAYS = pytest.mark.parametrize("way", WAYS)
+_RESTART = "end this process, run 'pragma integrity_check' in the sqlite3 shell, and start it again"
 
 
 @pytest.fixture
@@ -150,6 +152,39 @@ def test_writes_and_reads_of_the_source_go_to_the_file_that_is_there(
         ("written",),
         ("c",),
     ]
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
+def restored_in_place(world: World, backup: Path) -> None:
+    """Put a backup into the source's file and remove its log, as others do beside the engine."""
+    world.app.close()
+    for suffix in ("-wal", "-shm"):
+        world.path.with_name(world.path.name + suffix).unlink()
+    copy(backup, world.path)
+
+
+@pytest.mark.parametrize(("way", "mode"), [("trigger", "temporal"), ("polling", "destructive")])
+def test_a_log_that_was_removed_under_it_is_named(make: MakeWorld, way: str, mode: str) -> None:
+    """It sees no later commit: it would report for ever that there is nothing to do."""
+    world = make(way, mode)
+    backup = world.directory / "backup.db"
+    world.run(f"vacuum into '{backup}'", f"update t set v = 'lost', at = {STAMP} where id = 1")
+    world.htap.sync_now()
+    asks: list[Callable[[], object]] = [
+        world.htap.sync_now,
+        lambda: world.htap.query("select v from t", hint="oltp"),
+    ]
+    if way == "trigger":  # what is polled is never written
+        asks.append(lambda: world.htap.execute("delete from t"))
+    restored_in_place(world, backup)
+    for ask in asks:
+        with refused(_RESTART, SourceError):
+            ask()
+    world.crash()
+    world.app = sqlite3.connect(world.path, isolation_level=None)
+    assert world.app.execute("pragma integrity_check").fetchall() == [("ok",)]
+    assert world.app.execute("select v from t order by id").fetchall() == [("a",), ("b",)]
     world.htap.sync_now()
     world.assert_equal("t")
 
