@@ -259,7 +259,7 @@ LOST_IDENTITY = {
 
 @pytest.mark.parametrize("lost", LOST_IDENTITY)
 def test_a_table_that_lost_its_identity_can_be_updated_from_the_next_cycle_on(
-    make_postgres: MakeWorld, lost: str
+    make_postgres: MakeWorld, lost: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = make_postgres(mode="temporal", tables=[{"name": "t"}, {"name": "good"}])
     world.run(
@@ -277,6 +277,7 @@ def test_a_table_that_lost_its_identity_can_be_updated_from_the_next_cycle_on(
         world.run("update t set v = 3 where id = 1")
     world.run("update good set v = 2")
     world.htap.sync_now()
+    assert "without the versions of that time" in caplog.text
     world.run("update t set v = 3 where id = 1", "delete from t where id = 2")
     world.assert_equal("good")
     world.run(mending)
@@ -342,6 +343,29 @@ def test_identity_by_another_unique_key(make_postgres: MakeWorld) -> None:
     )
     world.htap.sync_now()
     world.run("update t set code = 'c' where id = 1", "delete from t where id = 2")
+    synced(world, "t")
+
+
+def test_what_was_logged_by_another_key_meanwhile_is_said_to_be_missing(
+    make_postgres: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_postgres(mode="temporal", tables=[{"name": "t"}])
+    world.run(
+        "create table t(id int primary key, code text not null, v int)",
+        "create unique index t_code on t(code)",
+        "insert into t values (1, 'a', 1), (2, 'b', 2)",
+    )
+    world.htap.sync_now()
+    world.run(
+        "alter table t replica identity using index t_code", "update t set v = 3 where id = 1"
+    )
+    assert "t" in world.htap.sync_now().errors
+    world.run("alter table t replica identity default", "update t set v = 4 where id = 1")
+    for _ in range(2):
+        world.htap.sync_now()
+    assert {row["v"] for row in world.versions("t") if row["id"] == 1} == {1, 4}
+    told = [line for line in caplog.messages if "without the versions of that time" in line]
+    assert len(told) == 1
     synced(world, "t")
 
 

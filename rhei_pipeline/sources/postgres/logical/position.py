@@ -6,11 +6,14 @@ position says which commit of its table was the last one before it.
 """
 
 import json
+import logging
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rhei_pipeline.model.changes import Position
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,16 @@ class LogMemory:
             position = place.position()
         self.note(table, position, place)
         return position
+
+    def distrust(self, table: str, position: Position) -> None:
+        """Note that the log behind a position cannot be read, and warn of it once."""
+        if self.unfit.get(table) != position:
+            _log.warning(
+                "table %r: its log names rows by another key for a while; it is copied by its "
+                "difference, without the versions of that time",
+                table,
+            )
+        self.unfit[table] = position
 
     def forget_session(self) -> None:
         """Forget what a session of the server had proved."""

@@ -173,7 +173,8 @@ class Publication:
         self._run(f"alter publication {quote(self.name)} drop table {shown}")
         _log.warning(
             "table %s has no replica identity: it is removed from the publication, so "
-            "that the application can update it",
+            "that the application can update it; until it has one, no log has its changes, "
+            "and it is then copied by its difference, without the versions of that time",
             shown,
         )
 

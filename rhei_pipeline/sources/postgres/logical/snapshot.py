@@ -191,7 +191,7 @@ class LogicalSnapshot(TableReads):
         if not is_held or not self._is_of_this_log(table, position, place):
             return False
         if not self._is_logged_by_key(table, position):
-            self._memory.unfit[table.name] = position
+            self._memory.distrust(table.name, position)
         if self._memory.unfit.get(table.name) == position:
             return False
         self._heads.pop(table.name, None)  # it stands upon what is proved
