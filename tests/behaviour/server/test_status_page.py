@@ -6,6 +6,9 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,17 @@ def test_every_text_of_others_is_escaped() -> None:
     assert page.count("&lt;script&gt;") == 9
     assert "<script" not in page
     assert '<progress value="1" max="4">' in page
+    # Where the source can be read, the tables are named whose lag nobody knows, and who was left.
+    untold = replace(table, lag_events=None, lag_seconds=None)
+    left = {HOSTILE: datetime(2026, 11, 1, tzinfo=UTC)}
+    page = status_page(
+        SyncStatus(running=False, tables={HOSTILE: untold}, not_followed=left), Recent(), NOW
+    )
+    assert f"the mirror of {escape(HOSTILE)} is behind is not known" in page
+    assert f"{escape(HOSTILE)} is no longer followed since 2026-11-01" in page
+    assert "<script" not in page
+    assert "The background sync does not run" in page
+    assert "Every change is in the mirror" not in page
 
 
 def test_a_line_of_lag_holds_ten_minutes_and_its_highest_point() -> None:
