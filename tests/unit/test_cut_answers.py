@@ -1,4 +1,4 @@
-"""Whether a LIMIT cut between rows that its ORDER BY takes for equal, so that the source decides."""
+"""Whether a LIMIT cut between rows that are equal in its ORDER BY: then the source answers."""
 
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
