@@ -42,7 +42,7 @@ from rhei_pipeline.sources.sqlite.catalog import (
 )
 from rhei_pipeline.sources.sqlite.cursors import run
 from rhei_pipeline.sources.sqlite.identity import read_mark, write_mark
-from rhei_pipeline.sources.sqlite.open_wal import WalId, opened_wal, refuse_another_wal
+from rhei_pipeline.sources.sqlite.open_wal import WalId, has_wal, opened_wal, refuse_another_wal
 from rhei_pipeline.sources.sqlite.read_only import lock_down
 from rhei_pipeline.sources.sqlite.semantics import meaning
 from rhei_pipeline.sources.sqlite.signals import signals_heard
@@ -141,8 +141,11 @@ class SqliteDatabase:
             SourceError: It is the same file, but its log is not the one that is open here.
         """
         found, (file, wal) = self._found_file(), self._opened
-        if found == file:
+        if found == file and wal is not None:
             refuse_another_wal(self.path, wal)
+        elif found == file and self._read_only and has_wal(self.path):
+            # The application has switched it into WAL mode since.
+            self._opened = file, opened_wal(self._writer, self.path)
         return found
 
     def _found_file(self) -> FileId:

@@ -19,6 +19,11 @@ def opened_wal(connection: sqlite3.Connection, path: Path) -> WalId:
     return _wal_id(path)
 
 
+def has_wal(path: Path) -> bool:
+    """Return whether a database has a log now."""
+    return _wal_id(path) is not None
+
+
 def _wal_id(path: Path) -> WalId:
     try:
         found = path.with_name(f"{path.name}-wal").stat()
@@ -27,7 +32,7 @@ def _wal_id(path: Path) -> WalId:
     return found.st_dev, found.st_ino
 
 
-def refuse_another_wal(path: Path, opened: WalId) -> None:
+def refuse_another_wal(path: Path, opened: tuple[int, int]) -> None:
     """Refuse to go on with a `-wal` that is not the database's any more.
 
     SQLite keeps the file while anyone has it open. Who restores a backup in place, or removes it,
@@ -36,7 +41,7 @@ def refuse_another_wal(path: Path, opened: WalId) -> None:
     Raises:
         SourceError: It was removed or replaced.
     """
-    if opened is None or _wal_id(path) == opened:
+    if _wal_id(path) == opened:
         return
     raise SourceError(
         f"the -wal file of source database {path.name!r} was removed or replaced while this"

@@ -189,6 +189,21 @@ def test_a_log_that_was_removed_under_it_is_named(make: MakeWorld, way: str, mod
     world.assert_equal("t")
 
 
+def test_so_is_one_of_a_database_that_went_into_wal_mode_since(make: MakeWorld) -> None:
+    """What is polled is opened for reading alone, in whatever mode it is."""
+    world = make("polling", "destructive")
+    world.crash()
+    backup = world.directory / "backup.db"
+    world.run(f"vacuum into '{backup}'", "pragma journal_mode = delete")
+    world.htap.sync_now()
+    world.run("pragma journal_mode = wal", f"update t set v = 'lost', at = {STAMP} where id = 1")
+    world.htap.sync_now()
+    restored_in_place(world, backup)
+    with refused(_RESTART, SourceError):
+        world.htap.sync_now()
+    world.app = sqlite3.connect(world.path, isolation_level=None)
+
+
 @BOTH_MODES
 def test_what_fires_no_trigger_is_found_by_verify_and_healed_by_repair(
     make: MakeWorld, mode: str
