@@ -17,6 +17,8 @@ from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forking import is_fork, note_opened
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import QueryClock
+from rhei_pipeline.query.completeness import letters_by_table, of_those_read
+from rhei_pipeline.query.results import lacking
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.engine import query_limits
 from rhei_pipeline.wiring.joint import read_together
@@ -68,7 +70,8 @@ class JointReader(Closing):
         Returns:
             The answer. Its schema's metadata name the watermark of each table of each mirror
             (`rhei.watermark`, JSON), when each mirror recorded its newest (`rhei.recorded_at`,
-            JSON), and what was read of each (`rhei.read_from`, JSON): `file` or `published copy`.
+            JSON), what was read of each (`rhei.read_from`, JSON): `file` or `published copy`, and
+            how many rows of its tables cannot be mirrored (`rhei.dead_letters`, JSON).
 
         Raises:
             QueryError: The statement does not only read, or is refused.
@@ -110,7 +113,17 @@ class JointReader(Closing):
 
             query = opened.enter_context(self._clock.timing(begun))
             found = mirrors.query(sql, params, query.begun, self._limits.answer)
-            return self._labelled(found, mirrors.ledgers(), places)
+            labelled = self._labelled(found, mirrors.ledgers(), places)
+            known = self._letters(mirrors.dead_letters())
+        return lacking(labelled, of_those_read(known, sql, self._pipelines[0][1].mirror.kind))
+
+    def _letters(self, each: Sequence[pa.Table]) -> dict[str, int]:
+        return {
+            part.shown(name): count
+            for (part, _), letters in zip(self._pipelines, each, strict=True)
+            for name, count in letters_by_table(letters).items()
+            if part.takes(name)
+        }
 
     def _labelled(
         self, found: pa.Table, ledgers: Sequence[Ledger], places: Sequence[Place]

@@ -145,7 +145,7 @@ class MirrorAlone(Closing):
             found = self._mirror.query(sql, params, timed.begun, self._limits.answer)
         reason = f"asked for, and the source cannot be opened: {self.fault}"
         labelled = results.labelled(found, Route("olap", reason), ledger)
-        letters = of_those_read(letters_by_table(self._mirror), sql, self._dialect)
+        letters = of_those_read(letters_by_table(self._mirror.dead_letters()), sql, self._dialect)
         lacking = results.lacking(labelled, letters)
         return results.dated(lacking, of_those_read(self._not_followed, sql, self._dialect))
 

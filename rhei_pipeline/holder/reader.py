@@ -15,8 +15,9 @@ from rhei_pipeline.mirrors.locking import LockNote, Waiting, is_locked
 from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forking import is_fork, keep_from_forks, note_opened
 from rhei_pipeline.model.query_limits import QueryClock
+from rhei_pipeline.query.completeness import letters_by_table, of_those_read
 from rhei_pipeline.query.freshness import Demand
-from rhei_pipeline.query.results import labelled
+from rhei_pipeline.query.results import labelled, lacking
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.engine import query_limits
@@ -58,8 +59,9 @@ class OpenReader(Closing):
 
         Returns:
             The answer. Its schema's metadata name the watermark of each table
-            (`rhei.watermark`, JSON) and what was read (`rhei.read_from`): `holder`, `file` or
-            `published copy`.
+            (`rhei.watermark`, JSON), what was read (`rhei.read_from`): `holder`, `file` or
+            `published copy`, and how many rows of its tables cannot be mirrored
+            (`rhei.dead_letters`, JSON).
 
         Raises:
             QueryError: The statement does not only read, or is refused.
@@ -115,7 +117,9 @@ class OpenReader(Closing):
             query = opened.enter_context(self._clock.timing(way.begun))
             ledger = mirror.ledger()
             found = mirror.query(sql, params, query.begun, self._limits.answer)
-        return _named(labelled(found, Route("olap", "asked for"), ledger), what)
+            known = letters_by_table(mirror.dead_letters())
+        letters = of_those_read(known, sql, self._mirror.kind)
+        return _named(lacking(labelled(found, Route("olap", "asked for"), ledger), letters), what)
 
 
 def _named(found: pa.Table, what: str) -> pa.Table:

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.progress import Ledger
-from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.query import results
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.planner import Engines
@@ -19,9 +18,9 @@ from rhei_pipeline.query.router import Plan, tables_read
 _Fact = TypeVar("_Fact", int, datetime)
 
 
-def letters_by_table(mirror: Mirror) -> Mapping[str, int]:
-    """Return how many dead letters each table has that has some."""
-    return Counter(mirror.dead_letters()["table_name"].to_pylist())
+def letters_by_table(letters: pa.Table) -> Mapping[str, int]:
+    """Return how many of a mirror's open dead letters each table has that has some."""
+    return Counter(letters["table_name"].to_pylist())
 
 
 def of_those_read(known: Mapping[str, _Fact], sql: str, dialect: str) -> dict[str, _Fact]:
@@ -62,7 +61,7 @@ class Completeness:
     def _with_dead_letters(self, ledger: Ledger) -> Mapping[str, int]:
         known = self._rejected
         if known is None or known[0] is not ledger:
-            known = self._rejected = (ledger, letters_by_table(self._mirror))
+            known = self._rejected = (ledger, letters_by_table(self._mirror.dead_letters()))
         return known[1]
 
     def not_followed(self, sql: str) -> dict[str, datetime]:

@@ -253,9 +253,17 @@ def tables_read(sql: str, dialect: str) -> frozenset[str]:
         parsed = sqlglot.parse_one(sql, dialect="duckdb" if dialect == "datafusion" else dialect)
     except Exception:  # noqa: BLE001  (see `plan`)
         return frozenset()
-    named = [(table.db.lower(), table.name.lower()) for table in parsed.find_all(exp.Table)]
+    tables = list(parsed.find_all(exp.Table))
+    named = [(table.db.lower(), table.name.lower()) for table in tables]
     full = {f"{schema}.{name}" if schema else f"public.{name}" for schema, name in named}
-    return frozenset(full | {name for schema, name in named if schema in _DEFAULT_SCHEMAS})
+    of_several = {
+        f"{table.catalog}.{name}".lower()
+        for table, (schema, own) in zip(tables, named, strict=True)
+        if table.catalog
+        for name in (f"{schema}.{own}", *([own] if schema in _DEFAULT_SCHEMAS else []))
+    }
+    plain = {name for schema, name in named if schema in _DEFAULT_SCHEMAS}
+    return frozenset(full | of_several | plain)
 
 
 def _to_source(reason: str) -> Plan:

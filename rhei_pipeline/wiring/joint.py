@@ -27,6 +27,9 @@ class JointMirrors(Protocol):
     def ledgers(self) -> list[Ledger]:
         """Return what each mirror has recorded, in their order."""
 
+    def dead_letters(self) -> list[pa.Table]:
+        """Return the open dead letters of each mirror, in their order."""
+
     def query(
         self,
         sql: str,

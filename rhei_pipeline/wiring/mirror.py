@@ -98,6 +98,9 @@ class ReadMirror(Protocol):
     def ledger(self) -> Ledger:
         """Return what the state has recorded."""
 
+    def dead_letters(self, table: str | None = None) -> pa.Table:
+        """Return open dead letters: table_name, key, column_name, reason, captured_at."""
+
     def close(self) -> None:
         """Release the state; safe to repeat."""
 

@@ -51,6 +51,12 @@ def _row(letter: DeadLetter) -> dict[str, object]:
     }
 
 
+def open_letters(kept: pa.Table, table: str | None = None) -> pa.Table:
+    """Return the dead letters that are not resolved, of one table or of all, the oldest first."""
+    found = kept.filter(is_open(kept, table)).drop_columns(["resolved_at"])
+    return found.sort_by([(name, "ascending") for name in ("captured_at", "table_name", "key")])
+
+
 def is_open(kept: pa.Table, table: str | None = None) -> pa.ChunkedArray:
     """Return a mask of the dead letters that are not resolved, of one table or of all."""
     unresolved = pc.is_null(kept["resolved_at"])

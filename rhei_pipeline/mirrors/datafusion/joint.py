@@ -36,6 +36,10 @@ class JointFiles:
         """Return what each mirror's state has recorded, in their order."""
         return [mirror.ledger() for _, mirror in self._mirrors]
 
+    def dead_letters(self) -> list[pa.Table]:
+        """Return the open dead letters of each mirror, in their order."""
+        return [mirror.dead_letters() for _, mirror in self._mirrors]
+
     def query(
         self,
         sql: str,

@@ -26,7 +26,7 @@ from rhei_pipeline.errors import (
     mirror_closed,
 )
 from rhei_pipeline.mirrors.datafusion.copy_ranges import CopyRanges
-from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
+from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, open_letters
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed, without_positions
 from rhei_pipeline.mirrors.datafusion.files import aside, committed_meanwhile, deleted_meanwhile
 from rhei_pipeline.mirrors.datafusion.forgetting import Forgetting
@@ -600,9 +600,7 @@ class DataFusionMirror:
         kept = LETTERS.empty_table()
         if self._manifest.letters:  # or the store is not asked
             kept = self._read(lambda it: self._store.letters(it.letters) if it.letters else kept)
-        kept = kept.filter(is_open(kept, table)).drop_columns(["resolved_at"])
-        order = [(column, "ascending") for column in ("captured_at", "table_name", "key")]
-        return kept.sort_by(order)
+        return open_letters(kept, table)
 
     def close(self) -> None:
         """Publish what is left to publish, and release the lock; safe to repeat."""

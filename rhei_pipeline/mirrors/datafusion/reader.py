@@ -17,6 +17,7 @@ from rhei_pipeline.errors import (
     MirrorUnreachableError,
     SchemaError,
 )
+from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, open_letters
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed
 from rhei_pipeline.mirrors.datafusion.files import Files, deleted_meanwhile
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
@@ -99,6 +100,18 @@ class MirrorReader(Closing):
     def ledger(self) -> Ledger:
         """Return what this state has recorded."""
         return self._manifest.ledger
+
+    def dead_letters(self, table: str | None = None) -> pa.Table:
+        """Return open dead letters: table_name, key, column_name, reason, captured_at.
+
+        Raises:
+            MirrorBusyError: The state was deleted meanwhile; `refresh` moves to the newest.
+        """
+        letters = self._manifest.letters
+        if not letters:
+            return open_letters(LETTERS.empty_table(), table)
+        with self.kept():
+            return open_letters(self.store.letters(letters), table)
 
     def query(
         self,

@@ -55,6 +55,8 @@ _LETTER = pa.schema(
         ("captured_at", INSTANT),
     ]
 )
+#: SQL of the open dead letters; a condition may follow.
+OPEN_LETTERS = "select * exclude (resolved_at) from _rhei_dead_letter where resolved_at is null"
 
 
 def silent(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:

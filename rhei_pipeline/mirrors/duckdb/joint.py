@@ -10,7 +10,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.mirrors.duckdb.connecting import CONFIG, MEMORY, ended_by_signals
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
-from rhei_pipeline.mirrors.duckdb.housekeeping import read_mirror_id, silent
+from rhei_pipeline.mirrors.duckdb.housekeeping import OPEN_LETTERS, read_mirror_id, silent
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
 from rhei_pipeline.mirrors.duckdb.mirror import BATCH_ROWS
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
@@ -47,6 +47,7 @@ class JointDuckDB:
     ) -> None:
         self._guard = DuckDBGuard()
         self._ledgers: list[Ledger] = []
+        self._letters: list[pa.Table] = []
         #: The id of each mirror, in their order.
         self.mirror_ids: list[str] = []
         self._path = str(mirrors[0][1])
@@ -71,6 +72,7 @@ class JointDuckDB:
             cursor.execute(f"use {quote(name)}")
             mirror_id = read_mirror_id(cursor, str(path))
             ledger, tables = read_ledger(cursor), [*read_tables(cursor).values()]
+            self._letters.append(cursor.sql(OPEN_LETTERS).to_arrow_table())
             if mirrors_public(cursor):
                 # Somebody else may have one of such a name in `main`; the first is shown there.
                 tables.sort(key=lambda table: table.schema.namespace != _UNQUALIFIED)
@@ -101,6 +103,10 @@ class JointDuckDB:
     def ledgers(self) -> list[Ledger]:
         """Return what each mirror has recorded, in their order."""
         return self._ledgers
+
+    def dead_letters(self) -> list[pa.Table]:
+        """Return the open dead letters of each mirror, in their order."""
+        return self._letters
 
     def query(
         self,

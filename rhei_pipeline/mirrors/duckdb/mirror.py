@@ -47,6 +47,7 @@ from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_fe
 from rhei_pipeline.mirrors.duckdb.foreign_tables import ForeignTables
 from rhei_pipeline.mirrors.duckdb.forgetting import Door, rewrite_file
 from rhei_pipeline.mirrors.duckdb.housekeeping import (
+    OPEN_LETTERS,
     open_names,
     prepare,
     read_mirror_id,
@@ -438,8 +439,8 @@ class DuckDBMirror:
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""
         return self.query(
-            "select * exclude (resolved_at) from _rhei_dead_letter where resolved_at is null"
-            " and (?::varchar is null or table_name = ?) order by captured_at, table_name, key",
+            f"{OPEN_LETTERS} and (?::varchar is null or table_name = ?)"
+            " order by captured_at, table_name, key",
             [table, table],
         )
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+import rhei_pipeline as rhei
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.streaming import Streamed
@@ -69,6 +70,43 @@ def test_the_past_names_the_rows_that_it_lacks_without_the_source_too(lacking: W
     with HTAP(lacking.settings, hold=False) as htap:
         assert told(htap.as_of("t", now)) == {"t": 1}
         assert told(htap.as_of("u", now)) == {}
+
+
+def test_readers_of_the_files_name_the_rows_that_they_lack(lacking: World) -> None:
+    """Of the mirror alone, and of several at once, in schemas of their own or as one."""
+    lacking.crash()
+    settings = lacking.settings
+    with rhei.reader(settings) as reader:
+        assert told(reader.query(PRESENT.format("t"))) == {"t": 1}
+        assert told(reader.query(PRESENT.format("u"))) == {}
+    with rhei.reader({"shop": settings, "Old": settings}) as reader:
+        # Before the schema stands the mirror's name; DuckDB calls its own schema so.
+        whole = "shop.main.t" if settings.mirror.kind == "duckdb" else "shop.t"
+        assert told(reader.query(PRESENT.format(whole))) == {"shop.t": 1}
+        assert told(reader.query("select * from shop.t join Old.t x using (id)")) == {
+            "shop.t": 1,
+            "Old.t": 1,
+        }
+        assert told(reader.query(PRESENT.format("shop.u"))) == {}
+    lacking.run("update t set n = 2 where id = 2")
+    with HTAP(settings) as htap:
+        htap.sync_now()
+    with rhei.reader(settings) as reader:
+        assert told(reader.query(PRESENT.format("t"))) == {}
+
+
+def test_readers_of_a_published_copy_name_them(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.published = {"path": world.directory / "copy.duckdb", "interval_seconds": 0}
+    world.run(
+        "create table t(id integer primary key, n integer)",
+        "insert into t values (1, 1), (2, 'no number')",
+    )
+    world.htap.sync_now()  # whose process has the file open meanwhile
+    with rhei.reader({"shop": world.settings}) as reader:
+        found = reader.query("select * from shop.t")
+    assert json.loads(found.schema.metadata[b"rhei.read_from"]) == {"shop": "published copy"}
+    assert told(found) == {"shop.t": 1}
 
 
 def test_the_command_that_shows_the_past_says_that_rows_are_missing(
