@@ -60,6 +60,13 @@ where a.attrelid = %s::regclass and a.attname = any(%s::text[])
 """
 #: How much smaller than its text a long value may lie beside its table, about.
 _MOST_COMPRESSED = 8
+#: A table with so small a share of a portion's bytes is read without a look at its rows: its values
+#: are compressed to an 87th at best, or with lz4 to a 255th.
+_SMALL_SHARE = 160
+_IS_SMALL = (
+    "select from pg_catalog.pg_class where oid = {relation}::regclass and relkind = 'r'"
+    " and pg_table_size(oid) <= {most}"
+)
 #: The bytes beside a table and its parts, and their rows, if the server has counted them.
 _APART = """
 select coalesce(sum(pg_relation_size(reltoastrelid)), 0)::float8 as apart,
@@ -227,6 +234,9 @@ class PostgresRowReader:
         table: a long value that few rows have is seldom among the first.
         """
         few, name = min(limit, _SAMPLE_ROWS), bare_literal(qualified(self.schema))
+        small = _IS_SMALL.format(relation=name, most=PORTION_BYTES // _SMALL_SHARE)
+        if self.connection.execute(small.encode()).fetchone() is not None:
+            return limit, False
         ahead = (
             f"select {self._width} as {_BYTES} from {qualified(self.schema)}"
             f" where {self._range(resume, until)}"

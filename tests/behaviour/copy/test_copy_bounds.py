@@ -104,3 +104,26 @@ def test_a_batch_ends_at_its_bytes_wherever_they_lie(
     assert sum(batch.rows.num_rows for batch in batches) == ROWS
     assert max(batch.rows.nbytes for batch in batches) < PORTION + 2 * LONG  # and a row
     assert world.htap.verify().equal
+
+
+def test_the_rows_of_a_small_table_are_read_without_a_look_at_their_bytes(
+    make_postgres: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    inner = reading.PostgresRowReader._range
+
+    def counted(reader: reading.PostgresRowReader, *places: str | None) -> str:
+        asked.append(reader.schema.name)
+        return inner(reader, *places)
+
+    monkeypatch.setattr(reading.PostgresRowReader, "_range", counted)
+    world = make_postgres()
+    world.run(
+        "create table s(id int primary key)",
+        "insert into s values (1)",
+        "create table t(id int primary key, v text)",
+        "insert into t select i, md5(i::text) from generate_series(1, 5000) i",
+    )
+    world.htap.sync_now()
+    # The rows, and that there are no more; of the larger one, what they are estimated by, too.
+    assert asked.count("s") <= 2 < asked.count("t")

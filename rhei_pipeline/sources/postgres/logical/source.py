@@ -500,7 +500,8 @@ class LogicalSource:
         # One of another server, or of a log that was put back, needs nothing of this one.
         reached = {each.lsn for each in found if self._has_reached(each)}
         with self._database.translated():
-            positions = {lsn for lsn in reached if lsn >= self._begin()}
+            begin = self._begin()
+            positions = {lsn for lsn in reached if lsn >= begin}
             if not positions:
                 return 0
             target = min(positions)
