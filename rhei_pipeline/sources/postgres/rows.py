@@ -64,8 +64,8 @@ _MOST_COMPRESSED = 8
 #: are compressed to an 87th at best, or with lz4 to a 255th.
 _SMALL_SHARE = 160
 _IS_SMALL = (
-    "select from pg_catalog.pg_class where oid = {relation}::regclass and relkind = 'r'"
-    " and pg_table_size(oid) <= {most}"
+    "select from pg_catalog.pg_class where oid = %s::regclass and relkind = 'r'"
+    " and pg_table_size(oid) <= %s"
 )
 #: The bytes beside a table and its parts, and their rows, if the server has counted them.
 _APART = """
@@ -234,8 +234,8 @@ class PostgresRowReader:
         table: a long value that few rows have is seldom among the first.
         """
         few, name = min(limit, _SAMPLE_ROWS), bare_literal(qualified(self.schema))
-        small = _IS_SMALL.format(relation=name, most=PORTION_BYTES // _SMALL_SHARE)
-        if self.connection.execute(small.encode()).fetchone() is not None:
+        asked_of = (qualified(self.schema), PORTION_BYTES // _SMALL_SHARE)
+        if self.connection.execute(_IS_SMALL, asked_of).fetchone() is not None:
             return limit, False
         ahead = (
             f"select {self._width} as {_BYTES} from {qualified(self.schema)}"
