@@ -253,17 +253,14 @@ def tables_read(sql: str, dialect: str) -> frozenset[str]:
         parsed = sqlglot.parse_one(sql, dialect="duckdb" if dialect == "datafusion" else dialect)
     except Exception:  # noqa: BLE001  (see `plan`)
         return frozenset()
-    tables = list(parsed.find_all(exp.Table))
-    named = [(table.db.lower(), table.name.lower()) for table in tables]
-    full = {f"{schema}.{name}" if schema else f"public.{name}" for schema, name in named}
-    of_several = {
-        f"{table.catalog}.{name}".lower()
-        for table, (schema, own) in zip(tables, named, strict=True)
-        if table.catalog
-        for name in (f"{schema}.{own}", *([own] if schema in _DEFAULT_SCHEMAS else []))
-    }
-    plain = {name for schema, name in named if schema in _DEFAULT_SCHEMAS}
-    return frozenset(full | of_several | plain)
+    found = set[str]()
+    for table in parsed.find_all(exp.Table):
+        schema, name = table.db.lower(), table.name.lower()
+        own = {f"{schema or 'public'}.{name}", *([name] if schema in _DEFAULT_SCHEMAS else [])}
+        found |= own
+        if table.catalog:  # one of several mirrors that are read together
+            found |= {f"{table.catalog.lower()}.{each}" for each in own}
+    return frozenset(found)
 
 
 def _to_source(reason: str) -> Plan:

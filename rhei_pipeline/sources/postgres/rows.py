@@ -233,10 +233,10 @@ class PostgresRowReader:
         Both are estimated by the bytes of the first of them, and by those that lie beside the
         table: a long value that few rows have is seldom among the first.
         """
-        few, name = min(limit, _SAMPLE_ROWS), bare_literal(qualified(self.schema))
         asked_of = (qualified(self.schema), PORTION_BYTES // _SMALL_SHARE)
         if self.connection.execute(_IS_SMALL, asked_of).fetchone() is not None:
             return limit, False
+        few, name = min(limit, _SAMPLE_ROWS), bare_literal(qualified(self.schema))
         ahead = (
             f"select {self._width} as {_BYTES} from {qualified(self.schema)}"
             f" where {self._range(resume, until)}"
