@@ -40,7 +40,6 @@ from rhei_pipeline.protocols import Database, OnStep
 from rhei_pipeline.query import time_travel
 from rhei_pipeline.query.freshness import Demand, Written
 from rhei_pipeline.query.planner import Prepared
-from rhei_pipeline.query.results import dated
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.keeping import traces_of
 from rhei_pipeline.settings.model import Settings
@@ -342,9 +341,7 @@ class Held:
     def as_of(self, table: str, instant: datetime, begun: Begun | None = None) -> pa.Table:
         """Return a temporal table's rows as they were at an instant."""
         found = self.engine.pipeline.mirrored(table)
-        rows = time_travel.as_of(found, instant, self.engine.mirror, begun)
-        left = self.engine.pipeline.not_followed
-        return dated(rows, {name: left[name] for name in [found.name] if name in left})
+        return self._told(time_travel.as_of(found, instant, self.engine.mirror, begun), found)
 
     def known_since(self, table: str) -> datetime:
         """Return when a temporal table's history begins."""
@@ -353,16 +350,24 @@ class Held:
     def changes(self, table: str, after: After, on_lost: OnLost) -> TableChanges:
         """Return what changed in a temporal table since a position."""
         found = self.engine.pipeline.mirrored(table)
-        return time_travel.changes(found, after, self.engine.mirror, on_lost)
+        changed = time_travel.changes(found, after, self.engine.mirror, on_lost)
+        return replace(changed, rows=self._told(changed.rows, found))
 
     def stream_changes(self, table: str, after: After, rows: int, on_lost: OnLost) -> ChangeStream:
         """Return the same in batches."""
         found = self.engine.pipeline.mirrored(table)
-        return time_travel.stream_changes(found, after, self.engine.mirror, rows, on_lost)
+        streamed = time_travel.stream_changes(found, after, self.engine.mirror, rows, on_lost)
+        shape = self._told(streamed.schema.empty_table(), found).schema
+        return replace(streamed, schema=shape)
 
     def diff(self, table: str, a: datetime, b: datetime) -> pa.Table:
         """Return what differs in a temporal table from one instant to another."""
-        return time_travel.diff(self.engine.pipeline.mirrored(table), a, b, self.engine.mirror)
+        found = self.engine.pipeline.mirrored(table)
+        return self._told(time_travel.diff(found, a, b, self.engine.mirror), found)
+
+    def _told(self, found: pa.Table, table: Table) -> pa.Table:
+        """Add to an answer from one table what the mirror lacks of it."""
+        return time_travel.told(found, table, self.engine.mirror, self.engine.pipeline.not_followed)
 
     def append(self, table: str, events: pa.Table) -> int:
         """Append events to the log that is the source; return how many."""

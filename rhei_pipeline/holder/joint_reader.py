@@ -1,11 +1,12 @@
 """Reads several mirrors by one statement, beside whoever writes them, and keeps nobody from it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -17,12 +18,14 @@ from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forking import is_fork, note_opened
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import QueryClock
-from rhei_pipeline.query.completeness import letters_by_table, of_those_read
-from rhei_pipeline.query.results import lacking
+from rhei_pipeline.query.completeness import letters_by_table, told
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.schema_registry import not_followed_at_rest
 from rhei_pipeline.wiring.engine import query_limits
 from rhei_pipeline.wiring.joint import read_together
 from rhei_pipeline.wiring.mirror import lock_file
+
+_Fact = TypeVar("_Fact", int, datetime)
 
 READ_FROM = b"rhei.read_from"
 #: Schemas and databases that the engines have themselves.
@@ -71,7 +74,8 @@ class JointReader(Closing):
             The answer. Its schema's metadata name the watermark of each table of each mirror
             (`rhei.watermark`, JSON), when each mirror recorded its newest (`rhei.recorded_at`,
             JSON), what was read of each (`rhei.read_from`, JSON): `file` or `published copy`, and
-            how many rows of its tables cannot be mirrored (`rhei.dead_letters`, JSON).
+            what they lack of its tables (`rhei.dead_letters` and `rhei.not_followed`, as one
+            mirror's reader has it).
 
         Raises:
             QueryError: The statement does not only read, or is refused.
@@ -114,14 +118,21 @@ class JointReader(Closing):
             query = opened.enter_context(self._clock.timing(begun))
             found = mirrors.query(sql, params, query.begun, self._limits.answer)
             labelled = self._labelled(found, mirrors.ledgers(), places)
-            known = self._letters(mirrors.dead_letters())
-        return lacking(labelled, of_those_read(known, sql, self._pipelines[0][1].mirror.kind))
+            letters = self._shown(letters_by_table(each) for each in mirrors.dead_letters())
+            left = self._shown(
+                not_followed_at_rest(settings.registry.path, mirror_id)
+                for (_, settings), mirror_id in zip(
+                    self._pipelines, mirrors.mirror_ids, strict=True
+                )
+            )
+        return told(labelled, sql, self._pipelines[0][1].mirror.kind, letters, left)
 
-    def _letters(self, each: Sequence[pa.Table]) -> dict[str, int]:
+    def _shown(self, each: Iterable[Mapping[str, _Fact]]) -> dict[str, _Fact]:
+        """Return what is known of each mirror's tables, by the names that a query has for them."""
         return {
-            part.shown(name): count
-            for (part, _), letters in zip(self._pipelines, each, strict=True)
-            for name, count in letters_by_table(letters).items()
+            part.shown(name): fact
+            for (part, _), facts in zip(self._pipelines, each, strict=True)
+            for name, fact in facts.items()
             if part.takes(name)
         }
 

@@ -23,7 +23,7 @@ from rhei_pipeline.model.schema import Mode, Table, nearest
 from rhei_pipeline.model.schema_log import SchemaChange
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.query import results, time_travel
-from rhei_pipeline.query.completeness import letters_by_table, of_those_read
+from rhei_pipeline.query.completeness import letters_by_table, told
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
@@ -145,15 +145,13 @@ class MirrorAlone(Closing):
             found = self._mirror.query(sql, params, timed.begun, self._limits.answer)
         reason = f"asked for, and the source cannot be opened: {self.fault}"
         labelled = results.labelled(found, Route("olap", reason), ledger)
-        letters = of_those_read(letters_by_table(self._mirror.dead_letters()), sql, self._dialect)
-        lacking = results.lacking(labelled, letters)
-        return results.dated(lacking, of_those_read(self._not_followed, sql, self._dialect))
+        letters = letters_by_table(self._mirror.dead_letters())
+        return told(labelled, sql, self._dialect, letters, self._not_followed)
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
         """Return a temporal table's rows as they were at an instant."""
-        found, left = self._table(table), self._not_followed
-        rows = time_travel.as_of(found, instant, self._mirror)
-        return results.dated(rows, {name: left[name] for name in [found.name] if name in left})
+        found = self._table(table)
+        return self._told(time_travel.as_of(found, instant, self._mirror), found)
 
     def known_since(self, table: str) -> datetime:
         """Return when a temporal table's history begins."""
@@ -161,11 +159,18 @@ class MirrorAlone(Closing):
 
     def changes(self, table: str, after: After, on_lost: OnLost) -> TableChanges:
         """Return what changed in a temporal table since a position."""
-        return time_travel.changes(self._table(table), after, self._mirror, on_lost)
+        found = self._table(table)
+        changed = time_travel.changes(found, after, self._mirror, on_lost)
+        return replace(changed, rows=self._told(changed.rows, found))
 
     def diff(self, table: str, a: datetime, b: datetime) -> pa.Table:
         """Return what differs in a temporal table from one instant to another."""
-        return time_travel.diff(self._table(table), a, b, self._mirror)
+        found = self._table(table)
+        return self._told(time_travel.diff(found, a, b, self._mirror), found)
+
+    def _told(self, found: pa.Table, table: Table) -> pa.Table:
+        """Add to an answer from one table what the mirror lacks of it."""
+        return time_travel.told(found, table, self._mirror, self._not_followed)
 
     def dead_letters(self, table: str | None) -> pa.Table:
         """Return the rows that could not be mirrored."""

@@ -15,11 +15,12 @@ from rhei_pipeline.mirrors.locking import LockNote, Waiting, is_locked
 from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forking import is_fork, keep_from_forks, note_opened
 from rhei_pipeline.model.query_limits import QueryClock
-from rhei_pipeline.query.completeness import letters_by_table, of_those_read
+from rhei_pipeline.query.completeness import letters_by_table, told
 from rhei_pipeline.query.freshness import Demand
-from rhei_pipeline.query.results import labelled, lacking
+from rhei_pipeline.query.results import labelled
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.schema_registry import not_followed_at_rest
 from rhei_pipeline.wiring.engine import query_limits
 from rhei_pipeline.wiring.mirror import lock_file, read_mirror
 
@@ -35,7 +36,7 @@ class OpenReader(Closing):
 
     def __init__(self, settings: Settings) -> None:
         keep_from_forks(self)
-        self._mirror = settings.mirror
+        self._mirror, self._registry = settings.mirror, settings.registry.path
         self._lock = lock_file(settings.mirror) if settings.mirror.kind == "duckdb" else None
         self._limits = query_limits(settings)
         self._clock = QueryClock(self._limits.seconds)
@@ -60,8 +61,9 @@ class OpenReader(Closing):
         Returns:
             The answer. Its schema's metadata name the watermark of each table
             (`rhei.watermark`, JSON), what was read (`rhei.read_from`): `holder`, `file` or
-            `published copy`, and how many rows of its tables cannot be mirrored
-            (`rhei.dead_letters`, JSON).
+            `published copy`, how many rows of its tables cannot be mirrored
+            (`rhei.dead_letters`, JSON), and which of them are no longer synced, since when
+            (`rhei.not_followed`, JSON; known where the registry can be read).
 
         Raises:
             QueryError: The statement does not only read, or is refused.
@@ -117,9 +119,10 @@ class OpenReader(Closing):
             query = opened.enter_context(self._clock.timing(way.begun))
             ledger = mirror.ledger()
             found = mirror.query(sql, params, query.begun, self._limits.answer)
-            known = letters_by_table(mirror.dead_letters())
-        letters = of_those_read(known, sql, self._mirror.kind)
-        return _named(lacking(labelled(found, Route("olap", "asked for"), ledger), letters), what)
+            letters = letters_by_table(mirror.dead_letters())
+            left = not_followed_at_rest(self._registry, mirror.mirror_id)
+        answer = _named(labelled(found, Route("olap", "asked for"), ledger), what)
+        return told(answer, sql, self._mirror.kind, letters, left)
 
 
 def _named(found: pa.Table, what: str) -> pa.Table:

@@ -29,6 +29,18 @@ def of_those_read(known: Mapping[str, _Fact], sql: str, dialect: str) -> dict[st
     return {name: fact for name, fact in known.items() if name.lower() in read}
 
 
+def told(
+    found: pa.Table,
+    sql: str,
+    dialect: str,
+    dead_letters: Mapping[str, int],
+    not_followed: Mapping[str, datetime],
+) -> pa.Table:
+    """Add to the mirror's answer which of its tables lack rows, or are no longer synced."""
+    letters = of_those_read(dead_letters, sql, dialect)
+    return results.dated(results.lacking(found, letters), of_those_read(not_followed, sql, dialect))
+
+
 class Completeness:
     """Knows which tables the mirror holds in full, and which are no longer synced.
 
@@ -55,8 +67,8 @@ class Completeness:
 
     def told(self, found: pa.Table, sql: str, ledger: Ledger) -> pa.Table:
         """Add to the mirror's answer which of its tables lack rows, or are no longer synced."""
-        letters = of_those_read(self._with_dead_letters(ledger), sql, self._dialect)
-        return results.dated(results.lacking(found, letters), self.not_followed(sql))
+        letters, left = self._with_dead_letters(ledger), self._pipeline.not_followed
+        return told(found, sql, self._dialect, letters, left)
 
     def _with_dead_letters(self, ledger: Ledger) -> Mapping[str, int]:
         known = self._rejected

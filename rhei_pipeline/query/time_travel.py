@@ -23,14 +23,28 @@ from rhei_pipeline.model.set_aside import as_they_were
 from rhei_pipeline.model.snapshot_rows import SnapshotRows
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Mirror
-from rhei_pipeline.query.results import lacking
+from rhei_pipeline.query.results import dated, lacking
 from rhei_pipeline.sql.text import listed, mirror_table
+
+
+def told(
+    found: pa.Table, table: Table, mirror: Mirror, not_followed: Mapping[str, datetime]
+) -> pa.Table:
+    """Add to an answer from one table what its mirror lacks.
+
+    Args:
+        found: The answer.
+        table: The table.
+        mirror: Where its rows are, and the dead letters of those that are not.
+        not_followed: The tables that are no longer synced, and since when.
+    """
+    letters = mirror.dead_letters(table.name).num_rows
+    left = {name: since for name, since in not_followed.items() if name == table.name}
+    return dated(lacking(found, {table.name: letters} if letters else {}), left)
 
 
 def as_of(table: Table, instant: datetime, mirror: Mirror, begun: Begun | None = None) -> pa.Table:
     """Return a table's rows as they were at an instant, with the columns it had.
-
-    Its metadata say how many rows of the table cannot be mirrored.
 
     Raises:
         QueryError: The table keeps no history, its history begins later, or the instant has no
@@ -47,8 +61,7 @@ def as_of(table: Table, instant: datetime, mirror: Mirror, begun: Begun | None =
     )
     # Maintenance may have removed versions while this was read.
     history_of(table, mirror).refuse_unknown(instant)
-    letters = mirror.dead_letters(table.name).num_rows
-    return lacking(as_they_were(found), {table.name: letters} if letters else {})
+    return as_they_were(found)
 
 
 def known_since(table: Table, mirror: Mirror) -> datetime:

@@ -372,6 +372,22 @@ def due_tables(path: Path) -> int:
     return sum(bool(entry.get(_OWES_SYNC)) for entry in tables.values())
 
 
+def not_followed_at_rest(path: Path, mirror_id: str) -> Mapping[str, datetime]:
+    """Return which tables the last sync did not bring up to date any more, and since when.
+
+    Empty where the registry is missing, cannot be read, or is another mirror's: rows are read
+    without it, also on machines where it never was.
+    """
+    try:
+        form = _load(path) if path.exists() else dict[str, Any](mirror="", tables={})
+        tables = form["tables"] if form["mirror"] == mirror_id else {}
+        since = {name: of.get(_NOT_FOLLOWED) for name, of in tables.items()}
+        return {name: datetime.fromisoformat(at) for name, at in since.items() if at}
+    except (OSError, ValueError, TypeError, AttributeError, SchemaError) as error:
+        _log.warning("which tables are not followed any more is not known: %s", error)
+        return {}
+
+
 def _stands(path: Path) -> bool:
     try:
         return path.exists()

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 
 class JointMirrors(Protocol):
-    """Several mirrors that one statement reads, each at one committed state."""
+    """Several mirrors that one statement reads, each at one committed state.
+
+    Attributes:
+        mirror_ids: The id of each, in their order.
+    """
+
+    mirror_ids: list[str]
 
     def ledgers(self) -> list[Ledger]:
         """Return what each mirror has recorded, in their order."""

@@ -86,6 +86,10 @@ def is_made(mirror: MirrorSettings) -> bool:
 class ReadMirror(Protocol):
     """One committed state of a mirror that this process only reads."""
 
+    @property
+    def mirror_id(self) -> str:
+        """The mirror whose state it is."""
+
     def query(
         self,
         sql: str,

@@ -73,9 +73,10 @@ def changes(
     if json_:
         rows = plain_rows(found.rows)
         show({**head, "position": str(found.position), "changes": rows}, [], (), as_json=True)
-        return
-    show_differences(found.rows)
-    say([f"position {found.position}{' (the whole table)' if found.snapshot else ''}"])
+    else:
+        show_differences(found.rows)
+        say([f"position {found.position}{' (the whole table)' if found.snapshot else ''}"])
+    name_missing(found.rows)
 
 
 @commands.command(epilog=example("diff --table orders --from 2026-11-01 --to 2026-11-02"))
@@ -102,6 +103,7 @@ def diff(
         show_differences(found if limit is None else found.slice(0, limit))
     else:
         writer.write(found)
+    name_missing(found)
 
 
 def _position_or_instant(text: str) -> "ChangePosition | datetime":

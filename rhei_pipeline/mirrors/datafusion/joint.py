@@ -31,6 +31,8 @@ class JointFiles:
         for _, mirror in mirrors:
             self._opened.callback(mirror.close)
         self._session = _JointSession(mirrors)
+        #: The id of each mirror, in their order.
+        self.mirror_ids: list[str] = [mirror.mirror_id for _, mirror in mirrors]
 
     def ledgers(self) -> list[Ledger]:
         """Return what each mirror's state has recorded, in their order."""

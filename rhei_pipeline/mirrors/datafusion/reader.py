@@ -79,6 +79,11 @@ class MirrorReader(Closing):
         return self._manifest.version
 
     @property
+    def mirror_id(self) -> str:
+        """The mirror whose state it is."""
+        return self._manifest.mirror_id
+
+    @property
     def manifest(self) -> Manifest:
         """What the state that is read consists of."""
         return self._manifest

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import rhei_pipeline as rhei
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.change_feed import ChangeStream
 from rhei_pipeline.model.streaming import Streamed
 from tests.support.fix_world import World
 
@@ -34,10 +35,16 @@ def lacking(request: pytest.FixtureRequest, make_world: MakeWorld) -> World:
     return world
 
 
-def told(found: pa.Table | Streamed) -> object:
+def told(found: pa.Table | Streamed | ChangeStream) -> object:
     """Return what an answer says that it lacks."""
     labels: Mapping[bytes, bytes] = found.schema.metadata or {}
     return json.loads(labels.get(b"rhei.dead_letters", b"{}"))
+
+
+def left(found: pa.Table) -> object:
+    """Return which of its tables an answer says are no longer synced, and since when."""
+    labels: Mapping[bytes, bytes] = found.schema.metadata or {}
+    return json.loads(labels.get(b"rhei.not_followed", b"{}"))
 
 
 def answers(htap: HTAP, table: str) -> Iterator[tuple[pa.Table | Streamed, pa.Table]]:
@@ -63,13 +70,59 @@ def test_every_answer_of_the_mirror_names_the_rows_that_it_lacks(lacking: World)
         assert told(found) == {}
 
 
+def of_the_past(htap: HTAP, table: str) -> list[pa.Table]:
+    """Return what the mirror answers of a table's past, of which there is none yet."""
+    since = htap.known_since(table)
+    return [
+        htap.as_of(table, since),
+        htap.changes(table).rows,
+        htap.changes(table, htap.changes(table).position).rows,
+        htap.diff(table, since, datetime.now(UTC)),
+    ]
+
+
+def test_what_changed_names_the_rows_that_it_lacks(lacking: World) -> None:
+    for table, missing in (("t", {"t": 1}), ("u", {})):
+        assert [told(found) for found in of_the_past(lacking.htap, table)] == [missing] * 4
+        streamed = lacking.htap.stream_changes(table)
+        assert told(streamed) == missing
+        assert pa.Table.from_batches(streamed.batches, streamed.schema).num_rows == 1
+
+
 def test_the_past_names_the_rows_that_it_lacks_without_the_source_too(lacking: World) -> None:
-    now = datetime.now(UTC)
     lacking.crash()
     (lacking.directory / "app.db").rename(lacking.directory / "moved.db")
     with HTAP(lacking.settings, hold=False) as htap:
-        assert told(htap.as_of("t", now)) == {"t": 1}
-        assert told(htap.as_of("u", now)) == {}
+        assert [told(found) for found in of_the_past(htap, "t")] == [{"t": 1}] * 4
+        assert [told(found) for found in of_the_past(htap, "u")] == [{}] * 4
+
+
+def test_readers_of_the_files_name_the_tables_that_are_no_longer_synced(lacking: World) -> None:
+    lacking.crash()
+    lacking.tables = [{"name": "t"}]
+    since = {"u": lacking.htap.sync_now().not_followed["u"].isoformat()}
+    assert [left(found) for found in of_the_past(lacking.htap, "u")] == [since] * 4
+    assert [left(found) for found in of_the_past(lacking.htap, "t")] == [{}] * 4
+    lacking.crash()
+    settings = lacking.settings
+    with rhei.reader(settings) as reader:
+        assert left(reader.query("select * from u")) == since
+        assert left(reader.query("select * from t")) == {}
+    with rhei.reader({"shop": settings, "old": settings}) as reader:
+        both = {f"{name}.u": since["u"] for name in ("shop", "old")}
+        assert left(reader.query("select * from shop.u join old.u x using (id)")) == both
+        assert left(reader.query("select * from shop.t")) == {}
+    registry = settings.registry.path
+    for kept in (
+        "{",
+        json.dumps(json.loads(registry.read_text()) | {"mirror": "of another"}),
+        None,
+    ):
+        registry.unlink()
+        if kept is not None:
+            registry.write_text(kept)
+        with rhei.reader(settings) as reader:
+            assert left(reader.query("select * from u")) == {}
 
 
 def test_readers_of_the_files_name_the_rows_that_they_lack(lacking: World) -> None:
@@ -120,6 +173,13 @@ def test_the_command_that_shows_the_past_says_that_rows_are_missing(
     config.write_text(json.dumps({**declared, "mode": "temporal"}))
     now = datetime.now(UTC).isoformat()
     for table, says in (("t", True), ("u", False)):
-        ran = CliRunner().invoke(app, ["as-of", table, now, "--config", str(config)])
-        assert ran.exit_code == 0, ran.output
-        assert ("1 row may be missing or old" in ran.stderr) is says
+        for asked in (
+            ["as-of", table, now],
+            ["changes", "--table", table],
+            ["changes", "--table", table, "--json"],
+            ["diff", "--table", table, "--from", now],
+            ["diff", "--table", table, "--from", now, "--json"],
+        ):
+            ran = CliRunner().invoke(app, [*asked, "--config", str(config)])
+            assert ran.exit_code == 0, ran.output
+            assert ("1 row may be missing or old" in ran.stderr) is says

@@ -112,13 +112,14 @@ def streamed(htap: HTAP, sql: str) -> pa.Table:
 def changes(htap: HTAP, after: datetime | None) -> object:
     found = htap.changes("orders", after)
     assert htap.changes("orders", found.position).rows.num_rows == 0
-    return steady(found.rows), found.position, found.snapshot, found.updated
+    labels = found.rows.schema.metadata
+    return steady(found.rows), labels, found.position, found.snapshot, found.updated
 
 
 def streamed_changes(htap: HTAP) -> object:
     found = htap.stream_changes("orders", rows=1)
     rows = pa.Table.from_batches(list(found.batches), found.schema)
-    return steady(rows), found.position, found.snapshot
+    return steady(rows), found.schema.metadata, found.position, found.snapshot
 
 
 ASKED: dict[str, Callable[[HTAP], object]] = {
