@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
-from rhei_pipeline.capabilities import shape_after
+from rhei_pipeline.capabilities import reads_wider, shape_after
 from rhei_pipeline.errors import MirrorDamagedError, SchemaDriftError, SchemaError
 from rhei_pipeline.model.blame import Blame
+from rhei_pipeline.model.missing_table import MissingTableError
 from rhei_pipeline.model.progress import Ledger, TableState
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror
@@ -18,17 +20,25 @@ _log = logging.getLogger(__name__)
 
 
 def find_pending(
-    known: Collection[Table], source: ChangeSource, mirror: Mirror, blame: Blame, broken: set[str]
+    known: Collection[Table],
+    source: ChangeSource,
+    mirror: Mirror,
+    blame: Blame,
+    broken: set[str],
+    owe: Callable[[Table], None],
 ) -> list[Table]:
     """Return which mirrored tables to bring up to date before capture is made again, if any.
 
     They are read in the shape they were made in, so no version is lost to a migration. The
-    tables that the migration left alone come along, so that the mirror stays one state.
+    tables that the migration left alone come along, so that the mirror stays one state. One that
+    is refused as it stands waits, with what its log has of it, until it can be described again.
     `blame` is left with the table at which an error came up. Tables whose capture is not as it was
-    made are added to `broken`.
+    made are added to `broken`. `owe` is called for those that have to be copied once they are read:
+    their log has columns that are not read now.
     """
     ledger = _without_overtaken_copies(known, source, mirror, blame)
     ready = [table for table in known if ledger.state(table.name) is TableState.READY]
+    ready = _describable(ready, source, blame)
     for table in ready:
         with blame.of(table.name):
             if not source.is_installed(table):
@@ -45,6 +55,9 @@ def find_pending(
                 in_shape = table.name in first or not _has_drifted(table, broken, source)
                 if in_shape and snapshot.proves(table, ledger.watermarks[table.name].position):
                     readable.append(table)
+    if reads_wider(source):
+        for table in _widened([t for t in readable if t.name in broken], source, blame):
+            owe(table)
     return readable
 
 
@@ -123,6 +136,31 @@ def _is_read_first(table: Table, source: ChangeSource) -> bool:
     except SchemaError:
         return source.logs_rows
     return False
+
+
+def _describable(tables: Collection[Table], source: ChangeSource, blame: Blame) -> list[Table]:
+    """Return the tables that are gone, or can be mirrored as they stand."""
+    found = []
+    for table in tables:
+        with blame.of(table.name):
+            try:
+                source.describe(table.name)
+            except MissingTableError:
+                pass
+            except SchemaError:
+                continue
+            found.append(table)
+    return found
+
+
+def _widened(tables: Collection[Table], source: ChangeSource, blame: Blame) -> list[Table]:
+    """Return the tables that have other columns beside those that they had."""
+    found = []
+    for table in tables:
+        with blame.of(table.name), suppress(SchemaError):  # one that is gone has none
+            if not {*source.describe(table.name).names} <= {*table.schema.names}:
+                found.append(table)
+    return found
 
 
 def _has_drifted(table: Table, broken: Collection[str], source: ChangeSource) -> bool:

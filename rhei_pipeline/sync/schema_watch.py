@@ -255,13 +255,11 @@ class SchemaWatch:
         if not tables:
             return False
 
-        def owe(table: Table) -> None:
-            # Rows that no change tells of are as they were in the shape of before.
-            self._registry.note_owing([table.name], owe=True)
-
         taken = self._parts.without_failing(
             tables,
-            lambda rest: take_on_next_shapes(rest, self._source, self._mirror, self._blame, owe),
+            lambda rest: take_on_next_shapes(
+                rest, self._source, self._mirror, self._blame, self._owe
+            ),
             self._left_out.undrained,
         )
         marks, now = self._mirror.ledger().watermarks, datetime.now(UTC)
@@ -276,9 +274,13 @@ class SchemaWatch:
     def _find_pending(self, tables: Collection[Table]) -> list[Table]:
         with reading_together(self._source, [table.name for table in tables]):
             broken = set[str]()
-            found = find_pending(tables, self._source, self._mirror, self._blame, broken)
+            found = find_pending(tables, self._source, self._mirror, self._blame, broken, self._owe)
             self._due |= broken
             return found
+
+    def _owe(self, table: Table) -> None:
+        """Note that a table has to be copied: what is read in another shape is not the whole."""
+        self._registry.note_owing([table.name], owe=True)
 
     def _refresh_table(
         self, declared: Declared, standing: Mapping[str, Table], names: TakenNames

@@ -66,3 +66,102 @@ def test_versions_of_while_a_table_was_refused_are_in_its_history(
 
 def test_the_same_holds_for_sqlite(make_world: Callable[..., World]) -> None:
     assert_versions_come(make_world(mode="temporal"), *NAMES, again=True)
+
+
+#: What adds a column that is refused, by its name or by another's, and what lets it in.
+REFUSALS = {
+    "reserved": ("alter table b add column _rhei_x int", "alter table b rename _rhei_x to x"),
+    "like another": ('alter table b add column "V" int', 'alter table b rename "V" to x'),
+}
+
+
+def assert_values_come(
+    world: World | PostgresWorld, refused: str, allowed: str, *, mode: str, cut: bool
+) -> None:
+    """Write into a column while its table is refused; in processes of their own where `cut`."""
+    for name in "ab":
+        world.run(f"create table {name}(id integer primary key, v text)")
+        world.run(f"insert into {name} values (1, 'v'), (2, 'v')")
+    world.htap.sync_now()
+    world.run(refused)
+    for row in (3, 4):
+        world.run("update a set v = 'new'", f"insert into b values ({row}, 'new', {row})")
+        if cut:
+            world.crash()
+        assert list(world.htap.sync_now().errors) == ["b"]
+    world.run("delete from b where id = 1", allowed, "update b set x = 7 where id = 2")
+    if cut:
+        world.crash()
+    for _ in range(2):
+        assert not world.htap.sync_now().errors
+    world.assert_equal("a", "b")
+    found = sorted((row["id"], row["x"]) for row in world.present("b"))
+    assert found == [(2, 7), (3, 3), (4, 4)]
+    if mode == "temporal":
+        assert {row["id"] for row in world.versions("b")} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("cut", [True, False])
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("mode", ["temporal", "destructive"])
+@pytest.mark.parametrize(
+    "capture",
+    [
+        {"method": "logical"},
+        long({"method": "logical", "streaming": True}),
+        long({"method": "logical", "buffer": {"kind": "rocksdb"}}),
+        long({"method": "trigger"}),
+    ],
+    ids=lambda of: "-".join(map(str, of)) + of["method"],
+)
+def test_values_of_a_column_that_was_refused_are_in_the_mirror(
+    make_postgres: Callable[..., PostgresWorld],
+    tmp_path_factory: pytest.TempPathFactory,
+    capture: dict[str, Any],
+    mode: str,
+    refusal: str,
+    *,
+    cut: bool,
+) -> None:
+    """The log, which goes on meanwhile, is read with that column once it is let in."""
+    if "buffer" in capture:
+        own = {"kind": "rocksdb", "path": tmp_path_factory.mktemp("buffer") / "cdc"}
+        capture = {**capture, "buffer": own}
+    world = make_postgres(mode=mode, capture=capture)
+    assert_values_come(world, *REFUSALS[refusal], mode=mode, cut=cut)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cut", [True, False])
+@pytest.mark.parametrize("mode", ["temporal", "destructive"])
+def test_so_they_are_of_sqlite(make_world: Callable[..., World], mode: str, *, cut: bool) -> None:
+    assert_values_come(make_world(mode=mode), *REFUSALS["reserved"], mode=mode, cut=cut)
+
+
+@pytest.mark.parametrize("mode", ["temporal", long("destructive")])
+@pytest.mark.parametrize("method", ["logical", long("trigger")])
+def test_so_they_are_where_a_row_that_did_not_fit_is_gone_since(
+    make_postgres: Callable[..., PostgresWorld], method: str, mode: str
+) -> None:
+    """Whether columns may simply be added is judged before the log is read, and after."""
+    tables = [{"name": "t", "types": {"v": "int32[]"}}]
+    world = make_postgres(mode=mode, capture={"method": method}, tables=tables)
+    world.run(
+        "create table t(id int primary key, v int[])",
+        "insert into t values (1), (2)",
+        "insert into t values (3, '{{1, 2}, {3, 4}}')",
+    )
+    assert world.htap.sync_now().dead_letters == 1
+    world.run(
+        "alter table t add column x int",
+        "insert into t(id, x) values (4, 4)",
+        "update t set x = 1 where id = 1",
+        "delete from t where id = 3",
+    )
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    assert sorted((row["id"], row["x"]) for row in world.present("t")) == [
+        (1, 1),
+        (2, None),
+        (4, 4),
+    ]
