@@ -31,6 +31,8 @@ _FOR_EACH = {
     "sync",
     "verify",
 }
+#: Formats of which one cannot stand behind another.
+_WHOLE = {"csv", "parquet"}
 #: Commands that ask the source alone, which all shards have in common.
 _FOR_ANY = {"execute"}
 #: Commands for a table that may be in a shard whose table it is no longer: that one is meant.
@@ -61,11 +63,11 @@ def _run_on_all(
     if options.get("table") is not None and sharding is not None:
         _run_on_its_own(command, options, several.settings, sharding)
         return
-    if name in _FOR_EACH and options.get("watch") is None:
+    if name in _FOR_EACH and options.get("watch") is None and not _is_one_document(options):
         shards = list(range(1, several.count + 1))
     elif name in _FOR_ANY or options.get("hint") == "oltp":
         shards = [1]
-    elif name == "query" and options["sql"] not in (None, "-") and not options["explain"]:
+    elif name == "query" and _can_ask_all(options):
         _query_all(options, several)
         return
     else:
@@ -124,14 +126,28 @@ def _run_each(
         raise typer.Exit(FAILED if FAILED in codes else max(codes))
 
 
+def _is_one_document(options: Mapping[str, Any]) -> bool:
+    """Return whether rows are written to where those of one shard would replace another's."""
+    return options.get("output") is not None or options.get("format_") in _WHOLE
+
+
+def _can_ask_all(options: Mapping[str, Any]) -> bool:
+    """Return whether a query can be answered by all mirrors as they are; no other bound is kept."""
+    is_statement = options["sql"] not in (None, "-") and not options["explain"]
+    is_of_mirrors = options["hint"] != "cluster" and options["max_staleness"] is None
+    return is_statement and is_of_mirrors
+
+
 def _query_all(options: Mapping[str, Any], several: SeveralShardsError) -> None:
     """Answer a query from the mirrors of all shards."""
+    from rhei_pipeline.cli.output import name_missing
     from rhei_pipeline.cli.rows import RowWriter
     from rhei_pipeline.holder.reader import reader
 
     asked = {"as_json": options["json_"], "file": options["output"], "limit": options["limit"]}
-    for shard in range(1, several.count + 1):
-        with choosing(shard):  # none of whose own files is overwritten
-            writer = RowWriter.asked(options["format_"], options["config"], **asked)
+    with choosing(1):  # by which the files of the others are known, too
+        writer = RowWriter.asked(options["format_"], options["config"], **asked)
     with reader(several.settings) as opened:
-        writer.write(opened.query(str(options["sql"])))
+        found = opened.query(str(options["sql"]))
+    writer.write(found)
+    name_missing(found)

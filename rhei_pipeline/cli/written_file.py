@@ -44,10 +44,12 @@ def usable(place: Path) -> Iterator[None]:
 def refuse_own(file: Path, settings: "Settings") -> None:
     """Refuse to overwrite a file that the declaration names, or one that is kept beside it.
 
+    Of a declaration with shards, those of all shards.
+
     Raises:
         QueryError: It is one; names what it is.
     """
-    for what, place in own_places(settings):
+    for what, place in (kept for each in _together(settings) for kept in own_places(each)):
         with usable(file):
             is_own = _is_of(file.resolve(), place.resolve())
         if is_own:
@@ -56,6 +58,15 @@ def refuse_own(file: Path, settings: "Settings") -> None:
                 " not overwritten",
                 hint="give a file of another name, outside its folders",
             )
+
+
+def _together(settings: "Settings") -> "list[Settings]":
+    """Return the pipelines of one declaration."""
+    if settings.shard is None or settings.file is None:
+        return [settings]
+    from rhei_pipeline.settings.model import Settings
+
+    return Settings.load(settings.file).pipelines()
 
 
 def own_places(settings: "Settings") -> Iterator[tuple[str, Path]]:

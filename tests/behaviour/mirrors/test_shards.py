@@ -238,3 +238,52 @@ def test_each_shard_has_definitions_of_its_own(world: World) -> None:
     sharding = settings.sharding
     assert sharding is not None
     assert ["shop_shard_2", "mirror", "t1"] in keys or sharding.shard_of("t1") != 2
+
+
+def test_no_answer_of_all_shards_is_older_or_less_than_it_says(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    """A query is not answered without its bound, and no shard's rows replace another's."""
+    world = make_world()
+    for table in ("a", "b"):
+        world.run(f"create table {table}(id integer primary key, n integer)")
+        world.run(f"insert into {table} values (1, 1), (2, 'no number')")
+    values = {name: getattr(world.settings, name) for name in ("source", "mirror", "registry")}
+    settings = Settings(**values, shards=[["a"], ["b"]])
+    config, file = tmp_path / "pipeline.yaml", tmp_path / "rows.csv"
+    config.write_text(json.dumps(settings.model_dump(mode="json")))
+    sync(settings.pipelines())
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, [*arguments, "--config", str(config)])
+
+    sql = "select count(*) as n from a, b"
+    found = run("query", sql, "--json")
+    assert json.loads(found.stdout) == [{"n": 1}]
+    assert "table 'a': 1 row may be missing" in found.stderr
+    assert "table 'b': 1 row may be missing" in found.stderr
+    letters = run("dead-letters", "--json").stdout.splitlines()
+    assert [each["table_name"] for line in letters for each in json.loads(line)] == ["a", "b"]
+    asked: tuple[str, ...]
+    for asked in (
+        ("query", sql, "--max-staleness", "5"),
+        ("query", sql, "--hint", "cluster"),
+        ("dead-letters", "--output", str(file)),
+        ("dead-letters", "--format", "csv"),
+        ("dead-letters", "--format", "parquet"),
+    ):
+        refused = run(*asked)
+        assert "name one for this command: '--shard 1', up to 2" in str(refused.exception), asked
+        assert not refused.stdout
+    assert not file.exists()
+    assert run("dead-letters", "--output", str(file), "--shard", "2").exit_code == 1
+    assert file.read_text().splitlines()[1].startswith('"b"')
+    # Nor is what another shard keeps overwritten, whichever shard's rows are written.
+    kept = settings.of_shard(2).registry.path
+    for asked in (
+        ("query", sql, "--output", str(kept)),
+        ("as-of", "a", "2100-01-01", "--output", str(kept)),
+        ("dead-letters", "--shard", "1", "--output", str(kept)),
+    ):
+        refused = run(*asked)
+        assert "belongs to the registry of this pipeline" in str(refused.exception), asked
