@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,33 @@ def test_one_more_client_than_are_served_takes_the_place_of_who_asks_for_longest
             time.sleep(0.01)
         for client in clients:
             client.close()
+
+
+def test_who_was_answered_takes_nobodys_place_and_who_waits_for_an_answer_keeps_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitoring_server, "_MOST_CLIENTS", 1)
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> str:
+        asked.set()
+        assert go_on.wait(60)
+        return "the page"
+
+    with MonitoringServer(world.htap, port=0) as metrics:
+        before = threading.active_count()
+        for _ in range(3):
+            assert get(metrics, "/healthz") == (200, "alive\n")
+            while threading.active_count() > before:
+                time.sleep(0.001)
+        monkeypatch.setattr("rhei_pipeline.monitoring.server.status_page", slow)
+        with ThreadPoolExecutor(1) as pool:
+            page = pool.submit(get, metrics, "/")
+            assert asked.wait(60)
+            with pytest.raises(OSError):  # noqa: PT011  (closed, or reset)
+                get(metrics, "/healthz")
+            go_on.set()
+            assert page.result(60) == (200, "the page")
 
 
 def test_a_table_that_is_left_out_keeps_nobody_from_asking(world: World) -> None:
