@@ -3,13 +3,17 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from rhei_pipeline.errors import MirrorBusyError
+from rhei_pipeline.holder.client import Holder
 from rhei_pipeline.holder.place import is_private, new_socket
+from rhei_pipeline.mirrors.locking import LockNote
+from rhei_pipeline.model.query_limits import QueryLimits
 
 
 @pytest.fixture
@@ -83,3 +87,32 @@ def test_what_dead_processes_left_of_the_mirror_is_removed(short: Path) -> None:
         listening.listen()
         new_socket(short / "lock", {})
         assert (mine.exists(), other.exists(), living.exists()) == (False, True, True)
+
+
+def test_a_process_that_has_no_room_for_one_more_caller_is_no_dead_one(short: Path) -> None:
+    """It is busy; without its socket nobody could ask it any more."""
+    name = new_socket(short / "lock", {})
+    busy = name.with_name(f"{name.name}-busy")
+    with closing(socket.socket(socket.AF_UNIX)) as listening, ExitStack() as callers:
+        listening.bind(str(busy))
+        listening.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                caller = callers.enter_context(closing(socket.socket(socket.AF_UNIX)))
+                caller.setblocking(False)  # noqa: FBT003  (the library's)
+                caller.connect(str(busy))
+        new_socket(short / "lock", {})
+        assert busy.exists()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o710, 0o702])
+def test_nobody_asks_at_a_socket_that_others_can_put_one_in_the_place_of(
+    short: Path, mode: int
+) -> None:
+    """A query has values, and whoever listens there would read them, and answer as it likes."""
+    note = LockNote(1, socket=str(new_socket(short / "lock", {})))
+    with closing(Holder(note, QueryLimits(), lambda *_: None)):
+        pass
+    (short / ".rhei").chmod(mode)
+    with pytest.raises(MirrorBusyError, match="folder that only this user can enter"):
+        Holder(note, QueryLimits(), lambda *_: None)
