@@ -25,6 +25,7 @@ class Since(IntEnum):
     SNAPSHOTS_LOGGED = 16_01  # pg_log_standby_snapshot()
     TRANSACTION_TIMEOUT = 17_02  # the setting
     INVALIDATION_REASON = 17_01  # pg_replication_slots.invalidation_reason
+    FAILOVER_SLOTS = 17_03  # pg_replication_slots.failover, synchronized_standby_slots
     GENERATED_PUBLISHED = 18_01  # publish_generated_columns, of stored ones
     PUBLICATIONS_MISSED = 18_02  # a log is decoded though its publication was dropped
 

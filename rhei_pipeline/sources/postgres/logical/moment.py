@@ -32,11 +32,13 @@ class Slot:
         name: Its name, and that of our publication.
         confirmed: The server may remove everything before this position.
         lost: The server has removed what follows it.
+        failover: It is kept on standbys, too, and waits for them.
     """
 
     name: str
     confirmed: int
     lost: bool
+    failover: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.copy import copy_out_values
 from rhei_pipeline.sources.postgres.logical.moment import LogPortion, Slot, lsn_text
 from rhei_pipeline.sources.postgres.logical.sessions import LogSessions
+from rhei_pipeline.sources.postgres.logical.standbys import await_standbys
 from rhei_pipeline.sources.postgres.logical.stream import LogicalStream, Replicating
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.sql.text import quote
@@ -76,12 +77,18 @@ class LogReader:
         self._publication = publication
         self._stream: LogicalStream | None = None
         self._stream_again_at = 0.0
+        self._is_failover = False
 
     def read(self, slot: Slot, head: int) -> Iterator[LogPortion]:
         """Yield the messages of all transactions that committed before `head`, in parts.
 
         Whoever takes a part may clear it. What is not confirmed is read again the next time.
+
+        Raises:
+            SourceBusyError: A standby that the slot waits for does not have that log.
         """
+        self._is_failover = slot.failover
+        self._await_standbys(slot.name, head)
         streamed = self._streamed(slot, head)
         if streamed is None:
             yield from self._peeked(slot, head)
@@ -115,6 +122,7 @@ class LogReader:
 
     def _advance(self, slot: str, position: int, lost: str) -> bool:
         where = {"slot": slot, "place": lsn_text(position)}
+        self._await_standbys(slot, position)
         # Not one statement: where the log is decoded, it would be planned each time.
         asked = self._sessions.asked.execute(_IS_BEHIND.format(lost=lost).encode(), where)
         if asked.fetchone() is None:
@@ -195,6 +203,10 @@ class LogReader:
                 FETCH_MESSAGES,
             )
             yield from (LogPortion(portion, PIECE_BYTES) for portion in pieces)
+
+    def _await_standbys(self, slot: str, place: int) -> None:
+        if self._is_failover:
+            await_standbys(self._sessions.asked, slot, place)
 
     def _await_release(self, slot: str) -> None:
         """Wait until the server notices that the slot is no longer used."""

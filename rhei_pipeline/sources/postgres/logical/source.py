@@ -67,7 +67,7 @@ from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
 from rhei_pipeline.sources.postgres.logical.standing import as_confirmed
 from rhei_pipeline.sources.postgres.marks import STATE
 from rhei_pipeline.sources.postgres.table_facts import FactsOfState, TableFacts
-from rhei_pipeline.sources.postgres.versions import Since, has
+from rhei_pipeline.sources.postgres.versions import Since, has, where
 from rhei_pipeline.sources.progress_notes import Notes
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.sql.text import quote
@@ -94,7 +94,7 @@ select lsn::text, extract(epoch from clock_timestamp())::float8, substr(pg_walfi
 from pg_current_wal_flush_lsn() as lsn
 """
 _SLOT = """
-select state, slot_name::text, confirmed_flush_lsn::text, coalesce({lost}, false)
+select state, slot_name::text, confirmed_flush_lsn::text, coalesce({lost}, false), {failover}
 from (select {state} as state) now left join pg_replication_slots on slot_name = %s
     and plugin = 'pgoutput' and database = current_database()
 """
@@ -639,13 +639,14 @@ class LogicalSource:
 
     def _state_and_slot(self) -> tuple[object, Slot | None]:
         """Return what changes with every commit, and the slot."""
-        state, name, confirmed, lost = _row(
-            self._connection, _SLOT.format(state=STATE, lost=self._lost()), self._name
-        )
+        failover = where(self._connection, Since.FAILOVER_SLOTS, "failover", "false")
+        asked = _SLOT.format(state=STATE, lost=self._lost(), failover=failover)
+        state, name, confirmed, lost, failover = _row(self._connection, asked, self._name)
         if name is None:
             return state, None
         # The server takes a moment to note what a stream confirms.
-        return state, Slot(name, max(lsn_number(confirmed or "0/0"), self._advanced), lost=lost)
+        reached = max(lsn_number(confirmed or "0/0"), self._advanced)
+        return state, Slot(name, reached, lost=lost, failover=failover)
 
     def _lost(self) -> str:
         return lost_slot(self._connection, is_ours=self._is_own)

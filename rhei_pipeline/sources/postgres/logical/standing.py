@@ -14,6 +14,7 @@ from rhei_pipeline.sources.postgres.catalog import slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import lost_slot, origin
 from rhei_pipeline.sources.postgres.logical.publication import published
+from rhei_pipeline.sources.postgres.logical.standbys import readable_to
 from rhei_pipeline.sql.text import quote
 
 #: What a note is about: the slot, which all tables share.
@@ -27,7 +28,7 @@ from pg_replication_slots where slot_name = %s and plugin = 'pgoutput'
 _ANY_CHANGE = """
 select count(*) from (
     select data from pg_logical_slot_peek_binary_changes(
-        %s, pg_current_wal_flush_lsn(), 1, 'proto_version', '1', 'publication_names', %s)
+        %s, %s::pg_lsn, 1, 'proto_version', '1', 'publication_names', %s)
 ) found where get_byte(data, 0) in (68, 73, 84, 85) limit 1
 """
 _HELD = """
@@ -39,7 +40,7 @@ from pg_replication_slots where slot_name = %s
 #: position and the time, in microseconds of this century.
 _BEGUN = """
 select substr(data, 10, 8) from pg_logical_slot_peek_binary_changes(
-    %s, pg_current_wal_flush_lsn(), 1, 'proto_version', '1', 'publication_names', %s)
+    %s, %s::pg_lsn, 1, 'proto_version', '1', 'publication_names', %s)
 where get_byte(data, 0) = 66
 """
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -54,11 +55,11 @@ def standing(
         held = connection.execute(_HELD.encode(), (name,)).fetchone()
         if held is None:
             return SourceStanding(pending, is_exact=False)
-        waiting = {}
-        if pending:
+        waiting, end = {}, readable_to(connection, name) if pending else None
+        if end is not None:
             try:
                 begun = connection.execute(
-                    _BEGUN.encode(), (name, quote(publication or name))
+                    _BEGUN.encode(), (name, end, quote(publication or name))
                 ).fetchall()
             except (psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
                 begun = []  # a session reads it, or it has to be seen to
@@ -97,8 +98,11 @@ def unconfirmed(
                 now = as_confirmed(found[0], origin(connection), members)[_SLOT]
                 if not _goes_on(noted, now):
                     return None
+            end = readable_to(connection, name)
+            if end is None:  # a sync names the standby that is waited for
+                return 1
             pending = connection.execute(
-                _ANY_CHANGE.encode(), (name, quote(publication or name))
+                _ANY_CHANGE.encode(), (name, end, quote(publication or name))
             ).fetchone()
             return int(pending[0]) if pending else 0
         except psycopg.errors.ObjectInUse:  # somebody is reading it just now

@@ -11,6 +11,7 @@ from rhei_pipeline.sources.postgres import grants
 from rhei_pipeline.sources.postgres.catalog import Connection, read_table, slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
 from rhei_pipeline.sources.postgres.identity import TO_PRIMARY, lost_slot, one
+from rhei_pipeline.sources.postgres.logical import standbys
 from rhei_pipeline.sources.postgres.logical.publication import addition, published
 from rhei_pipeline.sources.postgres.logical.slots import oldest_transaction, used_name
 
@@ -174,4 +175,16 @@ def _slot(connection: Connection, known: _Known) -> Iterator[Finding]:
             f"slot {slot!r} is {behind:,} bytes behind and may keep {safe:,} more",
             "beyond that the server removes changes that the mirror does not have",
             "sync now, or raise max_slot_wal_keep_size",
+        )
+    yield from _standbys(connection, str(slot))
+
+
+def _standbys(connection: Connection, slot: str) -> Iterator[Finding]:
+    late = standbys.absent(connection, slot)
+    if late:
+        yield Finding(
+            Severity.WARNING,
+            standbys.told(slot, late),
+            "no sync reads what was committed before the standby has it",
+            standbys.way_out(late),
         )

@@ -1,0 +1,129 @@
+"""A slot that is kept on standbys, too: the server gives out no log that they do not have."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread, Timer
+from typing import Any
+
+import psycopg
+import pytest
+
+from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.sources.postgres.logical import standbys
+from rhei_pipeline.sources.waiting import wait_until
+from rhei_pipeline.wiring.engine import unseen_events
+from rhei_pipeline.wiring.source import validate
+from rhei_pipeline.wiring.standing import source_standing
+from tests.support.fix_postgres import AnyServer, PostgresWorld, database, started
+
+CAPTURES: dict[str, dict[str, Any]] = {"log": {}, "stream": {"streaming": True}, "buffer": {}}
+SLOT = "select slot_name::text from pg_replication_slots where database = current_database()"
+NAMES = "alter system set synchronized_standby_slots = '{}'"
+#: What a standby that follows would do.
+FOLLOWS = "select pg_replication_slot_advance('nearby', pg_current_wal_flush_lsn())"
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[AnyServer]:
+    """A server of its own: which standbys it waits for is a setting of all its databases."""
+    with started(None) as made:
+        yield made
+
+
+@pytest.fixture
+def world(
+    own_server: AnyServer,
+    make_worlds: Callable[[str], Callable[..., PostgresWorld]],
+    tmp_path: Any,
+    request: pytest.FixtureRequest,
+) -> Iterator[PostgresWorld]:
+    """A mirror whose slot is a failover slot, and a change; it waits for a standby `nearby`."""
+    with contextmanager(database)(own_server) as dsn:
+        how = {"method": "logical", **CAPTURES[request.param]}
+        if request.param == "buffer":
+            how["buffer"] = {"path": tmp_path / "cdc"}
+        made = make_worlds(dsn)(capture=how, mode="temporal")
+        made.run("create table t(id int primary key, v text)", "insert into t values (1, 'a')")
+        made.htap.sync_now()
+        made.crash()
+        [slot] = made.app.execute(SLOT.encode()).fetchone() or [""]
+        with psycopg.connect(f"{dsn}&replication=database", autocommit=True) as connection:
+            connection.execute(f'ALTER_REPLICATION_SLOT "{slot}" (FAILOVER true)'.encode())
+        made.run("update t set v = 'b' where id = 1")
+        waits_for(made, '"nearby" ')
+        try:
+            yield made
+        finally:
+            waits_for(made, "")
+            made.run(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+                " where slot_name = 'nearby'"
+            )
+
+
+def waits_for(world: PostgresWorld, names: str) -> None:
+    world.run(NAMES.format(names), "select pg_reload_conf()")
+    until = time.monotonic() + 30
+    while world.app.execute(b"show synchronized_standby_slots").fetchone() != (names,):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", CAPTURES, indirect=True)
+def test_a_standby_that_does_not_follow_is_named_and_not_waited_for_without_an_end(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standbys, "STANDBY_SECONDS", 0.2)
+    # Who waits would wait for ever: this has the test fail, and not hang.
+    rescue = Timer(60, waits_for, (world, ""))
+    rescue.start()
+    assert_named(world, "there is none of that name")
+    world.run("select pg_create_physical_replication_slot('nearby', true)")
+    assert_named(world, "nobody uses it")
+    rescue.cancel()
+
+    monkeypatch.setattr(standbys, "STANDBY_SECONDS", 30.0)
+    with followed(world.dsn):
+        assert unseen_events(world.settings) == 1
+        assert world.htap.sync_now().updated == 1
+        world.run("update t set v = 'c' where id = 1")
+        assert world.htap.sync_now().updated == 1
+        assert [row["v"] for row in world.versions("t")] == ["a", "b", "c"]
+        world.crash()
+        # What the server writes by itself may be a moment ahead of its standby.
+        assert wait_until(lambda: unseen_events(world.settings) == 0, 30)
+        assert wait_until(lambda: "failover" not in str(validate(world.settings)), 30)
+
+
+@contextmanager
+def followed(dsn: str) -> Iterator[None]:
+    """Have the slot of a standby move on, as by one that follows; its session is in use."""
+    is_over = Event()
+
+    def follow() -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            while not is_over.wait(0.01):
+                connection.execute(FOLLOWS.encode())
+
+    follower = Thread(target=follow)
+    follower.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        follower.join()
+
+
+def assert_named(world: PostgresWorld, why: str) -> None:
+    """Everybody who asks the slot goes on, and those who need its log name the standby."""
+    assert unseen_events(world.settings) == 1  # a sync names what it waits for
+    assert source_standing(world.settings).pending == 1
+    named = rf"failover slot, .* standby slot 'nearby' \({why}\).*take nearby out of"
+    with pytest.raises(SourceBusyError, match=named):
+        world.htap.sync_now()
+    assert [row["v"] for row in world.versions("t")] == ["a"]
+    world.crash()
+    told = [f"{found.what} {found.remedy}" for found in validate(world.settings)]
+    assert any("'nearby'" in each and why in each for each in told), told
