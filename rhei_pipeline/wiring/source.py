@@ -274,7 +274,7 @@ def _validate(
     if settings.capture_method == "polling":
         return _validate_polling(settings, database, registry, names)
     options = table_options(settings, registry)
-    mirror_id = mirror_id_of(settings.registry.path)
+    reader = reader_of(settings)
 
     def chosen(name: str) -> TableOptions:
         return options.get(name, TableOptions())
@@ -285,7 +285,7 @@ def _validate(
         return list(_undeclared(names, chosen))
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
-    return postgres.findings(settings, postgres.of_postgres(database), names, options, mirror_id)
+    return postgres.findings(settings, postgres.of_postgres(database), names, options, reader)
 
 
 def _validate_masks(
