@@ -24,9 +24,12 @@ def letters_by_table(letters: pa.Table) -> Mapping[str, int]:
 
 
 def of_those_read(known: Mapping[str, _Fact], sql: str, dialect: str) -> dict[str, _Fact]:
-    """Return what is known of the tables that a statement for the mirror reads."""
-    read = tables_read(sql, dialect) if known else frozenset()
-    return {name: fact for name, fact in known.items() if name.lower() in read}
+    """Return what is known of the tables that a statement for the mirror reads.
+
+    The mirror's engine may read a statement that cannot be parsed here: then of every table.
+    """
+    read = tables_read(sql, dialect) if known else None
+    return {name: fact for name, fact in known.items() if read is None or name.lower() in read}
 
 
 def told(
@@ -97,7 +100,7 @@ class Completeness:
         try:
             yield
         except QueryError as error:
-            read, ledger = tables_read(sql, self._dialect), self._mirror.ledger()
+            read, ledger = tables_read(sql, self._dialect) or (), self._mirror.ledger()
             for name in self._pipeline.tables:
                 if name.lower() in read and name not in ledger.watermarks:
                     raise QueryError(
@@ -117,7 +120,7 @@ class Completeness:
         found = engines.oltp.query(
             "select lower(name) as name from sqlite_master where sql is not null"
         )
-        read = tables_read(sql, "sqlite")
+        read = tables_read(sql, "sqlite") or frozenset()
         mirrored = {name.lower() for name in self._pipeline.tables}
         own = sorted(read & set(found["name"].to_pylist()) - mirrored)
         both = sorted(read & mirrored)

@@ -242,17 +242,19 @@ def _seen(tree: exp.Expr) -> _Seen:
     return _Seen(found, history, frozenset(compared), _analytical(tree, found, aggregates))
 
 
-def tables_read(sql: str, dialect: str) -> frozenset[str]:
+def tables_read(sql: str, dialect: str) -> frozenset[str] | None:
     """Return the tables that a statement names, in lower case, with and without their schemas.
 
-    Empty if it cannot be parsed.
+    None if it cannot be parsed.
     """
     try:
         if dialect != "sqlite":  # which has no text between dollars
             sql = judged_form(sql)
         parsed = sqlglot.parse_one(sql, dialect="duckdb" if dialect == "datafusion" else dialect)
     except Exception:  # noqa: BLE001  (see `plan`)
-        return frozenset()
+        return None
+    if isinstance(parsed, exp.Command):
+        return None
     found = set[str]()
     for table in parsed.find_all(exp.Table):
         schema, name = table.db.lower(), table.name.lower()

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -316,8 +315,11 @@ class QueryService:
                 hint="query the mirror, or declare a 'local' database beside it",
             )
         columns = None if self._engines.is_sidecar else plan.columns
-        read = partial(tables_read, sql, self._engines.dialects[0])
-        pointing = results.pointing(read, self._mirror.tables, self._pipeline.tables)
+        pointing = results.pointing(
+            lambda: tables_read(sql, self._engines.dialects[0]) or (),
+            self._mirror.tables,
+            self._pipeline.tables,
+        )
         with pointing:
             found = self._engines.oltp.query(sql, params, columns, begun)
         return results.labelled(found, Route("oltp", reason), None)

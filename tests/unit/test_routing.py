@@ -272,7 +272,7 @@ def test_parameters_of_postgres_may_stand_side_by_side() -> None:
     sql = "select count(*) from orders where id in (%s,%s) or id = %s+%s"
     assert plan(sql, [1, 2, 3, 4], POSTGRES).route.engine == "olap"
     found = tables_read("select 1 from orders where id in ($1,$2)", "postgres")
-    assert found == {"orders", "public.orders"}
+    assert found == frozenset({"orders", "public.orders"})
 
 
 def test_what_asks_for_history_goes_to_the_mirror_as_it_is() -> None:
