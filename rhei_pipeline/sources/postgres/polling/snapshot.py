@@ -183,8 +183,8 @@ class PostgresPollingSnapshot(TableReads):
 
     def _sign(self, table: Table, position: Position, known: Horizon) -> str | None:
         poll = self._polls(table.name)
-        if known.origin != poll.origin:
-            return "it is another table, or the server is another one or was promoted"
+        if (moved := poll.differs_from(known.origin)) is not None:
+            return moved
         if known.xid > self._xid:
             return "the server is in an older state (a restored backup)"
         if known.clock > self._now or position.order <= self._memory.distrusted.get(table.name, -1):

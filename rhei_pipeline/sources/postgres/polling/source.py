@@ -62,6 +62,13 @@ select bool_or(next < ahead) from (
     cross join lateral (select (at at time zone %s) - (at at time zone 'UTC')) of_utc(ahead)
 ) shown
 """
+#: What changes with the settings that a new session begins with.
+_SETTINGS = """
+select concat_ws(' ', pg_conf_load_time(), (
+    select string_agg(concat_ws(':', setrole, setdatabase, xmin), ',' order by setrole, setdatabase)
+    from pg_db_role_setting where setdatabase in (0, (
+        select oid from pg_database where datname = current_database()))))
+"""
 
 
 def _unknown(_name: str) -> None:
@@ -95,7 +102,7 @@ class PostgresPollingSource(PollingSource):
         self._memory = PostgresPollMemory()
         super().__init__(self._memory, notes, monotonic, _SLEW)
         self._horizon = HorizonReader()
-        self._catalogue = SourceCatalog(lambda *_: None)
+        self._catalogue = SourceCatalog(lambda connection, _: self._zone_name(connection))
         self._known: dict[str, PostgresPoll] = {}
         self._known_at = -1
         self._facts = FactsOfState()
@@ -104,6 +111,7 @@ class PostgresPollingSource(PollingSource):
         self._hasty_until = float("-inf")
         self._origin = ""
         self._zone: Zone | None = None
+        self._zone_set = ""
 
     @property
     def _connection(self) -> Connection:
@@ -247,7 +255,8 @@ class PostgresPollingSource(PollingSource):
             live = _live(_column(shown, columns, "deletes", options.deleted_at))
         stamp = self._stamp(shown, stamped)
         kinds = tuple(columns[name].oid for name in source.schema.primary_key)
-        return PostgresPoll(source, options, stamp, live, f"{self._origin}:{source.oid}", kinds)
+        origin = f"{self._origin}:{source.oid}{stamp.zone_noted}"
+        return PostgresPoll(source, options, stamp, live, origin, kinds)
 
     def _stamp(self, table: str, column: ColumnFacts) -> StampColumn:
         family = FAMILIES.get(column.oid)
@@ -259,6 +268,13 @@ class PostgresPollingSource(PollingSource):
                 " or text",
             )
         return StampColumn(column.name, family, self._local_zone(), not column.not_null)
+
+    def _zone_name(self, connection: Connection) -> str:
+        """Return that zone's name; it is asked for again once settings of sessions were changed."""
+        (settings,) = one(connection, _SETTINGS)
+        if settings != self._zone_set:
+            self._zone_set, self._zone = settings, None
+        return self._local_zone().name
 
     def _local_zone(self) -> Zone:
         """Return the default time zone of the application's sessions."""

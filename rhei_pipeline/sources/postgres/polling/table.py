@@ -41,7 +41,7 @@ class PostgresPoll:
 
     Attributes:
         live: SQL that is true if a row is not marked as deleted.
-        origin: The server, its timeline and the table.
+        origin: The server, its timeline and the table; and a zone that its timestamps are in.
         key_kinds: The types of the key's columns.
     """
 
@@ -56,6 +56,15 @@ class PostgresPoll:
     def table(self) -> str:
         """The table's quoted name in the source."""
         return qualified(self.source.schema)
+
+    def differs_from(self, origin: str) -> str | None:
+        """Return in what the table is not that of an origin; None if it is."""
+        (then, _, zone_then), (now, _, zone_now) = origin.partition(" "), self.origin.partition(" ")
+        if then != now:
+            return "it is another table, or the server is another one or was promoted"
+        if zone_then and zone_now and zone_then != zone_now:
+            return f"the database's time zone was {zone_then} and is {zone_now}"
+        return None
 
 
 @dataclass(frozen=True, slots=True)

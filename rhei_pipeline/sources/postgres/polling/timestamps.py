@@ -83,6 +83,11 @@ class StampColumn:
         return quote(self.name)
 
     @property
+    def zone_noted(self) -> str:
+        """The zone as a position's origin notes it; empty where timestamps do not depend on it."""
+        return f" {self.zone.name}" if self.family in {Family.TIMESTAMP, Family.DATE} else ""
+
+    @property
     def instant_sql(self) -> str:
         """The column's timestamp, as text that `instants` reads."""
         if self.family in {Family.TIMESTAMP, Family.DATE}:
