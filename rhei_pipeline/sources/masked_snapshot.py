@@ -66,21 +66,29 @@ class MaskedSnapshot:
 
     Nothing is read for a table with other masks than those declared now: no position is proved
     for it, so it is copied again.
+
+    Args:
+        inner: The source's own.
+        masks: What is declared.
+        owned: Tables as the mirror and as the source has them; filled as they are asked for.
     """
 
-    def __init__(self, inner: SourceSnapshot, masks: Masks) -> None:
+    def __init__(
+        self, inner: SourceSnapshot, masks: Masks, owned: dict[str, tuple[Table, Table]]
+    ) -> None:
         self._inner = inner
         self._masks = masks
         self.clock = inner.clock
         self.schema_version = inner.schema_version
         self.shares_log = inner.shares_log
-        self._owned: dict[str, tuple[Table, Table]] = {}
+        self._owned = owned
 
     def _own(self, table: Table) -> Table:
         """Return a table as the source has it; a cycle asks again and again for each."""
-        known = self._owned.get(table.name)
+        name = table.name
+        known = self._owned.get(name)
         if known is None or known[0] is not table:
-            known = self._owned[table.name] = table, source_table(table)
+            known = self._owned[name] = table, source_table(table)
         return known[1]
 
     def head(self, table: Table) -> Position:

@@ -161,6 +161,7 @@ class MaskedSource:
     def __init__(self, inner: ChangeSource, masks: DeclaredMasks) -> None:
         self._inner = inner
         self._masks = masks
+        self._owned: dict[str, tuple[Table, Table]] = {}
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now, with its masks."""
@@ -206,7 +207,7 @@ class MaskedSource:
     @contextmanager
     def _held(self, inner: AbstractContextManager[SourceSnapshot]) -> Iterator[SourceSnapshot]:
         with inner as snapshot:
-            yield MaskedSnapshot(snapshot, self._masks)
+            yield MaskedSnapshot(snapshot, self._masks, self._owned)
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
         """Let the source delete what is no longer needed."""

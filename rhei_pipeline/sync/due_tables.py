@@ -1,6 +1,6 @@
 """Which tables a cycle has something to do for."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from rhei_pipeline.capabilities import is_retained_for, rescan_due
 from rhei_pipeline.model.blame import Blame
@@ -8,19 +8,6 @@ from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Rescan, SourcePositions
-
-
-def _all_proved(
-    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
-) -> bool:
-    """Return whether the source still has all that these tables need."""
-    for table in tables:
-        name = table.name
-        place = ledger.needed_from(name)
-        with blame.of(name):
-            if place is not None and not snapshot.proves(table, place):
-                return False
-    return True
 
 
 def all_parted(
@@ -43,35 +30,33 @@ def all_parted(
 
 
 def find_due(
-    tables: Collection[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
+    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
 ) -> tuple[list[Table], list[Table]] | None:
     """Return the tables with something to do, and those that only follow the head.
 
     None: the source has no longer all that they need. What is pending of a table may tell so.
     """
-    if not _all_proved(tables, snapshot, ledger, blame):
-        return None
-    due, behind = _due_and_behind(tables, snapshot, ledger, blame)
-    return (due, behind) if _all_proved(due, snapshot, ledger, blame) else None
-
-
-def _due_and_behind(
-    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
-) -> tuple[list[Table], list[Table]]:
     due: list[Table] = []
     behind: list[Table] = []
     for table in tables:
-        name = table.name
-        if name in ledger.copies:
-            if ledger.copies[name].complete:
+        place = ledger.needed_from(table.name)
+        if place is None:
+            continue
+        with blame.of(table.name):
+            if not snapshot.proves(table, place):
+                return None
+            if _is_due(table, snapshot, ledger, place):
+                if not snapshot.proves(table, place):
+                    return None
                 due.append(table)
-        elif (mark := ledger.watermarks.get(name)) is not None:
-            with blame.of(name):
-                if _has_work(table, snapshot, mark.position):
-                    due.append(table)
-                else:
-                    behind.append(table)
+            elif table.name not in ledger.copies:
+                behind.append(table)
     return due, behind
+
+
+def _is_due(table: Table, snapshot: SourcePositions, ledger: Ledger, place: Position) -> bool:
+    copy = ledger.copies.get(table.name)
+    return _has_work(table, snapshot, place) if copy is None else copy.complete
 
 
 def _has_work(table: Table, snapshot: SourcePositions, after: Position) -> bool:
