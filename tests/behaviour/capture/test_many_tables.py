@@ -1,12 +1,13 @@
 """What a cycle costs follows what changed: as many statements for few tables as for many."""
 
+import re
 import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import duckdb
 import psycopg
@@ -21,6 +22,7 @@ from rhei_pipeline.sources.postgres import identity, table_facts
 from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
 from rhei_pipeline.sources.postgres.triggers import snapshot as trigger_snapshot
 from rhei_pipeline.sources.postgres.triggers import source as triggers
+from rhei_pipeline.sources.postgres.triggers.log_numbers import LogNumbers
 from rhei_pipeline.sources.postgres.triggers.registry import Registered
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.polling.snapshot import SqlitePollingSnapshot
@@ -178,8 +180,9 @@ def test_how_logs_of_postgres_are_read_is_found_out_anew_for_changed_tables_only
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["trigger", "polling"])
 def test_what_is_asked_of_tables_of_postgres_without_changes_stays_planned(
-    method: str, make_postgres: Callable[..., PostgresWorld]
+    method: str, make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _read_every_log(monkeypatch)
     many = trigger_snapshot._LOOKS_AT_ONCE + 1
     columns = "id int primary key, v int, updated_at timestamptz not null default clock_timestamp()"
     names = [f"t{number}" for number in range(many)]
@@ -224,6 +227,7 @@ def test_a_change_makes_postgres_plan_anew_what_asks_about_few_tables_only(
 ) -> None:
     assert trigger_snapshot._LOOKS_AT_ONCE < 2 * _MANY
     monkeypatch.setattr(trigger_snapshot, "_LOOKS_AT_ONCE", _FEW)
+    _read_every_log(monkeypatch)
     world = make_postgres(capture={"method": "trigger"}, tables=[{"name": "t0"}])
     found = []
     for count in (_FEW, _MANY):
@@ -245,6 +249,35 @@ def test_a_change_makes_postgres_plan_anew_what_asks_about_few_tables_only(
     few, many = found
     assert many == few
     world.assert_equal("t0", f"t{_MANY - 1}")
+
+
+@pytest.mark.long
+def test_logs_of_tables_without_changes_are_not_read(
+    make_postgres: Callable[..., PostgresWorld],
+    sent_to_postgres: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trigger_snapshot, "_LOOKS_AT_ONCE", 1)
+    names = [f"t{number}" for number in range(_FEW)]
+    world = make_postgres(capture={"method": "trigger"}, tables=[{"name": name} for name in names])
+    world.run(*(f"create table {name}(id int primary key, v int)" for name in names))
+    world.run("insert into t0 values (1, 0)")
+    _settle(world, lambda: world.run("update t0 set v = v + 1"))
+    world.run("update t0 set v = v + 1")
+    sent_to_postgres.clear()
+    assert world.htap.sync_now().events == 1
+    logs = set(re.findall(rb"_rhei\.log_\d+", b" ".join(filter(_is_bytes, sent_to_postgres))))
+    ((oid,),) = world.app.execute("select 't0'::regclass::oid::int")
+    assert logs == {f"_rhei.log_{oid}".encode()}
+
+
+def _is_bytes(text: object) -> TypeGuard[bytes]:
+    return isinstance(text, bytes)
+
+
+def _read_every_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have logs read as where their sequences may not be asked."""
+    monkeypatch.setattr(LogNumbers, "untouched", lambda *_: ())
 
 
 def _settle(world: PostgresWorld, change: Callable[[], None]) -> None:

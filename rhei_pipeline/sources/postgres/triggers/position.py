@@ -19,16 +19,20 @@ class VisibleText:
 
     Attributes:
         order: How many transactions it sees; grows whenever one ends.
+        low, high: All transactions before `low` are over; none from `high` on had begun.
     """
 
     text: str
     order: int
+    low: int
+    high: int
 
     @classmethod
     def parse(cls, text: str) -> "VisibleText":
         """Parse `xmin:xmax:running,running,...`."""
-        _, high, running = text.split(":")
-        return cls(text, int(high) - len(running.split(",")) if running else int(high))
+        low, high, running = text.split(":")
+        unseen = len(running.split(",")) if running else 0
+        return cls(text, int(high) - unseen, int(low), int(high))
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from rhei_pipeline.sources.postgres.rows import (
     without_rows,
 )
 from rhei_pipeline.sources.postgres.triggers.ddl import BEGUN, TRUNCATED, log_name
+from rhei_pipeline.sources.postgres.triggers.log_numbers import LogNumbers
 from rhei_pipeline.sources.postgres.triggers.logs import Captured, Generation, LogPart
 from rhei_pipeline.sources.postgres.triggers.misfit import OTHER_KINDS, OTHER_TRUNCATED
 from rhei_pipeline.sources.postgres.triggers.position import (
@@ -75,6 +76,22 @@ class _Look:
     oldest: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question whether something lies behind a position, and what to note if nothing does."""
+
+    table: Table
+    after: Position
+    proof: Proof
+    found: Captured
+    quiet: tuple[str, str]
+
+    @property
+    def log(self) -> Generation:
+        """The log, which is the only one behind the position."""
+        return self.found.parts[0].generation
+
+
 class TriggerMemory:
     """Results of earlier snapshots of one source; losing them only costs reads.
 
@@ -83,13 +100,15 @@ class TriggerMemory:
         asked: By table, the position that was asked about last.
         proofs: By table, what a position's proof says.
         questions: By table, what asks whether something lies behind a position, in which log.
+        numbers: The last numbers of logs, by which one is known to have nothing new.
     """
 
     def __init__(self) -> None:
         self.proofs: dict[str, tuple[str, Proof | None]] = {}
-        self.questions: dict[str, tuple[str, Generation, str]] = {}
+        self.questions: dict[str, tuple[tuple[str, Generation], str]] = {}
         self.quiet: dict[str, tuple[str, str]] = {}
         self.asked: dict[str, tuple[Table, Position]] = {}
+        self.numbers = LogNumbers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,42 +346,61 @@ class PostgresTriggerSnapshot(TableReads):
         """
         self._connection.execute("savepoint rhei_ahead")
         try:
-            asked = list(self._memory.asked.values())
-            for start in range(0, len(asked), _LOOKS_AT_ONCE):
-                self._look_for_quiet(asked[start : start + _LOOKS_AT_ONCE])
+            asked = self._worth_asking()
+            if len(asked) > _LOOKS_AT_ONCE:
+                logs = {name: (each.log, each.after.proof) for name, each in asked.items()}
+                numbers, visible = self._memory.numbers, self._moment.visible
+                for name in numbers.untouched(self._connection, visible, logs):
+                    self._note_quiet(asked.pop(name))
+            names = list(asked)
+            for start in range(0, len(names), _LOOKS_AT_ONCE):
+                some = names[start : start + _LOOKS_AT_ONCE]
+                self._look_for_quiet({name: asked[name] for name in some})
             self._connection.execute("release savepoint rhei_ahead")
         except (psycopg.Error, RheiError):
+            self._memory.numbers.forget()
             self._connection.execute("rollback to savepoint rhei_ahead")
 
-    def _look_for_quiet(self, asked: Sequence[tuple[Table, Position]]) -> None:
-        """Record the tables without changes after their positions."""
-        looks: dict[str, tuple[str, tuple[str, str], Generation]] = {}
-        for table, after in asked:
+    def _worth_asking(self) -> dict[str, _Asked]:
+        """Return what is to be asked of the logs that the common statement can look into."""
+        found_of = dict[str, _Asked]()
+        for table, after in self._memory.asked.values():
             proof = self._proof(table, after)
             found = None if proof is None else self._captured(table, proof)
             if found is None or proof is None or len(found.parts) != 1:
                 continue
-            log = found.parts[0].generation
-            quiet = self._quiet(after, found)
-            is_known = self._memory.quiet.get(table.name) == quiet
-            if log.is_cut or is_known or not self._is_within(after, log):
-                continue
-            sql = self._question(table, after, log, proof)
-            looks[table.name] = (sql, quiet, log)
-        if not looks:
-            return
-        statement = " union all ".join(sql for sql, _, _ in looks.values())
-        for name, oid in self._connection.execute(statement.encode()).fetchall():
-            _, quiet, log = looks[name]
-            if log.log in (None, oid):
-                self._memory.quiet[name] = quiet
+            asked = _Asked(table, after, proof, found, self._quiet(after, found))
+            is_known = self._memory.quiet.get(table.name) == asked.quiet
+            if not asked.log.is_cut and not is_known and self._is_within(after, asked.log):
+                found_of[table.name] = asked
+        return found_of
 
-    def _question(self, table: Table, after: Position, log: Generation, proof: Proof) -> str:
-        text, of, sql = self._memory.questions.get(table.name, ("", None, ""))
-        if text != after.proof or of != log:
-            ((_, window),) = self._windows(table, after)
-            sql = _quiet_sql(table.name, log, window, proof)
-            self._memory.questions[table.name] = after.proof, log, sql
+    def _note_quiet(self, asked: _Asked) -> None:
+        name, after = asked.table.name, asked.after
+        self._memory.quiet[name] = asked.quiet
+        self._note_read(name, after, asked.proof, asked.found)
+        self._looks[name, after.proof] = _Look(proved=True)
+
+    def _note_read(self, table: str, after: Position, proof: Proof, found: Captured) -> None:
+        self._proofs[table] = proof
+        if found.is_left:
+            self._left.add(after.proof)
+
+    def _look_for_quiet(self, asked: Mapping[str, _Asked]) -> None:
+        """Record the tables without changes after their positions."""
+        statement = " union all ".join(map(self._question, asked.values()))
+        for name, oid in self._connection.execute(statement.encode()).fetchall():
+            if asked[name].log.log in (None, oid):
+                self._note_quiet(asked[name])
+                self._memory.numbers.note_quiet(name, self._moment.visible)
+
+    def _question(self, asked: _Asked) -> str:
+        name, of = asked.table.name, (asked.after.proof, asked.log)
+        known, sql = self._memory.questions.get(name, (None, ""))
+        if known != of:
+            ((_, window),) = self._windows(asked.table, asked.after)
+            sql = _quiet_sql(name, asked.log, window, asked.proof)
+            self._memory.questions[name] = of, sql
         return sql
 
     def _proof(self, table: Table, after: Position) -> Proof | None:
@@ -383,9 +421,7 @@ class PostgresTriggerSnapshot(TableReads):
         found = None if proof is None else self._captured(table, proof)
         if found is None or proof is None or not found.parts:
             return _Look(proved=False)
-        self._proofs[table.name] = proof
-        if found.is_left:
-            self._left.add(after.proof)
+        self._note_read(table.name, after, proof, found)
         quiet = self._quiet(after, found)
         if self._memory.quiet.get(table.name) != quiet and not self._has_looked_ahead:
             self._has_looked_ahead = True

@@ -98,7 +98,7 @@ class _Read:
     ) -> bool:
         """Return whether the same is wanted."""
         same = self.table is table and self.found is found and self.entry is entry
-        return same and self.proof == proof
+        return same and (self.proof is proof or self.proof == proof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +168,7 @@ class PostgresTriggerSource:
             self._entries_at = -1
             self._ahead, self._records, self._order_ahead = {}, {}, None
             self._facts.forget()
+            self._memory.numbers.forget()
             self._acknowledged.clear()
             self._pruned_since.clear()
             self._origin = origin(self._kept)

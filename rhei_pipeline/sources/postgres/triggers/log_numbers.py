@@ -1,0 +1,105 @@
+"""Which trigger logs nobody has written to, known without reading them.
+
+A log numbers its entries by a sequence, whose last number tells of all that were made, also of
+those that are not seen yet. Whoever takes a number has changed a row, and so is a transaction
+with a number of its own by then. Once all are over that had begun when the last number was read,
+and the log has nothing new then, nothing comes into it under that number or a smaller one.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from rhei_pipeline.sources.postgres.connection import Connection
+from rhei_pipeline.sources.postgres.identity import array_of
+from rhei_pipeline.sources.postgres.triggers.logs import Generation
+from rhei_pipeline.sources.postgres.triggers.position import VisibleText
+
+#: Who may not ask a sequence reads the log itself.
+_SEQUENCES = """
+select name, sequence::oid::bigint from unnest(%s::text[]) name
+cross join lateral (select pg_get_serial_sequence(name, 'seq')::regclass) found(sequence)
+where has_sequence_privilege(sequence, 'select')
+"""
+#: With the sequence's file, which is another one where it was made to count from its start again.
+_LAST_NUMBERS = """
+select s::bigint, pg_sequence_last_value(s), pg_relation_filenode(s)::bigint
+from unnest(%s::oid[]) s
+"""
+
+
+@dataclass(slots=True)
+class _Counted:
+    """What is known of a log's numbers.
+
+    Attributes:
+        log: Its identity.
+        position: The proof of the position behind which entries are looked for.
+        last: The last number that was given, as it was read, and the file; None if unknown.
+        begun: All transactions that may have taken a number by then are smaller; None until the
+            next snapshot tells.
+        is_quiet: They are over, and there was nothing new.
+    """
+
+    log: str
+    sequence: int
+    position: str
+    last: tuple[int, int] | None = None
+    begun: int | None = None
+    is_quiet: bool = False
+
+
+class LogNumbers:
+    """The numbers of logs as they were read last; losing them only costs reads."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Counted] = {}
+
+    def forget(self) -> None:
+        """Forget all: another server, or an older state of one, may give the same numbers."""
+        self._known.clear()
+
+    def untouched(
+        self,
+        connection: Connection,
+        visible: VisibleText,
+        logs: Mapping[str, tuple[Generation, str]],
+    ) -> Collection[str]:
+        """Return the tables of whose logs nothing can be new behind a position.
+
+        `logs` are the log and the position's proof of each table, to be asked once a snapshot.
+        """
+        self._follow(connection, logs)
+        known = {name: self._known[name] for name in logs if name in self._known}
+        asked = array_of([counted.sequence for counted in known.values()])
+        rows = connection.execute(_LAST_NUMBERS.encode(), (asked,)).fetchall()
+        given = {of: (number, file) for of, number, file in rows if number is not None}
+        for counted in known.values():
+            last = given.get(counted.sequence)
+            if last is None or last != counted.last:
+                counted.last, counted.begun, counted.is_quiet = last, None, False
+            elif counted.begun is None:
+                counted.begun = visible.high
+        return [name for name, counted in known.items() if counted.is_quiet]
+
+    def note_quiet(self, table: str, visible: VisibleText) -> None:
+        """Note that a snapshot sees nothing new in a table's log."""
+        counted = self._known.get(table)
+        if counted is not None and counted.begun is not None:
+            counted.is_quiet = visible.low >= counted.begun
+
+    def _follow(self, connection: Connection, logs: Mapping[str, tuple[Generation, str]]) -> None:
+        """Forget what is known of tables whose log or position is another one."""
+        new = {}
+        for name, (log, position) in logs.items():
+            counted = self._known.get(name)
+            if counted is None or counted.log != log.identity:
+                new[log.name] = name
+            elif counted.position != position:
+                self._known[name] = _Counted(log.identity, counted.sequence, position)
+        if new:
+            names = f"{{{','.join(new)}}}"
+            for log_name, sequence in connection.execute(_SEQUENCES.encode(), (names,)).fetchall():
+                log, position = logs[name := new.pop(log_name)]
+                self._known[name] = _Counted(log.identity, sequence, position)
+            for name in new.values():
+                self._known.pop(name, None)

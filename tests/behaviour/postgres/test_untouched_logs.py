@@ -1,0 +1,112 @@
+"""Where a trigger's log gave no number since, it is not read: and nothing is missed for that."""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from rhei_pipeline.sources.postgres.triggers import snapshot as trigger_snapshot
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.parts import connection_of, engine_of
+
+pytestmark = pytest.mark.turns
+
+_TABLES = ("a", "b", "c")
+
+
+@pytest.fixture(params=["destructive", "temporal"])
+def world(
+    request: pytest.FixtureRequest,
+    make_postgres: Callable[..., PostgresWorld],
+    monkeypatch: pytest.MonkeyPatch,
+) -> PostgresWorld:
+    """Return a mirror whose logs are all asked for their last numbers, and have settled."""
+    monkeypatch.setattr(trigger_snapshot, "_LOOKS_AT_ONCE", 1)
+    made = make_postgres(
+        capture={"method": "trigger"},
+        mode=request.param,
+        tables=[{"name": name} for name in _TABLES],
+    )
+    for name in _TABLES:
+        made.run(
+            f"create table {name}(id int primary key, v int)", f"insert into {name} values (1, 0)"
+        )
+    settle(made)
+    return made
+
+
+@pytest.fixture
+def other(world: PostgresWorld) -> Iterator[psycopg.Connection]:
+    """Return a session in which a transaction can be held open."""
+    with psycopg.connect(world.dsn) as connection:
+        yield connection
+
+
+def settle(world: PostgresWorld) -> None:
+    """Sync so often that logs without changes are not read any more."""
+    for _ in range(4):
+        world.run("update a set v = v + 1 where id = 1")
+        world.htap.sync_now()
+
+
+def quiet(world: PostgresWorld) -> set[str]:
+    """Return the tables whose logs are not read while they give no number."""
+    source: Any = engine_of(world.htap).source
+    known = source._memory.numbers._known
+    return {name for name, counted in known.items() if counted.is_quiet}
+
+
+def test_only_logs_of_which_all_is_over_are_not_read(
+    world: PostgresWorld, other: psycopg.Connection
+) -> None:
+    assert quiet(world) == {"b", "c"}
+    other.execute("insert into b values (2, 0)")
+    settle(world)
+    assert quiet(world) == {"c"}
+    other.commit()
+    assert world.htap.sync_now().events == 1
+    world.assert_equal(*_TABLES)
+    settle(world)
+    assert quiet(world) == {"b", "c"}
+
+
+def test_a_log_that_counts_from_its_start_again_is_read(world: PostgresWorld) -> None:
+    ((oid,),) = world.app.execute("select 'b'::regclass::oid::int")
+    ((last,),) = world.app.execute(f"select count(*) from _rhei.log_{oid}")
+    assert (last, quiet(world)) == (1, {"b", "c"})
+    world.run(f"truncate _rhei.log_{oid} restart identity", "insert into b values (2, 0)")
+    world.htap.sync_now()
+    world.assert_equal(*_TABLES)
+
+
+def test_another_session_may_count_otherwise(world: PostgresWorld) -> None:
+    connection_of(engine_of(world.htap).source).close()
+    world.run("update a set v = v + 1")
+    world.htap.sync_now()
+    assert not quiet(world)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_ends_when_the_mirror_equals_the_source(world: PostgresWorld, seed: int) -> None:
+    drawn = random.Random(seed)
+    sessions = [psycopg.connect(world.dsn) for _ in range(4)]
+    try:
+        for number in range(120):
+            session = drawn.choice(sessions)
+            act = drawn.random()
+            if act < 0.4:
+                table = drawn.choice(_TABLES)
+                session.execute(f"insert into {table} values ({number + 10}, 0)".encode())
+            elif act < 0.7:
+                drawn.choice([session.commit, session.commit, session.rollback])()
+            else:
+                world.htap.sync_now()
+                world.assert_equal(*_TABLES)
+    finally:
+        for session in sessions:
+            session.close()
+    world.htap.sync_now()
+    world.assert_equal(*_TABLES)
