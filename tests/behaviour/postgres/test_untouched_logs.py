@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -70,6 +71,25 @@ def test_only_logs_of_which_all_is_over_are_not_read(
     world.assert_equal(*_TABLES)
     settle(world)
     assert quiet(world) == {"b", "c"}
+
+
+def test_a_transaction_that_is_the_newest_of_all_is_waited_for(
+    world: PostgresWorld, other: psycopg.Connection
+) -> None:
+    """It has a number already, and a snapshot's end is no more than the newest that is over."""
+    world.run("create table of_others(id int)")
+    world.htap.sync_now()
+    with ExitStack() as opened:
+        older = [opened.enter_context(psycopg.connect(world.dsn)) for _ in range(4)]
+        for number, session in enumerate(older):
+            session.execute("insert into of_others values (%s)", (number,))
+        other.execute("insert into b values (2, 0)")
+        for session in older:
+            session.commit()  # none of them begins after it
+            world.htap.sync_now()
+    other.commit()
+    world.htap.sync_now()
+    world.assert_equal(*_TABLES)
 
 
 def test_a_log_that_counts_from_its_start_again_is_read(world: PostgresWorld) -> None:

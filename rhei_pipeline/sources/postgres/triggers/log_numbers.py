@@ -20,11 +20,13 @@ select name, sequence::oid::bigint from unnest(%s::text[]) name
 cross join lateral (select pg_get_serial_sequence(name, 'seq')::regclass) found(sequence)
 where has_sequence_privilege(sequence, 'select')
 """
-#: With the sequence's file, which is another one where it was made to count from its start again.
+#: With the sequence's file, which is another one where it was made to count from its start again;
+#: and how many transactions have begun since the first, of which only 32 bits are told.
 _LAST_NUMBERS = """
-select s::bigint, pg_sequence_last_value(s), pg_relation_filenode(s)::bigint
+select s::bigint, pg_sequence_last_value(s), pg_relation_filenode(s)::bigint, age('3'::xid)
 from unnest(%s::oid[]) s
 """
+_FIRST, _ROUND = 3, 1 << 32
 
 
 @dataclass(slots=True)
@@ -35,8 +37,8 @@ class _Counted:
         log: Its identity.
         position: The proof of the position behind which entries are looked for.
         last: The last number that was given, as it was read, and the file; None if unknown.
-        begun: All transactions that may have taken a number by then are smaller; None until the
-            next snapshot tells.
+        begun: The number of the next transaction to begin: all that may have taken one of the
+            log's by then are smaller. None until the next snapshot, since that is asked for then.
         is_quiet: They are over, and there was nothing new.
     """
 
@@ -72,13 +74,14 @@ class LogNumbers:
         known = {name: self._known[name] for name in logs if name in self._known}
         asked = array_of([counted.sequence for counted in known.values()])
         rows = connection.execute(_LAST_NUMBERS.encode(), (asked,)).fetchall()
-        given = {of: (number, file) for of, number, file in rows if number is not None}
+        given = {of: (number, file) for of, number, file, _ in rows if number is not None}
+        begun = visible.high + (_FIRST + rows[0][3] - visible.high) % _ROUND if rows else None
         for counted in known.values():
             last = given.get(counted.sequence)
             if last is None or last != counted.last:
                 counted.last, counted.begun, counted.is_quiet = last, None, False
             elif counted.begun is None:
-                counted.begun = visible.high
+                counted.begun = begun
         return [name for name, counted in known.items() if counted.is_quiet]
 
     def note_quiet(self, table: str, visible: VisibleText) -> None:

@@ -19,7 +19,8 @@ class VisibleText:
 
     Attributes:
         order: How many transactions it sees; grows whenever one ends.
-        low, high: All transactions before `low` are over; none from `high` on had begun.
+        low, high: All transactions before `low` are over; none from `high` on is. Some may have
+            begun.
     """
 
     text: str
