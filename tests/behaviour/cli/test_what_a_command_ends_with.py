@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -100,3 +101,24 @@ def test_letters_of_one_table_are_forgotten_alone(
     assert rhei("dead-letters", "--table", "a", "--drop").exit_code == 0
     left = json.loads(rhei("dead-letters", "--json").stdout)
     assert [letter["table_name"] for letter in left] == ["b"]
+
+
+def test_a_repair_keeps_to_the_keys_that_are_asked_for(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key)", "insert into t values (1), (2), (3), (4)")
+    rhei = commands(world.settings, tmp_path)
+    assert rhei("sync").exit_code == 0
+
+    world.crash()
+    with duckdb.connect(str(world.settings.mirror.path)) as mirror:
+        mirror.execute("delete from t")
+    sampled = json.loads(rhei("verify", "--sample", "1", "--json").stdout)
+    assert sampled["tables"]["t"]["missing"] == 4
+    for more, expected in ((["--dry-run"], []), ([], [2, 3])):
+        done = rhei("repair", "t", "--from", "2", "--to", "3", *more, "--json")
+        assert json.loads(done.stdout)["inserted"] == 2
+        with duckdb.connect(str(world.settings.mirror.path)) as mirror:
+            found = mirror.execute("select id from t order by id").fetchall()
+        assert [key for (key,) in found] == expected
