@@ -279,3 +279,41 @@ def test_a_key_gets_another_type_beside_a_row_of_postgres_that_does_not_fit(
     world.run("update t set n = 7")
     world.htap.sync_now()
     world.assert_equal("t")
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
+def test_versions_that_came_during_a_copy_stay_where_a_row_then_fits_no_more(
+    make_world: Callable[..., World], storage: str | None
+) -> None:
+    """The copy has such a row as it was before; the history keeps what it has learned since."""
+    world = make_world(mode="temporal", batch_rows=1, storage=storage)
+    world.run(
+        "create table t(id integer primary key, n integer)",
+        "insert into t values (1, 1), (2, 2), (3, 3)",
+    )
+    world.htap.sync_now()
+    written = list[int]()
+
+    def write(_table: str, rows: int, _of: int) -> None:
+        if not written:
+            written.append(rows)
+            world.run("update t set n = 20 where id = 1", "insert into t values (9, 9)")
+            world.run("update t set n = 'no number' where id in (1, 9)")
+
+    world.htap.initial_sync("t", write)
+    assert written == [1]  # its first row, before it was changed
+    found = [
+        (row["id"], row["n"], row["_rhei_operation"], row["_rhei_valid_to"] is None)
+        for row in world.versions("t", "id, _rhei_valid_from")
+    ]
+    assert found == [
+        (1, 1, "I", False),
+        (1, 20, "U", True),
+        (2, 2, "I", True),
+        (3, 3, "I", True),
+        (9, 9, "I", True),
+    ]
+    assert world.htap.dead_letters("t").num_rows == 2
+    world.run("update t set n = id * 10")
+    world.htap.sync_now()
+    world.assert_equal("t")
