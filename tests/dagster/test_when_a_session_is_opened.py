@@ -1,0 +1,124 @@
+"""What the sensor decides: by what is pending, and by what the last sessions left behind."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from rhei_pipeline.dagster import sensor
+from rhei_pipeline.dagster.relay import (
+    COPYING,
+    DECLARED,
+    LEFT_BEHIND,
+    NOTHING,
+    RETRY_SECONDS,
+    SUCCESSOR,
+)
+from rhei_pipeline.errors import SourceBusyError
+
+SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
+STARTED, STARTING = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING
+LONG_AGO, LATER = -2 * RETRY_SECONDS, 2 * RETRY_SECONDS
+
+
+def ended(status: dg.DagsterRunStatus, at: float = -1.0, tags: dict[str, str] | None = None) -> Any:
+    """Return the record of a session that ended so many seconds from now."""
+    begun = datetime.now(UTC) + timedelta(seconds=at - 1)
+    run = dg.DagsterRun("sync", status=status, tags=tags or {})
+    return SimpleNamespace(dagster_run=run, end_time=time.time() + at, create_timestamp=begun)
+
+
+class Decisions:
+    """What the sensor finds, and what it makes of it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.records: list[Any] = []
+        patch.setattr(sensor, "own_records", lambda *_, limit: self.records[:limit])
+
+    def opens(
+        self,
+        pending: int | Exception | None,
+        *records: Any,
+        exact: bool = True,
+        never_told: Sequence[str] = (),
+        unfollowed: Sequence[str] = (),
+        again: bool = False,
+    ) -> bool:
+        def count() -> int | None:
+            if isinstance(pending, Exception):
+                raise pending
+            return pending
+
+        self.records = [*records]
+        cdc: Any = SimpleNamespace(pending=count, counts_exactly=exact)
+        observer: Any = SimpleNamespace(
+            can_follow_again=again, unfollowed=unfollowed, never_told=lambda _: [*never_told]
+        )
+        context: Any = SimpleNamespace(instance=None)
+        return isinstance(sensor._to_open(context, cdc, "sync", observer), dg.RunRequest)
+
+
+@pytest.fixture
+def decisions(monkeypatch: pytest.MonkeyPatch) -> Decisions:
+    return Decisions(monkeypatch)
+
+
+def test_a_session_is_opened_where_one_has_something_to_do(decisions: Decisions) -> None:
+    opens = decisions.opens
+    assert opens(None)
+    assert opens(1)
+    assert not opens(0)
+    assert not opens(SourceBusyError("somebody writes"))
+    assert opens(0, never_told=["t"])
+    assert opens(0, unfollowed=["t"])
+    assert opens(0, again=True)
+    assert opens(0, ended(SUCCESS, tags={COPYING: "t"}))
+    assert not opens(0, ended(SUCCESS, tags={COPYING: NOTHING}))
+
+
+def test_what_tables_left_out_leave_pending_opens_none_until_it_is_time(
+    decisions: Decisions,
+) -> None:
+    opens, left = decisions.opens, {LEFT_BEHIND: "3"}
+    assert not opens(3, ended(SUCCESS, tags=left))
+    assert opens(4, ended(SUCCESS, tags=left))
+    assert opens(2, ended(SUCCESS, tags=left))
+    assert opens(3, ended(SUCCESS, tags=left), exact=False)  # who knows which 3
+    assert opens(3, ended(SUCCESS, LONG_AGO, tags=left))
+    assert opens(3, ended(SUCCESS, LATER, tags=left))  # a clock that was set back
+
+
+def test_a_session_that_failed_is_followed_and_several_are_waited_for(
+    decisions: Decisions,
+) -> None:
+    opens = decisions.opens
+    assert opens(0, ended(FAILURE))
+    assert opens(0, ended(FAILURE), ended(SUCCESS))
+    assert not opens(0, ended(SUCCESS), ended(FAILURE))
+    assert not opens(0, ended(FAILURE), ended(FAILURE))
+    assert opens(0, ended(FAILURE, LONG_AGO), ended(FAILURE, LONG_AGO))
+    assert opens(0, ended(FAILURE, LATER), ended(FAILURE, LATER))
+    many = [ended(FAILURE) for _ in range(9)]
+    assert opens(1, *many[:2])
+    assert not opens(1, *many)
+    assert opens(1, *[ended(FAILURE, LONG_AGO) for _ in many])
+    assert opens(1, *[ended(FAILURE, LATER) for _ in many])
+
+
+def test_a_session_is_followed_by_one_more_and_not_by_two() -> None:
+    def follows(*runs: tuple[dg.DagsterRunStatus, dict[str, str]]) -> bool:
+        made = [dg.DagsterRun("sync", status=status, tags=tags) for status, tags in runs]
+        return isinstance(sensor._beside(made, "this"), dg.RunRequest)
+
+    asks, other = {SUCCESSOR: "wanted"}, {DECLARED: "another"}
+    assert not follows((STARTED, {}))
+    assert follows((STARTED, asks))
+    assert follows((STARTED, other))
+    assert not follows((STARTED, {DECLARED: "this"}))
+    assert not follows((STARTED, asks), (STARTING, {}))
+    assert not follows((STARTED, asks), (STARTED, {}))
+    assert not follows((STARTING, other))
