@@ -16,8 +16,8 @@ from rhei_pipeline.dagster.initial_sync import parity_result
 from rhei_pipeline.dagster.pool import limit_to_one_writer, writer_wanted
 from rhei_pipeline.dagster.relay import LEAST_LEAD_SECONDS, lead_seconds
 from rhei_pipeline.dagster.session import ReportWindow, Session, reports
-from rhei_pipeline.dagster.snapshot_schedule import _wanted
-from rhei_pipeline.dagster.snapshots import SnapshotWindow
+from rhei_pipeline.dagster.snapshot_schedule import _settled, _wanted
+from rhei_pipeline.dagster.snapshots import KNOWN_FROM, SnapshotWindow
 from rhei_pipeline.dagster.state_checks import StateCheck, history, state_findings
 from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.reports import RowParity, SyncStatus, TableStatus
@@ -160,6 +160,30 @@ def test_windows_that_were_missed_since_the_first_are_taken_in_one_run_without_a
     assert _wanted(closed, [{"2", "3", "4", "5"}], 0) == []
     assert _wanted(closed, [{"1", "2", "3", "4", "5"}], 2) == ["4", "5"]
     assert _wanted(closed, [{"4", "5"}, {"2", "3", "5"}], 0) == ["4"]
+
+
+@pytest.mark.parametrize(
+    ("taken", "since", "settled"),
+    [
+        ([5, 10], None, {5, 10}),
+        ([5, 10], 5, {5, 10}),
+        ([5, 10], 8, {5, 6, 7, 10}),  # the window that ended as history begins is of before it
+        ([10], 8, {10}),  # what ended before the first snapshot was never asked for
+    ],
+)
+def test_what_was_missed_and_can_be_had_no_more_is_not_asked_for(
+    taken: list[int], since: int | None, settled: set[int]
+) -> None:
+    def day(number: int) -> datetime:
+        return datetime(2026, 11, number, tzinfo=UTC)
+
+    windows = [SnapshotWindow(f"{day(n):%F}", day(n), day(n + 1)) for n in range(3, 13)]
+    known = {} if since is None else {KNOWN_FROM: day(since).isoformat()}
+    with dg.instance_for_test() as instance:
+        for number in taken:
+            made = dg.AssetMaterialization(KEY, partition=f"{day(number):%F}", metadata=known)
+            instance.report_runless_asset_event(made)
+        assert {*_settled(instance, KEY, windows)} == {f"{day(n):%F}" for n in settled}
 
 
 def test_a_snapshot_shows_the_last_instant_of_its_window_and_none_of_the_next() -> None:
