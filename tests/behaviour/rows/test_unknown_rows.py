@@ -317,3 +317,26 @@ def test_versions_that_came_during_a_copy_stay_where_a_row_then_fits_no_more(
     world.run("update t set n = id * 10")
     world.htap.sync_now()
     world.assert_equal("t")
+
+
+@BOTH_MODES
+def test_a_whole_comparison_deletes_no_row_that_is_there_and_fits_no_more(
+    make_world: Callable[..., World], mode: str
+) -> None:
+    """Its values are not among those compared; a row that was deleted is none of the source's."""
+    polled = {"updated_at": "at", "deletes": "reconcile", "reconcile_seconds": 0}
+    world = make_world(mode=mode, method="polling", tables=[{"name": "t", "polling": polled}])
+    world.run(
+        "create table t(id integer primary key, n integer, at integer)",
+        "insert into t values (1, 1, 1), (2, 2, 1), (3, 3, 1)",
+    )
+    world.htap.sync_now()
+    world.run("update t set n = 'no number', at = 2 where id = 1", "delete from t where id = 3")
+    for _ in range(2):
+        world.htap.sync_now()
+        assert sorted(row["id"] for row in world.present("t")) == [1, 2]
+        assert world.htap.dead_letters("t").num_rows == 1
+    world.run("delete from t where id = 1")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    assert world.htap.dead_letters("t").num_rows == 0
