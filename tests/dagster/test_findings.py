@@ -13,7 +13,7 @@ import pytest
 from rhei_pipeline.dagster.check_records import FOUND_AT, is_news, last_evaluations_anew
 from rhei_pipeline.dagster.heartbeat import ENDED, Heartbeat, SignsOfLife, last_sign
 from rhei_pipeline.dagster.initial_sync import parity_result
-from rhei_pipeline.dagster.pool import limit_to_one_writer, writer_wanted
+from rhei_pipeline.dagster.pool import SlotWatch, limit_to_one_writer, writer_wanted
 from rhei_pipeline.dagster.relay import LEAST_LEAD_SECONDS, lead_seconds
 from rhei_pipeline.dagster.session import ReportWindow, Session, reports
 from rhei_pipeline.dagster.snapshot_schedule import _settled, _wanted
@@ -233,3 +233,50 @@ def test_the_pool_keeps_its_limit_and_a_slot_of_who_lives() -> None:
         storage.set_concurrency_slots("own", 3)
         limit_to_one_writer(instance, "own")
         assert storage.get_concurrency_info("own").slot_count == 3
+
+
+def test_whoever_is_over_holds_no_slot_and_who_is_not_does() -> None:
+    now = [0.0]
+    with dg.instance_for_test() as instance:
+        storage, watch = instance.event_log_storage, SlotWatch("own", lambda: now[0])
+        limit_to_one_writer(instance, "own")
+        assert watch.holder(instance) is None
+        assert not watch.is_due
+        for status_, holds in (
+            (dg.DagsterRunStatus.FAILURE, False),
+            (dg.DagsterRunStatus.STARTED, True),
+        ):
+            run = dg.DagsterRun(job_name="sync", run_id=str(uuid4()), status=status_)
+            instance.add_run(run)
+            assert storage.claim_concurrency_slot("own", run.run_id, "step").is_claimed
+            found = watch.holder(instance)
+            assert (found is not None and found.run_id == run.run_id) is holds
+            assert watch.is_due is holds
+            storage.free_concurrency_slots_for_run(run.run_id)
+        now[0] = 61.0
+        assert SlotWatch("own", lambda: 0.0).is_due is False
+        assert watch.is_due
+
+
+@pytest.mark.parametrize(
+    ("granularity", "inside", "wanted"), [("op", 0, True), ("op", 1, False), ("run", 1, True)]
+)
+def test_a_run_in_the_queue_wants_the_mirror_where_none_is_let_in_to_wait(
+    granularity: str, inside: int, *, wanted: bool
+) -> None:
+    pools = SimpleNamespace(
+        pool_granularity=SimpleNamespace(value=granularity), op_granularity_run_buffer=inside
+    )
+    storage = SimpleNamespace(
+        supports_global_concurrency_limits=True,
+        get_concurrency_info=lambda _: SimpleNamespace(pending_run_ids=set()),
+    )
+    queued = ["r"]
+    instance: Any = SimpleNamespace(
+        event_log_storage=storage,
+        get_concurrency_config=lambda: SimpleNamespace(pool_config=pools),
+        get_run_ids=lambda *_, limit: queued[:limit],
+    )
+    assert writer_wanted(instance, "own") is wanted
+    queued.clear()
+    assert not writer_wanted(instance, "own")

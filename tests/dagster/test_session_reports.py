@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.initial_sync import initial_sync_assets
 from rhei_pipeline.dagster.maintenance import maintenance_jobs
 from rhei_pipeline.dagster.mirrors import _SessionRun
 from rhei_pipeline.dagster.session import Session
@@ -56,6 +57,12 @@ def told(events: list[Any], check: str) -> list[bool]:
         for event in events
         if isinstance(event, dg.AssetCheckEvaluation) and event.check_name == check
     ]
+
+
+def test_what_follows_a_copy_does_not_run_where_rows_are_lacking(shop: Shop) -> None:
+    made = initial_sync_assets(Declaration.of(shop.settings))
+    assert len(made) == 2
+    assert all(check.blocking for asset in made for check in asset.check_specs)
 
 
 @pytest.mark.parametrize("mirrored", [2, 3])

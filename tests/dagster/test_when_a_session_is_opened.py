@@ -9,7 +9,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from rhei_pipeline.dagster import sensor
+from rhei_pipeline.dagster import bridging, sensor
+from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.relay import (
     COPYING,
     DECLARED,
@@ -17,8 +18,11 @@ from rhei_pipeline.dagster.relay import (
     NOTHING,
     RETRY_SECONDS,
     SUCCESSOR,
+    WAITING,
 )
 from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.settings.source import BufferSettings
+from tests.support.dagster_shop import Shop
 
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
 STARTED, STARTING = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING
@@ -122,3 +126,41 @@ def test_a_session_is_followed_by_one_more_and_not_by_two() -> None:
     assert not follows((STARTED, asks), (STARTING, {}))
     assert not follows((STARTED, asks), (STARTED, {}))
     assert not follows((STARTING, other))
+
+
+@pytest.mark.parametrize(
+    ("session", "pending", "bridges"),
+    [
+        (None, 3, False),  # nothing was synced yet
+        (dg.DagsterRun("sync", status=STARTED), 3, False),
+        (dg.DagsterRun("sync", status=STARTED, tags={WAITING: "yes"}), 3, True),
+        (dg.DagsterRun("sync", status=STARTED, tags={WAITING: "yes"}), 0, False),
+        (dg.DagsterRun("sync", status=SUCCESS, tags={WAITING: "yes"}), 3, False),
+        (dg.DagsterRun("sync", status=FAILURE), 3, True),
+        (dg.DagsterRun("sync", status=FAILURE), SourceBusyError("somebody writes"), False),
+    ],
+)
+def test_changes_are_bridged_while_no_session_has_the_mirror(
+    shop: Shop,
+    session: dg.DagsterRun | None,
+    pending: int | Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    bridges: bool,
+) -> None:
+    def own_runs(_context: object, job: str, *_: object, **_more: object) -> list[dg.DagsterRun]:
+        return [session] if session is not None and job == "sync" else []
+
+    def unbridged() -> int:
+        if isinstance(pending, Exception):
+            raise pending
+        return pending
+
+    monkeypatch.setattr(bridging, "own_runs", own_runs)
+    buffer = BufferSettings(path=shop.settings.sqlite_path.parent / "cdc")
+    capture = shop.settings.capture.model_copy(update={"buffer": buffer})
+    settings = shop.settings.model_copy(update={"capture": capture})
+    (found,) = bridging.bridge_sensors(Declaration.of(settings))
+    cdc = SimpleNamespace(unbridged=unbridged)
+    with dg.build_sensor_context(instance=shop.instance, resources={"cdc": cdc}) as context:
+        assert bool(found.evaluate_tick(context).run_requests) is bridges
