@@ -1,6 +1,8 @@
 """What happens to the file of a SQLite source beside the statements that are run on it."""
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +26,11 @@ MakeWorld = Callable[..., World]
 
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 STAMP = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+_WRITE = """
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1]) as application:
+    application.execute(f"update t set v = 'new', at = {sys.argv[2]} where id = 2")
+"""
 WAYS: dict[str, dict[str, Any]] = {
     "trigger": {},
     "buffer": {"buffered": True},
@@ -185,6 +192,28 @@ def test_a_log_that_was_removed_under_it_is_named(make: MakeWorld, way: str, mod
     world.app = sqlite3.connect(world.path, isolation_level=None)
     assert world.app.execute("pragma integrity_check").fetchall() == [("ok",)]
     assert world.app.execute("select v from t order by id").fetchall() == [("a",), ("b",)]
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize("way", ["trigger", "polling"])
+def test_so_is_one_in_the_place_of_which_an_application_has_made_another(
+    make: MakeWorld, way: str
+) -> None:
+    """The application goes on in a log of its own; what it commits there is not seen here."""
+    world = make(way, "destructive")
+    backup = world.directory / "backup.db"
+    world.run(f"vacuum into '{backup}'", f"update t set v = 'lost', at = {STAMP} where id = 1")
+    with closing(sqlite3.connect(backup)) as kept:
+        kept.execute("pragma journal_mode = wal")
+    world.htap.sync_now()
+    restored_in_place(world, backup)
+    subprocess.run([sys.executable, "-S", "-c", _WRITE, str(world.path), STAMP], check=True)
+    assert world.path.with_name(f"{world.path.name}-wal").exists()
+    with refused(_RESTART, SourceError):
+        world.htap.sync_now()
+    world.crash()
+    world.app = sqlite3.connect(world.path, isolation_level=None)
     world.htap.sync_now()
     world.assert_equal("t")
 
