@@ -35,6 +35,7 @@ ADDED = {
         "datlocale": 17,
         "dathasloginevt": 17,
     },
+    "pg_db_role_setting": {},
     "pg_depend": {},
     "pg_enum": {},
     "pg_extension": {},
