@@ -30,6 +30,14 @@ _FRAME, _NARROW = 3, 8
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+#: What is kept for tables that are left out is worth a line from here on; a segment of PostgreSQL's
+#: log is as large.
+_MUCH_KEPT = 16 * 2**20
+_KEEPERS = {
+    "slot": "the server keeps {} of its log",
+    "log": "the triggers' logs keep {}",
+    "buffer": "the buffer keeps {}",
+}
 #: For notes and progress; silent where nobody wants them.
 notes = Console(stderr=True, highlight=False)
 
@@ -201,6 +209,18 @@ def name_not_followed(tables: Mapping[str, datetime], named: Collection[str]) ->
             print_note(
                 f"table {name!r} is no longer followed since {since.isoformat()}: declare it"
                 f" again, or drop it from the mirror with 'rhei drop-table {name}'"
+            )
+
+
+def name_kept(held_bytes: Mapping[str, int]) -> None:
+    """Print how much is kept for tables that are left out, once it is more than a little."""
+    from rich.filesize import decimal
+
+    for keeper, size in held_bytes.items():
+        if size >= _MUCH_KEPT:
+            print_note(
+                f"{_KEEPERS[keeper].format(decimal(size))} for tables that are left out, and more"
+                " until they are mended, or dropped from the mirror with 'rhei drop-table'"
             )
 
 

@@ -21,6 +21,7 @@ from rhei_pipeline.cli.output import (
     name_dead_letters,
     name_errors,
     name_findings,
+    name_kept,
     name_not_followed,
     name_not_published,
     print_note,
@@ -249,6 +250,7 @@ def _show_status(found: "SyncStatus", *, as_json: bool) -> None:
     )
     errors = {name: table.error for name, table in found.tables.items() if table.error}
     name_errors(errors)
+    name_kept(found.held_bytes if errors else {})
     if not found.tables and found.last_error:
         name_errors({"": found.last_error})
     if found.unreadable:

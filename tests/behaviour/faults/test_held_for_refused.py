@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from rhei_pipeline.cli import output
+from rhei_pipeline.cli.commands.syncing import _show_status
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -66,6 +68,28 @@ def test_versions_of_while_a_table_was_refused_are_in_its_history(
 
 def test_the_same_holds_for_sqlite(make_world: Callable[..., World]) -> None:
     assert_versions_come(make_world(mode="temporal"), *NAMES, again=True)
+
+
+def test_what_a_server_keeps_for_it_is_told(
+    make_postgres: Callable[..., PostgresWorld],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A log that only grows fills the server's disk one day."""
+    monkeypatch.setattr(output, "_MUCH_KEPT", 2**17)
+    world = make_postgres(capture={"method": "logical"})
+    for name in "ab":
+        world.run(f"create table {name}(id integer primary key, v text)")
+    world.htap.sync_now()
+    world.run(REFUSALS["reserved"][0])
+    world.run("insert into a select i, repeat('v', 100) from generate_series(1, 5000) i")
+    world.htap.sync_now()
+    _show_status(world.htap.sync_status(), as_json=False)
+    assert "of its log for tables that are left out, and more" in capsys.readouterr().err
+    world.run(REFUSALS["reserved"][1])
+    world.htap.sync_now()
+    _show_status(world.htap.sync_status(), as_json=False)
+    assert "the server keeps" not in capsys.readouterr().err
 
 
 #: What adds a column that is refused, by its name or by another's, and what lets it in.
