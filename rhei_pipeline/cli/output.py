@@ -220,7 +220,7 @@ def name_kept(held_bytes: Mapping[str, int]) -> None:
         if size >= _MUCH_KEPT:
             print_note(
                 f"{_KEEPERS[keeper].format(decimal(size))} for tables that are left out, and more"
-                " until they are mended, or dropped from the mirror with 'rhei drop-table'"
+                " until they are followed again, or dropped from the mirror by 'rhei drop-table'"
             )
 
 
