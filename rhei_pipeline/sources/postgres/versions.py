@@ -27,6 +27,7 @@ class Since(IntEnum):
     INVALIDATION_REASON = 17_01  # pg_replication_slots.invalidation_reason
     FAILOVER_SLOTS = 17_03  # pg_replication_slots.failover, synchronized_standby_slots
     GENERATED_PUBLISHED = 18_01  # publish_generated_columns, of stored ones
+    IDLE_SLOTS_DROPPED = 18_03  # idle_replication_slot_timeout
     PUBLICATIONS_MISSED = 18_02  # a log is decoded though its publication was dropped
 
 

@@ -33,12 +33,14 @@ class Slot:
         confirmed: The server may remove everything before this position.
         lost: The server has removed what follows it.
         failover: It is kept on standbys, too, and waits for them.
+        idle: Nobody has used it for a while, and the server drops such ones, if it is told to.
     """
 
     name: str
     confirmed: int
     lost: bool
     failover: bool = False
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Replication slots of a reader; their names are unique on a server, across its databases."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -9,6 +10,7 @@ from rhei_pipeline.errors import CaptureError, RheiError, SourceBusyError, Table
 from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.sources.postgres.catalog import Connection, slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.logical.moment import Slot, lsn_text
 
 #: Of the whole server: a copy waits for those of its other databases, too.
 _OLDEST = """
@@ -22,6 +24,15 @@ from (
 ) open(who, since, ended_by) order by since limit 1
 """
 _CREATE = b"select pg_create_logical_replication_slot(%s, 'pgoutput')"
+_ADVANCE = b"select from pg_replication_slot_advance(%s, %s::pg_lsn)"
+_USE_MILLISECONDS = "1000"
+#: What a server says of a slot that is in use already, is gone or lost, or waits for a standby.
+_NOT_USED = (
+    psycopg.errors.ObjectInUse,
+    psycopg.errors.ObjectNotInPrerequisiteState,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.UndefinedObject,
+)
 _DROP_OF_REPLACED = (
     "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
     " where slot_name = %s and datoid = %s::oid and database <> current_database() and not active"
@@ -84,6 +95,16 @@ def create(connection: Connection, name: str, seconds: float) -> None:
             hint="drop one that nobody needs (select slot_name from pg_replication_slots where not"
             " active), or raise max_replication_slots and restart the server",
         ) from error
+
+
+def use(connection: Connection, slot: Slot) -> None:
+    """Use a slot and leave it where it is, so that the server does not count it as idle.
+
+    Nothing is waited for, neither a session that uses it nor a standby that it waits for.
+    """
+    limit = {"statement_timeout": _USE_MILLISECONDS}
+    with suppress(*_NOT_USED), connection.atomic(settings={**connection.settings, **limit}):
+        connection.execute(_ADVANCE, (slot.name, lsn_text(slot.confirmed)))
 
 
 def refuse_unread_log(connection: Connection) -> None:

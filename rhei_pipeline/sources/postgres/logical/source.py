@@ -78,6 +78,8 @@ _log = logging.getLogger(__name__)
 SETTLE_SECONDS = 60.0
 #: How long a copy does, while which the other tables wait; only the first time that it is tried.
 WRITERS_SECONDS = 10.0
+#: A slot that nobody used for so long is used: a copy may take longer than a server keeps it.
+IDLE_SECONDS = 60.0
 _NOTE_EVERY_BYTES = 2 * 2**20
 
 _SYSTEM = "select system_identifier::text from pg_control_system()"
@@ -94,10 +96,12 @@ select lsn::text, extract(epoch from clock_timestamp())::float8, substr(pg_walfi
 from pg_current_wal_flush_lsn() as lsn
 """
 _SLOT = """
-select state, slot_name::text, confirmed_flush_lsn::text, coalesce({lost}, false), {failover}
+select state, slot_name::text, confirmed_flush_lsn::text, coalesce({lost}, false),
+    {failover}, {idle}
 from (select {state} as state) now left join pg_replication_slots on slot_name = %s
     and plugin = 'pgoutput' and database = current_database()
 """
+_IDLE = "coalesce(inactive_since < clock_timestamp() - interval '{} s', false)"
 _RETAINED = """
 select greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
 from pg_replication_slots where slot_name = %s and restart_lsn is not null
@@ -423,6 +427,8 @@ class LogicalSource:
         head, seconds, self._timeline = _row(self._connection, _HEAD)
         # Asked behind the head: what was published at it and is no more, shows.
         state, slot = self._state_and_slot()
+        if slot is not None and slot.idle and not slot.lost:
+            slots.use(self._connection, slot)
         version = self._catalogue.version(self._connection, state)
         members, server = self._members, f"{self._system}:{self._timeline}"
         proofs = {
@@ -640,13 +646,16 @@ class LogicalSource:
     def _state_and_slot(self) -> tuple[object, Slot | None]:
         """Return what changes with every commit, and the slot."""
         failover = where(self._connection, Since.FAILOVER_SLOTS, "failover", "false")
-        asked = _SLOT.format(state=STATE, lost=self._lost(), failover=failover)
-        state, name, confirmed, lost, failover = _row(self._connection, asked, self._name)
+        idle = where(self._connection, Since.IDLE_SLOTS_DROPPED, _IDLE, "false")
+        asked = _SLOT.format(
+            state=STATE, lost=self._lost(), failover=failover, idle=idle.format(IDLE_SECONDS)
+        )
+        state, name, confirmed, lost, failover, idle = _row(self._connection, asked, self._name)
         if name is None:
             return state, None
         # The server takes a moment to note what a stream confirms.
         reached = max(lsn_number(confirmed or "0/0"), self._advanced)
-        return state, Slot(name, reached, lost=lost, failover=failover)
+        return state, Slot(name, reached, lost=lost, failover=failover, idle=bool(idle))
 
     def _lost(self) -> str:
         return lost_slot(self._connection, is_ours=self._is_own)
