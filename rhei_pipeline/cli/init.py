@@ -18,6 +18,8 @@ from rhei_pipeline.wiring.source import SourceDatabase, open_database, validate
 
 #: PostgreSQL's other form of a connection string.
 _CONNECTION_STRING = re.compile(r"(?<!\w)(host|hostaddr|dbname|service|user)\s*=")
+#: What a connection string may hold that is for nobody else: of a user, a key, or another service.
+_SECRETS = ("password", "sslpassword", "scram_client_key", "oauth_client_secret")
 #: Databases that people have, by the schemes of their URLs.
 _OTHERS = {
     "mysql": "a MySQL database",
@@ -149,13 +151,14 @@ def _source(source: str) -> dict[str, Any]:
 
 
 def _secret(settings: Settings) -> str | None:
-    """Return the variable that gives a connection string with a password; None without one."""
+    """Return the variable that gives a connection string with a secret; None without one."""
     if settings.source.kind != "postgres":
         return None
     from psycopg.conninfo import conninfo_to_dict
 
     dsn = settings.source.dsn.get_secret_value()
-    if not conninfo_to_dict(dsn).get("password"):
+    parts = conninfo_to_dict(dsn)
+    if not any(parts.get(name) for name in _SECRETS):
         return None
     quoted = dsn.replace("\\", "\\\\").replace("'", "\\'")
     return f"RHEI__SOURCE__DSN='{quoted}'"

@@ -468,6 +468,19 @@ def test_a_connection_string_that_cannot_be_read_says_so_without_the_secret(
     assert "ready to sync" in done(*command.split()[1:])
 
 
+def test_the_password_of_a_key_is_no_more_for_the_declaration_than_a_users(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    world = make_postgres()
+    world.run("create table o (id integer primary key)")
+    dsn = re.sub(r"(://[^:@/]*):[^@/]*@", r"\1@", world.dsn)
+    shown = done("init", f"{dsn}{'&' if '?' in dsn else '?'}sslpassword=hidden&sslmode=disable")
+    assert "hidden" not in shown + Path("config/pipeline.yaml").read_text()
+    assert "sslpassword=hidden" in Path(".env").read_text()
+    assert Path(".env").stat().st_mode & 0o777 == 0o600
+
+
 def test_init_knows_what_it_cannot_serve(
     project: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
