@@ -177,3 +177,19 @@ def test_the_command_line_names_what_contradicts_itself(make_world: MakeWorld) -
     assert CliRunner().invoke(app, ["repair", "t", "--config", str(declared)]).exit_code == 0
     told = CliRunner().invoke(app, ["verify", "--config", str(declared)])
     assert (told.exit_code, "contradicts itself" in told.output) == (0, False)
+
+
+def test_a_version_without_a_key_is_ended_once(make_world: Callable[..., World]) -> None:
+    """Copied again, its table keeps the instant at which it was ended: the past stays as it is."""
+    world = make_world(mode="temporal")
+    world.run("create table t(id integer primary key, n integer)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    connection_of(engine_of(world.htap).mirror).execute(
+        f"insert into t select null, 8, {VALID_FROM}, null, 'I' from t"
+    )
+    found = []
+    for _ in range(2):
+        world.htap.initial_sync("t")
+        found.append(world.versions("t", "n"))
+    assert found[0] == found[1]
+    assert [(row["n"], row[VALID_TO] is None) for row in found[0]] == [(1, True), (8, False)]
