@@ -326,6 +326,78 @@ def test_what_a_mirror_needs_that_an_older_version_made_is_what_its_log_holds(
         second.crash()
 
 
+#: A table that begins again without an event, and one beside it whose history takes another shape.
+_BEGUN_AGAIN = (
+    "drop table t",
+    "create table t(id integer primary key, a integer)",
+    "insert into t values (4, 4)",
+)
+_REBUILT = {
+    "sqlite": (
+        "create table rebuilt(id integer primary key, a integer, b text)",
+        "insert into rebuilt select id, a, null from other",
+        "drop table other",
+        "alter table rebuilt rename to other",
+    ),
+    "postgres": ("alter table other add column b text",),
+}
+_TWO_TABLES = (
+    "create table t(id integer primary key, a integer)",
+    "insert into t values (1, 1), (2, 2)",
+    "create table other(id integer primary key, a integer)",
+    "insert into other values (1, 1)",
+)
+
+
+def has_all(world: AnyWorld) -> bool:
+    """Sync; return whether a history's rows that are valid now are the source's."""
+    assert world.htap.sync_now().errors == {}
+    held = world.htap.query("select id from t where _rhei_valid_to is null", hint="olap")
+    wanted = [key for (key,) in world.app.execute("select id from t order by id").fetchall()]
+    return sorted(held["id"].to_pylist()) == wanted and world.htap.verify().equal
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("storage", [None, "parquet"])
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_what_another_mirror_marked_is_compared_before_its_log_is_read_on(
+    storage: str | None,
+    buffered: bool,  # noqa: FBT001
+    reopened: bool,  # noqa: FBT001
+    mode: str,
+    make_world: Callable[..., World],
+    tmp_path: Path,
+) -> None:
+    first = make_world(mode=mode)
+    first.run(*_TWO_TABLES)
+    first.htap.sync_now()
+    second = beside(first, tmp_path / "second", mode="temporal", storage=storage, buffered=buffered)
+    try:
+        second.htap.sync_now()
+        first.run(*_REBUILT["sqlite"], *_BEGUN_AGAIN)
+        if reopened:
+            second.crash()
+        first.htap.sync_now()
+        assert has_all(second)
+        assert second.htap.sync_now().events == 0
+    finally:
+        second.crash()
+
+
+@pytest.mark.parametrize("method", ["trigger", "logical"])
+def test_what_another_mirror_of_postgres_met_first_is_in_each(
+    method: str, make_postgres: Callable[..., PostgresWorld]
+) -> None:
+    worlds = [make_postgres(mode="temporal", capture={"method": method}) for _ in range(2)]
+    worlds[0].run(*_TWO_TABLES)
+    for world in worlds:
+        world.htap.sync_now()
+    worlds[0].run(*_REBUILT["postgres"], *_BEGUN_AGAIN)
+    assert [has_all(world) for world in worlds] == [True, True]
+
+
 @pytest.mark.long
 @settings(max_examples=EXAMPLES)
 @given(actions=MIXED)

@@ -137,6 +137,8 @@ class SqliteTriggerSource:
             if version != self._format_known_at:
                 capture_format.refuse_newer(self._connection, self._database.path)
                 self._format_known_at = version
+                # Another mirror may have marked tables, and logs are read before we install.
+                self._are_marks_known = False
         return version
 
     def install(self, table: Table, least: int) -> None:
