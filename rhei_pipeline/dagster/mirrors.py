@@ -12,6 +12,7 @@ import dagster as dg
 from rhei_pipeline.dagster.check_records import is_news, last_evaluations, last_evaluations_anew
 from rhei_pipeline.dagster.checks import EQUALS_SOURCE
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.failed_sessions import told
 from rhei_pipeline.dagster.initial_sync import parity_result
 from rhei_pipeline.dagster.observing import DATA_VERSION, freshness
 from rhei_pipeline.dagster.pool import writer_wanted
@@ -61,6 +62,7 @@ class Ending(Enum):
     """Why a session ends."""
 
     IDLE = "nothing has changed for a while"
+    APPLIED = "what was pending is applied"
     WANTED = "another run waits for the mirror"
     OLD = "no other session has come to take over"
     GIVEN_UP = "its run was ended by another process, and the next session waits for the mirror"
@@ -90,9 +92,9 @@ def sync_session_asset(declaration: Declaration) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, config: SessionConfig
     ) -> Iterator[dg.MaterializeResult[None]]:
         olap: OlapResource = getattr(context.resources, names.olap)
-        schedule = _chosen(olap.settings().schedule, config)
         chosen = {by_key[key].name: by_key[key] for key in context.selected_asset_keys}
-        with ExitStack() as stack:
+        with told(context, list(context.selected_asset_keys)), ExitStack() as stack:
+            schedule = _chosen(olap.settings().schedule, config)
             htap = _opened(context, olap, stack)
             session = Session(htap, chosen, schedule.report_seconds, schedule.idle_seconds)
             yield from _SessionRun(context, session, declaration, schedule, olap).events()
@@ -171,7 +173,7 @@ class _SessionRun:
             self.context.log.info("the session was told to end")
         if ending is Ending.GIVEN_UP:
             self.session.htap.stop_sync()
-        elif ending is not Ending.WANTED and interrupted is None:
+        elif ending not in {Ending.WANTED, Ending.APPLIED} and interrupted is None:
             self._sync_once_more()
         # While another run waits, the engine goes on until all is told: then no change waits long.
         yield from self._results()
@@ -185,25 +187,37 @@ class _SessionRun:
             raise interrupted
 
     def _last(self) -> Ending:
-        """Report while the engine syncs; return why there is an end to it."""
+        """Report while the engine syncs; return why there is an end to it.
+
+        A run for each batch ends once it has synced, unless it would be opened again for ever.
+        """
         if self.schedule.mode == "run":
-            return Ending.IDLE
+            self._sync_once_more()
+            if not (self._would_be_reopened and self._leaves_pending):
+                return Ending.APPLIED
         self.session.collect()
-        while True:
-            if self.olap.is_given_up:
-                return Ending.GIVEN_UP
-            if self.session.due:
-                self._report()
-            if writer_wanted(self.context.instance, self.declaration.names.pool):
-                self.wanted_at = time.monotonic()
-                return Ending.WANTED
-            if self.session.idle and not self._would_be_reopened:
-                return Ending.IDLE
-            if self._age > 2 * self.schedule.session_seconds:
-                return Ending.OLD
+        while (ending := self._reason_to_end()) is None:
             self._ask_for_successor()
             time.sleep(LOOK_SECONDS / 5 if self.asked else LOOK_SECONDS)
             self.session.collect()
+        return ending
+
+    def _reason_to_end(self) -> Ending | None:
+        """Report, where it is time for it; return why the session ends now, if it does."""
+        if self.olap.is_given_up:
+            return Ending.GIVEN_UP
+        if self.session.due:
+            self._report()
+        if writer_wanted(self.context.instance, self.declaration.names.pool):
+            self.wanted_at = time.monotonic()
+            return Ending.WANTED
+        if self._is_done and not self._would_be_reopened:
+            return Ending.IDLE if self.schedule.mode == "session" else Ending.APPLIED
+        return Ending.OLD if self._age > 2 * self.schedule.session_seconds else None
+
+    @property
+    def _is_done(self) -> bool:
+        return self.schedule.mode == "run" or self.session.idle
 
     @property
     def _would_be_reopened(self) -> bool:
@@ -214,6 +228,12 @@ class _SessionRun:
         """
         counts = self.declaration.settings.capture_method != "logical"
         return not counts and bool(self.session.htap.left_out)
+
+    @property
+    def _leaves_pending(self) -> bool:
+        with suppress(RheiError):  # whoever needs the source names what is wrong with it
+            return self.olap.cdc.pending() != 0
+        return False
 
     @property
     def _age(self) -> float:

@@ -12,6 +12,7 @@ import dagster as dg
 from rhei_pipeline.dagster.check_records import is_news, last_evaluations, last_evaluations_anew
 from rhei_pipeline.dagster.checks import EQUALS_SOURCE
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.failed_sessions import tell_dead_sessions
 from rhei_pipeline.dagster.relay import RETRY_SECONDS
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.dagster.stages import Stage
@@ -59,9 +60,14 @@ class Observer:
         self._can_follow_again = self._tells_of_waiting = False
         self._unfollowed: frozenset[str] = frozenset()
         self._is_asking, self._ask_again_at = False, 0.0
+        self._away_looks = 0
         self._never_told = {
             declaration.key(Stage.MIRROR, table): table.name for table in declaration.tables
         }
+
+    @property
+    def _mirrors(self) -> list[dg.AssetKey]:
+        return [self._declaration.key(Stage.MIRROR, table) for table in self._declaration.tables]
 
     @property
     def can_follow_again(self) -> bool:
@@ -93,18 +99,28 @@ class Observer:
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + _LOOK_SECONDS
+        if not is_open:
+            tell_dead_sessions(context, self._declaration.names.named("sync"), self._mirrors)
         try:
-            standing = cdc.standing()
-            for event in self._observations(standing, is_open=is_open):
-                context.instance.report_runless_asset_event(event)
-            self._tell_lag(context.instance, standing)
-            if not is_open:
-                self._look_at_tables(context.instance, cdc.settings(), standing)
-        except TransientError:
-            return
+            self._look_at_source(context.instance, cdc, is_open=is_open)
+            self._away_looks = 0
+        except TransientError as error:
+            self._away_looks += 1
+            if not is_open and self._away_looks > 1:  # a source that starts again is soon back
+                self._tell_away(context.instance, str(error))
         except RheiError as error:  # fails the tick as well, while no session is open
             faults = {table.name: str(error) for table in self._declaration.tables}
             self._tell_faults(context.instance, {} if is_open else faults)
+
+    def _look_at_source(
+        self, instance: dg.DagsterInstance, cdc: CdcResource, *, is_open: bool
+    ) -> None:
+        standing = cdc.standing()
+        for event in self._observations(standing, is_open=is_open):
+            instance.report_runless_asset_event(event)
+        self._tell_lag(instance, standing)
+        if not is_open:
+            self._look_at_tables(instance, cdc.settings(), standing)
 
     def _look_at_tables(
         self, instance: dg.DagsterInstance, settings: Settings, standing: SourceStanding
@@ -192,20 +208,26 @@ class Observer:
 
     def _tell_lag_is_over(self, instance: dg.DagsterInstance) -> None:
         """Report that nothing waits where a session's last word was that something had."""
-        keys = [self._declaration.key(Stage.MIRROR, table) for table in self._declaration.tables]
-        last = last_evaluations(
-            instance, [dg.AssetCheckKey(key, StateCheck.LAG.value) for key in keys]
-        )
+        checks = [dg.AssetCheckKey(key, StateCheck.LAG.value) for key in self._mirrors]
+        last = last_evaluations(instance, checks)
         bound = self._declaration.settings.schedule.max_lag_seconds
         unknown = self._not_followed(instance)
         for key, evaluation in last.items():
             if not evaluation.passed and key.asset_key not in unknown:
                 instance.report_runless_asset_event(lag(0.0, bound).evaluation(key.asset_key))
 
+    def _tell_away(self, instance: dg.DagsterInstance, why: str) -> None:
+        """Report that nobody knows the lag while the source cannot be read; once, as why varies."""
+        checks = [dg.AssetCheckKey(key, StateCheck.LAG.value) for key in self._mirrors]
+        bound = self._declaration.settings.schedule.max_lag_seconds
+        for check, last in last_evaluations(instance, checks).items():
+            if last.passed:
+                found = unknown_lag(f"the source cannot be read: {why}", bound)
+                instance.report_runless_asset_event(found.evaluation(check.asset_key))
+
     def _not_followed(self, instance: dg.DagsterInstance) -> set[dg.AssetKey]:
         """Return the mirrors that were last told to be left out: how far they are, nobody knows."""
-        keys = [self._declaration.key(Stage.MIRROR, table) for table in self._declaration.tables]
-        checks = [dg.AssetCheckKey(key, StateCheck.FOLLOWED.value) for key in keys]
+        checks = [dg.AssetCheckKey(key, StateCheck.FOLLOWED.value) for key in self._mirrors]
         last = last_evaluations(instance, checks)
         return {check.asset_key for check, told in last.items() if not told.passed}
 

@@ -114,7 +114,7 @@ def state_findings(
         yield _proof(found)
 
 
-def followed(error: str | None, facts: Mapping[str, str] | None = None) -> StateFinding:
+def followed(error: str | None, facts: Mapping[str, Any] | None = None) -> StateFinding:
     """Return whether a table takes part in the sync; its error says why not."""
     return StateFinding(StateCheck.FOLLOWED, error is None, error or "", facts=facts or {})
 

@@ -24,7 +24,7 @@ from rhei_pipeline.dagster.session import ReportWindow, Session
 from tests.support.dagster_shop import Shop
 
 
-def settings_of(tmp_path: Path, source: dict[str, object], **schedule: float) -> Settings:
+def settings_of(tmp_path: Path, source: dict[str, object], **schedule: object) -> Settings:
     return Settings(
         source=source,
         mirror={"path": tmp_path / "mirror.duckdb"},
@@ -158,6 +158,43 @@ def test_a_session_stays_while_a_server_tells_only_that_something_is_pending(
             app.execute("create table items(id int primary key)")
             _, logged = session(settings, instance)
             assert "the session ends: nothing has changed for a while" in logged
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("fault", "is_held"),
+    [
+        (
+            "alter table items drop constraint items_pkey; alter table items replica identity full",
+            True,
+        ),
+        ("alter table items add column _rhei_x int", False),
+        ("comment on table items is 'as it was'", False),
+    ],
+)
+def test_a_run_for_each_batch_stays_where_it_would_be_opened_again_for_ever(
+    dsn: str, tmp_path: Path, *, fault: str, is_held: bool
+) -> None:
+    """The server keeps its log for a table that is left out, so something is always pending."""
+    settings = settings_of(
+        tmp_path, {"kind": "postgres", "dsn": dsn}, mode="run", session_seconds=1.0
+    )
+    with psycopg.connect(dsn, autocommit=True) as app, dg.instance_for_test() as instance:
+        app.execute("create table orders(id int primary key)")
+        app.execute("create table items(id int primary key)")
+        app.execute("insert into items values (1)")
+        session(settings, instance)
+        app.execute(fault.encode())
+        for number in range(2):  # what was logged with the fault is read
+            app.execute("update items set id = id + 1")
+            app.execute("insert into orders values (%s)", [number])
+            _, logged = session(settings, instance)
+        told = "no other session has come to take over" if is_held else "pending is applied"
+        assert any(text.startswith("the session ends") and told in text for text in logged)
+        asked = Shop(settings, instance).tick(
+            repository=build_definitions(settings).get_repository_def()
+        )
+        assert isinstance(asked, dg.RunRequest) is is_held  # so one that ended was opened again
 
 
 def test_what_the_engine_did_since_a_sessions_last_look_is_reported(tmp_path: Path) -> None:

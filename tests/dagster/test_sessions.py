@@ -487,7 +487,7 @@ def test_a_table_that_no_session_can_follow_is_not_asked_for_in_each_tick(
     cdc: Any = SimpleNamespace(
         standing=lambda: SourceStanding(0, waiting={}), settings=lambda: shop.settings
     )
-    context: Any = SimpleNamespace(instance=shop.instance)
+    context = dg.build_sensor_context(instance=shop.instance)
 
     def asked(later: float, *, is_open: bool) -> list[str]:
         now[0] += later

@@ -1,8 +1,12 @@
 """What a session leaves undone is done by the next one, however it ended: the sensor opens it."""
 
 import json
+import os
+import sqlite3
 import threading
 import time
+from contextlib import closing
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -58,11 +62,11 @@ def killed(shop: Shop, step: str, nth: int = 1) -> bool:
     return done.returncode != 0
 
 
-def fail(shop: Shop) -> None:
+def fail(shop: Shop, error: Exception | None = None) -> None:
     """Run a session that fails before it has done anything."""
 
     def failing(*_: object) -> HTAP:
-        raise SourceError("no such server")
+        raise error or SourceError("no such server")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rhei_pipeline.dagster.resources.HTAP", failing)
@@ -131,6 +135,78 @@ def test_a_session_that_fails_again_and_again_is_not_called_up_to_date(
     assert reason(shop) == "the last session failed"
     assert shop.sync().success
     assert_whole(shop)
+
+
+@pytest.mark.parametrize("fault", ["damaged", "replaced", "unknown"])
+def test_a_mirror_that_no_session_can_follow_is_red_until_one_can(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The source has nothing against its tables, and nothing of it waits."""
+    assert shop.sync().success
+    mirror, kept = Path(shop.settings.mirror.path), shop.settings.sqlite_path.with_suffix(".kept")
+    mirror.rename(kept)
+    if fault != "unknown":
+        mirror.write_bytes(kept.read_bytes()[: 5_000 * (fault == "damaged")] + os.urandom(8_000))
+    why = "is damaged" if fault == "damaged" else "is not a DuckDB database"
+    for _ in range(2):
+        if fault == "unknown":
+            why = "the last 2 sessions failed: the run says of what"
+            fail(shop, RuntimeError("a fault of our own"))
+        else:
+            assert not shop.sync().success
+    assert "the last sessions failed" in str(shop.tick())
+    for table in ("orders", "items"):
+        found = shop.check(table, "followed")
+        assert why in str(found.description)
+        assert found.metadata["failed_run"].value == shop.instance.get_runs(limit=1)[0].run_id
+        assert shop.shows(table, "followed") is False
+    kept.rename(mirror)
+    monkeypatch.setattr("rhei_pipeline.dagster.sensor.RETRY_SECONDS", 0.0)
+    assert reason(shop) == "the last session failed"
+    assert shop.sync().success
+    assert shop.failing("orders") == shop.failing("items") == set()
+    assert_whole(shop)
+
+
+def test_a_table_that_is_left_out_keeps_its_own_fault_when_a_session_fails(shop: Shop) -> None:
+    assert shop.sync().success
+    shop.write("drop table items")
+    assert shop.sync().success
+    own = shop.check("items", "followed").description
+    fail(shop)
+    assert "no such server" in str(shop.check("orders", "followed").description)
+    assert shop.check("items", "followed").description == own
+
+
+def test_one_process_that_dies_turns_nothing_red(shop: Shop) -> None:
+    assert shop.sync().success
+    fail(shop, RuntimeError("killed"))
+    assert reason(shop) == "the last session failed"
+    assert shop.failing("orders") == set()
+
+
+def test_nobody_knows_the_lag_while_the_source_is_away_for_more_than_a_moment(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shop.sync().success
+    monkeypatch.setattr("rhei_pipeline.dagster.observing._LOOK_SECONDS", 0.0)
+    repository = shop.definitions.get_repository_def()
+    with closing(sqlite3.connect(shop.settings.sqlite_path)) as other:
+        other.execute("pragma locking_mode = exclusive")
+        other.execute("begin exclusive")
+        busy = shop.settings.source.model_copy(update={"busy_timeout_seconds": 0.01})
+        shop.settings = shop.settings.model_copy(update={"source": busy})
+        assert "cannot be read now" in str(shop.tick(repository=repository))
+        assert shop.failing("orders") == set()
+        shop.tick(repository=repository, times=3)
+        assert shop.failing("orders") == shop.failing("items") == {"lag"}
+        found = shop.check("orders", "lag")
+        assert (found.severity, "the lag is not known now" in str(found.description)) == (
+            dg.AssetCheckSeverity.WARN,
+            True,
+        )
+    assert "up to date" in str(shop.tick(repository=repository))
+    assert shop.failing("orders") == shop.failing("items") == set()
 
 
 @pytest.mark.long

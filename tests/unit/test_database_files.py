@@ -70,6 +70,7 @@ ALLOWED = {
     "tests/support/altered_tables.py:_copy": AFTER,
     "tests/behaviour/mirrors/test_opening.py": AFTER,
     "tests/dagster/conftest.py:engine": BEFORE,
+    "tests/dagster/test_unfinished_sessions.py": AFTER,
     "tests/dagster/test_live_costs.py": "a number that another process has written",
     "tests/behaviour/faults/test_bad_input.py": BEFORE,
     "tests/behaviour/faults/test_failing_disks.py": "the mirror is closed, or it is a device",
