@@ -3,8 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 
+from rhei_pipeline.capabilities import reading_together
 from rhei_pipeline.errors import PermanentError
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.progress import Ledger, TableState
@@ -89,6 +91,9 @@ class TableCopies:
             if at_once and len(copied) - told >= TOLD_TOGETHER:
                 self._tell(copied)
                 told = len(copied)
+            if at_once and len(copied) == told + 1:
+                # The first copy behind those that were told has committed something of ours.
+                self._describe_together(due[number:])
             found = self._copy_or_leave_out(table, on_progress, until, at_once=at_once)
             if found is None or found.is_complete:
                 self.unfinished.discard(table.name)
@@ -97,6 +102,16 @@ class TableCopies:
         if at_once:
             self._tell(copied)
         return copied
+
+    def _describe_together(self, tables: Collection[Table]) -> None:
+        """Read at once what the source looks at again for each table that is copied.
+
+        A table is read by itself after another commit, and where it cannot be described.
+        """
+        with reading_together(self._source, [table.name for table in tables]):
+            for table in tables:
+                with suppress(PermanentError):
+                    self._source.describe(table.name)
 
     def _rows_left(self, table: Table) -> int:
         known = self._under_way.get(table.name)

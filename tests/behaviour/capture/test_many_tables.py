@@ -271,6 +271,22 @@ def test_logs_of_tables_without_changes_are_not_read(
     assert logs == {f"_rhei.log_{oid}".encode()}
 
 
+def test_many_tables_are_described_together_before_they_are_copied(
+    make_postgres: Callable[..., PostgresWorld],
+    sent_to_postgres: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(copies, "MANY_TABLES", 1)
+    names = [f"t{number}" for number in range(_MANY)]
+    world = make_postgres(capture={"method": "logical"}, tables=[{"name": name} for name in names])
+    world.run(*(f"create table {name}(id int primary key)" for name in names))
+    world.htap.sync_status()
+    sent_to_postgres.clear()
+    world.htap.sync_now()
+    assert sum(b"i.indpred" in text for text in filter(_is_bytes, sent_to_postgres)) <= _FEW
+    world.assert_equal(*names)
+
+
 def _is_bytes(text: object) -> TypeGuard[bytes]:
     return isinstance(text, bytes)
 

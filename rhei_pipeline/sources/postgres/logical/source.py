@@ -112,6 +112,7 @@ from pg_replication_slots where slot_name = %s and restart_lsn is not null
 class _ReadAhead:
     """What was read of many tables at once, and of our slot and publication when first needed."""
 
+    state: object
     facts: Mapping[str, TableFacts]
     slot: Slot | None = None
     members: set[int] = field(default_factory=set)
@@ -300,8 +301,8 @@ class LogicalSource:
             connection = self._connection
             for name in names:
                 self._catalogue.follow(name)
-            facts = self._facts.read(connection, names, self._catalogue.state(connection))
-            self._ahead = _ReadAhead(facts)
+            state = self._catalogue.state(connection)
+            self._ahead = _ReadAhead(state, self._facts.read(connection, names, state))
         try:
             yield
         finally:
@@ -629,8 +630,11 @@ class LogicalSource:
         options = self._options.get(_plain(name), TableOptions())
         with self._database.translated():
             connection = self._connection
-            if self._ahead is not None and name in self._ahead.facts:
-                return read_table(connection, name, options, facts=self._ahead.facts[name])
+            ahead = self._ahead
+            if ahead is not None and name in ahead.facts:
+                found = read_table(connection, name, options, facts=ahead.facts[name])
+                self._known[name] = ahead.state, found
+                return found
             self._catalogue.follow(name)
             # Asked first: what is committed while it is read has it read again.
             state = self._catalogue.state(connection)
