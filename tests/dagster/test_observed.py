@@ -38,7 +38,9 @@ class Watch:
 
         self.now += later
         cdc: Any = SimpleNamespace(standing=standing, settings=lambda: self.shop.settings)
-        context: Any = SimpleNamespace(instance=self.shop.instance)
+        context: Any = SimpleNamespace(
+            instance=self.shop.instance, code_location_origin=None, repository_name=None
+        )
         self.observer.look(context, cdc, is_open=is_open)
 
     def said(self, name: str) -> tuple[bool, str] | None:
