@@ -370,9 +370,12 @@ def _application(manifest: Manifest) -> str:
 
 
 def _refuse_going_back(manifest: Manifest, table: StoredTable, target: DeltaTarget) -> None:
-    """Refuse to publish an older state after a newer one, which Delta itself would allow."""
+    """Refuse to publish an older state after a newer one, which Delta itself would allow.
+
+    The same one may be shown by other files: with vectors now, in parts, or after a compaction.
+    """
     found = target.version_of(_application(manifest))
-    if found is not None and found >= manifest.version:
+    if found is not None and found > manifest.version:
         raise MirrorError(
             f"its Delta table shows version {found}, and the mirror is at {manifest.version}",
             table=table.relation,

@@ -171,6 +171,24 @@ def test_tables_that_were_published_without_parts_go_on_with_them_and_back(
     assert counts[1] > max(counts[0], counts[2]) + ROWS // SMALL // 2
 
 
+@BOTH_MODES
+def test_other_parts_are_published_while_the_source_is_quiet(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    world, counts = many(make_world(mode=mode)), []
+    with HTAP(settings(world)) as htap:
+        htap.sync_now()
+        world.run("delete from t where id = 1000", "update t set v = 9 where id = 5")
+        htap.sync_now()
+    for rows in (10**6, SMALL):
+        monkeypatch.setattr(delta_parts, "PART_ROWS", rows)
+        with HTAP(settings(world)) as htap:
+            assert htap.sync_now().not_published is None
+            assert_read_alike(world, htap)
+        counts.append(len(files(world)))
+    assert counts[0] < ROWS // SMALL < counts[1]
+
+
 _SYNC_AND_DIE = """
 import json, os, signal, sys
 from rhei_pipeline import HTAP, Settings

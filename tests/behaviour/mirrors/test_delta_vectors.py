@@ -130,6 +130,17 @@ def test_with_and_without_vectors_by_turns(make_world: MakeWorld, mode: str) -> 
     )
 
 
+@BOTH_MODES
+def test_vectors_are_asked_for_while_the_source_is_quiet(make_world: MakeWorld, mode: str) -> None:
+    world = many(make_world(mode=mode))
+    for vectors in (False, True, False, True):
+        with HTAP(settings(world, vectors=vectors)) as htap:
+            assert htap.sync_now().not_published is None
+            assert_read_alike(world, htap)
+        features = DeltaTable(folder(world)).protocol().reader_features or []
+        assert ("deletionVectors" in features) is vectors
+
+
 def drawn_bits(kind: str, rows: int) -> Bits:
     """Return rows to remove: some, many, all but one, or whole containers of a bitmap."""
     drawn, bits = np.random.default_rng(rows), none_gone(rows)
