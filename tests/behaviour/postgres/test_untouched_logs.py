@@ -3,13 +3,16 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
 import pytest
 
 from rhei_pipeline.sources.postgres.triggers import snapshot as trigger_snapshot
-from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_postgres import INSTALLED, PostgresWorld, database, skip_without
+from tests.support.installed_postgres import InstalledServer, Pooler, binaries, give
 from tests.support.parts import connection_of, engine_of
 
 pytestmark = pytest.mark.turns
@@ -30,11 +33,7 @@ def world(
         mode=request.param,
         tables=[{"name": name} for name in _TABLES],
     )
-    for name in _TABLES:
-        made.run(
-            f"create table {name}(id int primary key, v int)", f"insert into {name} values (1, 0)"
-        )
-    settle(made)
+    fill(made)
     return made
 
 
@@ -43,6 +42,15 @@ def other(world: PostgresWorld) -> Iterator[psycopg.Connection]:
     """Return a session in which a transaction can be held open."""
     with psycopg.connect(world.dsn) as connection:
         yield connection
+
+
+def fill(world: PostgresWorld) -> None:
+    """Make its tables, and sync until their logs have settled."""
+    for name in _TABLES:
+        world.run(
+            f"create table {name}(id int primary key, v int)", f"insert into {name} values (1, 0)"
+        )
+    settle(world)
 
 
 def settle(world: PostgresWorld) -> None:
@@ -106,6 +114,72 @@ def test_another_session_may_count_otherwise(world: PostgresWorld) -> None:
     world.run("update a set v = v + 1")
     world.htap.sync_now()
     assert not quiet(world)
+
+
+def test_a_log_whose_sessions_take_numbers_in_store_is_read(world: PostgresWorld) -> None:
+    """The last number that was given tells of them before they are in an entry."""
+    ((oid,),) = world.app.execute("select 'b'::regclass::oid::int")
+    world.run(f"alter sequence _rhei.log_{oid}_seq_seq cache 50", "insert into b values (2, 0)")
+    settle(world)
+    assert quiet(world) == {"c"}
+    world.run("insert into b values (3, 0)")
+    world.htap.sync_now()
+    world.assert_equal(*_TABLES)
+
+
+@pytest.fixture
+def put_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[tuple[PostgresWorld, Callable[[], None], Callable[[], None]]]:
+    """Return a settled mirror behind a pooler, and what keeps and puts back its server's disk."""
+    skip_without(binaries(INSTALLED) / "initdb", "pgbouncer")
+    monkeypatch.setattr(trigger_snapshot, "_LOOKS_AT_ONCE", 1)
+    with ExitStack() as stack:
+        where, disk, pool = (
+            Path(stack.enter_context(TemporaryDirectory(prefix=f"rhei-{name}-")))
+            for name in ("postgres", "disk", "pooler")
+        )
+        give(disk)
+        server = InstalledServer(INSTALLED, where)
+        stack.callback(server.stop)
+        dsn = next(database(server))
+        pooler = Pooler(pool, dsn, "transaction", 12, 20)
+        stack.callback(pooler.stop)
+        world = PostgresWorld(
+            pooler.dsn,
+            tmp_path,
+            capture={"method": "trigger"},
+            tables=[{"name": name} for name in _TABLES],
+        )
+        stack.callback(world.close)
+        fill(world)
+
+        def back() -> None:
+            server.put_back(disk / "kept")
+            with psycopg.connect(dsn, autocommit=True) as others:  # it has as many transactions
+                others.execute("create table of_others(id int)")
+                for _ in range(60):
+                    others.execute("insert into of_others values (1)")
+
+        yield world, lambda: server.keep(disk / "kept"), back
+
+
+@pytest.mark.long
+def test_a_session_at_a_pooler_outlives_a_server_that_is_put_back(
+    put_back: tuple[PostgresWorld, Callable[[], None], Callable[[], None]],
+) -> None:
+    """The older state gives the number again by which the log was found quiet."""
+    world, keep, back = put_back
+    keep()
+    world.run("insert into b values (2, 0)")
+    settle(world)
+    session = connection_of(engine_of(world.htap).source)
+    assert "b" in quiet(world)
+    back()
+    world.run("insert into b values (3, 0)")
+    world.htap.sync_now()
+    world.assert_equal(*_TABLES)
+    assert connection_of(engine_of(world.htap).source) is session
 
 
 @pytest.mark.long

@@ -14,16 +14,21 @@ from rhei_pipeline.sources.postgres.identity import array_of
 from rhei_pipeline.sources.postgres.triggers.logs import Generation
 from rhei_pipeline.sources.postgres.triggers.position import VisibleText
 
-#: Who may not ask a sequence reads the log itself.
+#: Who may not ask a sequence reads the log itself; and so where a session takes more numbers at
+#: once than it gives, whose last number does not change with each.
 _SEQUENCES = """
 select name, sequence::oid::bigint from unnest(%s::text[]) name
 cross join lateral (select pg_get_serial_sequence(name, 'seq')::regclass) found(sequence)
-where has_sequence_privilege(sequence, 'select')
+join pg_catalog.pg_sequence on seqrelid = sequence
+where seqcache = 1 and has_sequence_privilege(sequence, 'select')
 """
-#: With the sequence's file, which is another one where it was made to count from its start again;
-#: and how many transactions have begun since the first, of which only 32 bits are told.
+#: With the sequence's file, which is another one where it was altered, or made to count from its
+#: start again; how many transactions have begun since the first, of which only 32 bits are told;
+#: and since when the server runs: behind a pooler, a session outlives it.
 _LAST_NUMBERS = """
-select s::bigint, pg_sequence_last_value(s), pg_relation_filenode(s)::bigint, age('3'::xid)
+select s::bigint, pg_sequence_last_value(s), pg_relation_filenode(s)::bigint,
+    (select age('3'::xid)),
+    (select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint)
 from unnest(%s::oid[]) s
 """
 _FIRST, _ROUND = 3, 1 << 32
@@ -55,10 +60,12 @@ class LogNumbers:
 
     def __init__(self) -> None:
         self._known: dict[str, _Counted] = {}
+        self._started: int | None = None
 
     def forget(self) -> None:
         """Forget all: another server, or an older state of one, may give the same numbers."""
         self._known.clear()
+        self._started = None
 
     def untouched(
         self,
@@ -74,11 +81,21 @@ class LogNumbers:
         known = {name: self._known[name] for name in logs if name in self._known}
         asked = array_of([counted.sequence for counted in known.values()])
         rows = connection.execute(_LAST_NUMBERS.encode(), (asked,)).fetchall()
-        given = {of: (number, file) for of, number, file, _ in rows if number is not None}
-        begun = visible.high + (_FIRST + rows[0][3] - visible.high) % _ROUND if rows else None
-        for counted in known.values():
+        if not rows:
+            return []
+        *_, age, started = rows[0]
+        if self._started not in {None, started}:
+            self.forget()
+            return []
+        self._started = started
+        given = {of: (number, file) for of, number, file, *_ in rows if number is not None}
+        begun = visible.high + (_FIRST + age - visible.high) % _ROUND
+        for name, counted in known.items():
             last = given.get(counted.sequence)
-            if last is None or last != counted.last:
+            if last is not None and counted.last is not None and last[1] != counted.last[1]:
+                del self._known[name]
+                counted.is_quiet = False
+            elif last is None or last != counted.last:
                 counted.last, counted.begun, counted.is_quiet = last, None, False
             elif counted.begun is None:
                 counted.begun = begun
