@@ -18,7 +18,7 @@ from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forking import is_fork, note_opened
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import QueryClock
-from rhei_pipeline.query.completeness import letters_by_table, told
+from rhei_pipeline.query.completeness import called_in, letters_by_table, told
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.schema_registry import not_followed_at_rest
 from rhei_pipeline.wiring.engine import query_limits
@@ -125,7 +125,14 @@ class JointReader(Closing):
                     self._pipelines, mirrors.mirror_ids, strict=True
                 )
             )
-        return told(labelled, sql, self._pipelines[0][1].mirror.kind, letters, left)
+            called = [
+                (part.shown(name), part.shown(own))
+                for (part, _), tables in zip(self._pipelines, mirrors.tables(), strict=True)
+                for name, own in called_in(tables)
+                if part.takes(name)
+            ]
+        kind = self._pipelines[0][1].mirror.kind
+        return told(labelled, sql, kind, letters, left, lambda: called)
 
     def _shown(self, each: Iterable[Mapping[str, _Fact]]) -> dict[str, _Fact]:
         """Return what is known of each mirror's tables, by the names that a query has for them."""

@@ -23,7 +23,7 @@ from rhei_pipeline.model.schema import Mode, Table, nearest
 from rhei_pipeline.model.schema_log import SchemaChange
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.query import results, time_travel
-from rhei_pipeline.query.completeness import letters_by_table, told
+from rhei_pipeline.query.completeness import called_in, letters_by_table, told
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
@@ -146,7 +146,14 @@ class MirrorAlone(Closing):
         reason = f"asked for, and the source cannot be opened: {self.fault}"
         labelled = results.labelled(found, Route("olap", reason), ledger)
         letters = letters_by_table(self._mirror.dead_letters())
-        return told(labelled, sql, self._dialect, letters, self._not_followed)
+        return told(
+            labelled,
+            sql,
+            self._dialect,
+            letters,
+            self._not_followed,
+            lambda: called_in(self._mirror.tables()),
+        )
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
         """Return a temporal table's rows as they were at an instant."""

@@ -15,7 +15,7 @@ from rhei_pipeline.mirrors.locking import LockNote, Waiting, is_locked
 from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forking import is_fork, keep_from_forks, note_opened
 from rhei_pipeline.model.query_limits import QueryClock
-from rhei_pipeline.query.completeness import letters_by_table, told
+from rhei_pipeline.query.completeness import called_in, letters_by_table, told
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.results import labelled
 from rhei_pipeline.query.router import Route
@@ -121,8 +121,9 @@ class OpenReader(Closing):
             found = mirror.query(sql, params, query.begun, self._limits.answer)
             letters = letters_by_table(mirror.dead_letters())
             left = not_followed_at_rest(self._registry, mirror.mirror_id)
-        answer = _named(labelled(found, Route("olap", "asked for"), ledger), what)
-        return told(answer, sql, self._mirror.kind, letters, left)
+            answer = _named(labelled(found, Route("olap", "asked for"), ledger), what)
+            kind = self._mirror.kind
+            return told(answer, sql, kind, letters, left, lambda: called_in(mirror.tables()))
 
 
 def _named(found: pa.Table, what: str) -> pa.Table:

@@ -1,7 +1,7 @@
 """What the mirror lacks of the tables that a query reads."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeVar
@@ -10,12 +10,15 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.query import results
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.planner import Engines
 from rhei_pipeline.query.router import Plan, tables_read
 
 _Fact = TypeVar("_Fact", int, datetime)
+#: Returns the names of tables, each with the one that a statement for the mirror has for it.
+Called = Callable[[], Iterable[tuple[str, str]]]
 
 
 def letters_by_table(letters: pa.Table) -> Mapping[str, int]:
@@ -23,13 +26,26 @@ def letters_by_table(letters: pa.Table) -> Mapping[str, int]:
     return Counter(letters["table_name"].to_pylist())
 
 
-def of_those_read(known: Mapping[str, _Fact], sql: str, dialect: str) -> dict[str, _Fact]:
+def called_in(tables: Mapping[str, Table]) -> list[tuple[str, str]]:
+    """Return the names of a mirror's tables, each with the one that it has there."""
+    return [(table.name, table.schema.snapshot_name) for table in tables.values()]
+
+
+def of_those_read(
+    known: Mapping[str, _Fact], sql: str, dialect: str, called: Called
+) -> dict[str, _Fact]:
     """Return what is known of the tables that a statement for the mirror reads.
 
     The mirror's engine may read a statement that cannot be parsed here: then of every table.
     """
     read = tables_read(sql, dialect) if known else None
-    return {name: fact for name, fact in known.items() if read is None or name.lower() in read}
+    if read is None:
+        return dict(known)
+    standing = [*called()]
+    unnamed = known.keys() - {name for name, _ in standing}
+    meant = {name for name, own in standing if own.lower() in read}
+    meant |= {name for name in unnamed if name.lower() in read}
+    return {name: fact for name, fact in known.items() if name in meant}
 
 
 def told(
@@ -38,10 +54,12 @@ def told(
     dialect: str,
     dead_letters: Mapping[str, int],
     not_followed: Mapping[str, datetime],
+    called: Called,
 ) -> pa.Table:
     """Add to the mirror's answer which of its tables lack rows, or are no longer synced."""
-    letters = of_those_read(dead_letters, sql, dialect)
-    return results.dated(results.lacking(found, letters), of_those_read(not_followed, sql, dialect))
+    letters = of_those_read(dead_letters, sql, dialect, called)
+    left = of_those_read(not_followed, sql, dialect, called)
+    return results.dated(results.lacking(found, letters), left)
 
 
 class Completeness:
@@ -71,7 +89,7 @@ class Completeness:
     def told(self, found: pa.Table, sql: str, ledger: Ledger) -> pa.Table:
         """Add to the mirror's answer which of its tables lack rows, or are no longer synced."""
         letters, left = self._with_dead_letters(ledger), self._pipeline.not_followed
-        return told(found, sql, self._dialect, letters, left)
+        return told(found, sql, self._dialect, letters, left, self._called)
 
     def _with_dead_letters(self, ledger: Ledger) -> Mapping[str, int]:
         known = self._rejected
@@ -81,7 +99,10 @@ class Completeness:
 
     def not_followed(self, sql: str) -> dict[str, datetime]:
         """Return the tables of a statement for the mirror that are no longer synced."""
-        return of_those_read(self._pipeline.not_followed, sql, self._dialect)
+        return of_those_read(self._pipeline.not_followed, sql, self._dialect, self._called)
+
+    def _called(self) -> list[tuple[str, str]]:
+        return called_in(self._mirror.tables())
 
     def refuse_not_followed(self, sql: str) -> None:
         """Refuse `auto` queries of tables that left the declaration or the source."""
@@ -101,8 +122,8 @@ class Completeness:
             yield
         except QueryError as error:
             read, ledger = tables_read(sql, self._dialect) or (), self._mirror.ledger()
-            for name in self._pipeline.tables:
-                if name.lower() in read and name not in ledger.watermarks:
+            for name, own in called_in(self._pipeline.tables):
+                if own.lower() in read and name not in ledger.watermarks:
                     raise QueryError(
                         f"table {name!r} is not copied yet",
                         hint="run 'rhei sync', or call sync_now(), and query again",
@@ -121,7 +142,7 @@ class Completeness:
             "select lower(name) as name from sqlite_master where sql is not null"
         )
         read = tables_read(sql, "sqlite") or frozenset()
-        mirrored = {name.lower() for name in self._pipeline.tables}
+        mirrored = {own.lower() for _, own in called_in(self._pipeline.tables)}
         own = sorted(read & set(found["name"].to_pylist()) - mirrored)
         both = sorted(read & mirrored)
         if own and both:

@@ -13,6 +13,7 @@ from rhei_pipeline.mirrors.duckdb.published_copy import refuse_copy_of_others
 from rhei_pipeline.mirrors.joining import Part
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.wiring.mirror import read_files, refuse_unread
@@ -29,6 +30,9 @@ class JointMirrors(Protocol):
     """
 
     mirror_ids: list[str]
+
+    def tables(self) -> list[dict[str, Table]]:
+        """Return the tables of each, in their order, by quoted name."""
 
     def ledgers(self) -> list[Ledger]:
         """Return what each mirror has recorded, in their order."""

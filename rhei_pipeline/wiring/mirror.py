@@ -15,6 +15,7 @@ from rhei_pipeline.mirrors.locking import lock_of_directory, lock_of_file
 from rhei_pipeline.model.forking import note_opened
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.settings.mirror import DeltaSettings, MirrorSettings
@@ -98,6 +99,9 @@ class ReadMirror(Protocol):
         limits: AnswerLimits = NO_LIMITS,
     ) -> pa.Table:
         """Run one read-only statement, in the mirror's SQL."""
+
+    def tables(self) -> dict[str, Table]:
+        """Return the tables of the mirror, by quoted name."""
 
     def ledger(self) -> Ledger:
         """Return what the state has recorded."""

@@ -14,6 +14,7 @@ from rhei_pipeline.mirrors.joining import Part
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.sql.text import quote
 
@@ -33,6 +34,10 @@ class JointFiles:
         self._session = _JointSession(mirrors)
         #: The id of each mirror, in their order.
         self.mirror_ids: list[str] = [mirror.mirror_id for _, mirror in mirrors]
+
+    def tables(self) -> list[dict[str, Table]]:
+        """Return the tables of each mirror, in their order, by quoted name."""
+        return [mirror.tables() for _, mirror in self._mirrors]
 
     def ledgers(self) -> list[Ledger]:
         """Return what each mirror's state has recorded, in their order."""

@@ -189,6 +189,12 @@ class Manifest:
     owner: str | None = None
     files: Mapping[str, Checksum] = field(default_factory=lambda: MappingProxyType({}))
 
+    def mirrored(self) -> dict[str, Table]:
+        """Return the tables that hold rows of the source's, by quoted name."""
+        return {
+            name: table.as_mirrored() for name, table in self.tables.items() if table.is_mirrored
+        }
+
     def name_of(self, table: StoredTable) -> str:
         """Return the source's name of a table, or of the table it was derived from."""
         relation = table.relation.removeprefix(COPY_PREFIX).removeprefix(FEED_PREFIX)

@@ -563,11 +563,7 @@ class DataFusionMirror:
     def tables(self) -> dict[str, Table]:
         """Return the tables of the mirror with their stored schemas, by quoted name."""
         self._refuse_closed()
-        return {
-            name: table.as_mirrored()
-            for name, table in self._manifest.tables.items()
-            if table.is_mirrored
-        }
+        return self._manifest.mirrored()
 
     def count(self, table: Table) -> int:
         """Return the number of current rows."""

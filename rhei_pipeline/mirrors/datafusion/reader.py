@@ -102,6 +102,10 @@ class MirrorReader(Closing):
         """Return the versions that can be read now, the newest last."""
         return ManifestStore(self._files, RETAINED_MANIFESTS).versions()
 
+    def tables(self) -> dict[str, Table]:
+        """Return the tables of the mirror with their stored schemas, by quoted name."""
+        return self._manifest.mirrored()
+
     def ledger(self) -> Ledger:
         """Return what this state has recorded."""
         return self._manifest.ledger

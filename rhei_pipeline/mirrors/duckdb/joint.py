@@ -48,6 +48,7 @@ class JointDuckDB:
         self._guard = DuckDBGuard()
         self._ledgers: list[Ledger] = []
         self._letters: list[pa.Table] = []
+        self._tables: list[dict[str, Table]] = []
         #: The id of each mirror, in their order.
         self.mirror_ids: list[str] = []
         self._path = str(mirrors[0][1])
@@ -71,7 +72,8 @@ class JointDuckDB:
         with self._connection.cursor() as cursor:
             cursor.execute(f"use {quote(name)}")
             mirror_id = read_mirror_id(cursor, str(path))
-            ledger, tables = read_ledger(cursor), [*read_tables(cursor).values()]
+            ledger, standing = read_ledger(cursor), read_tables(cursor)
+            tables = [*standing.values()]
             self._letters.append(cursor.sql(OPEN_LETTERS).to_arrow_table())
             if mirrors_public(cursor):
                 # Somebody else may have one of such a name in `main`; the first is shown there.
@@ -79,6 +81,7 @@ class JointDuckDB:
             days = _snapshots(cursor)
         _refuse_older(str(path), mirror_id, ledger)
         self._ledgers.append(ledger)
+        self._tables.append(standing)
         self.mirror_ids.append(mirror_id)
         if part.schema is None:
             self._show([table for table in tables if part.takes(table.name)], name)
@@ -99,6 +102,10 @@ class JointDuckDB:
         self._connection.execute(
             f"create view if not exists {view} as select * from {quote(name)}.{standing}"
         )
+
+    def tables(self) -> list[dict[str, Table]]:
+        """Return the tables of each mirror, in their order, by quoted name."""
+        return self._tables
 
     def ledgers(self) -> list[Ledger]:
         """Return what each mirror has recorded, in their order."""

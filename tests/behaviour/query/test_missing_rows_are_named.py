@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 import rhei_pipeline as rhei
 from rhei_pipeline.cli.main import app
+from rhei_pipeline.errors import QueryError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.change_feed import ChangeStream
 from rhei_pipeline.model.streaming import Streamed
+from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
 MakeWorld = Callable[..., World]
@@ -172,6 +174,74 @@ def test_readers_of_a_published_copy_name_them(make_world: MakeWorld) -> None:
         found = reader.query("select * from shop.t")
     assert json.loads(found.schema.metadata[b"rhei.read_from"]) == {"shop": "published copy"}
     assert told(found) == {"shop.t": 1}
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_tables_are_known_by_the_names_that_they_have_in_the_mirror(
+    make_world: MakeWorld, storage: str | None
+) -> None:
+    """One mirror's table may have the name that another table has in the source."""
+    sales, plain = {"name": "t", "mirror_name": "Sales"}, {"name": "u", "mirror_name": "t"}
+    world = make_world(mode="temporal", storage=storage, tables=[sales, plain])
+    world.run(
+        "create table t(id integer primary key, n integer)",
+        "create table u(id integer primary key)",
+        "insert into t values (1, 1), (2, 'no number')",
+        "insert into u values (1)",
+    )
+    world.htap.sync_now()
+    asked = {"Sales": {"t": 1}, "t": {}, "sales natural join t": {"t": 1}}
+    for names, expected in asked.items():
+        assert told(world.htap.query(f"select 1 from {names}", hint="olap")) == expected
+        assert told(world.htap.stream(f"select 1 from {names}", hint="olap")) == expected
+    world.crash()
+    settings = world.settings
+    with rhei.reader(settings) as reader:
+        for names, expected in asked.items():
+            assert told(reader.query(f"select 1 from {names}")) == expected
+    with rhei.reader({"shop": settings, "old": settings}) as reader:
+        assert told(reader.query("select 1 from shop.Sales, old.t")) == {"shop.t": 1}
+        assert told(reader.query("select 1 from shop.t, old.t")) == {}
+    world.tables = [plain]
+    since = {"t": world.htap.sync_now().not_followed["t"].isoformat()}
+    assert left(world.htap.query("select 1 from Sales", hint="olap")) == since
+    assert left(world.htap.query("select 1 from t", hint="olap")) == {}
+    with pytest.raises(QueryError, match="'t' is no longer followed"):
+        world.htap.query(PRESENT.format("Sales"))
+    world.crash()
+    with rhei.reader(settings) as reader:
+        assert left(reader.query("select 1 from Sales")) == since
+        assert left(reader.query("select 1 from t")) == {}
+    (world.directory / "app.db").rename(world.directory / "moved.db")
+    with HTAP(world.settings, hold=False) as htap:
+        assert told(htap.query("select 1 from Sales", hint="olap")) == {"t": 1}
+        assert told(htap.query("select 1 from t", hint="olap")) == {}
+
+
+def test_so_they_are_of_schemas_of_postgres(make_postgres: Callable[..., PostgresWorld]) -> None:
+    lists = {"types": {"v": "int32[]"}}
+    tables = [
+        {"name": "t", "mirror_name": "sales", **lists},
+        {"name": "Shop.t", "mirror_name": "Of T", **lists},
+    ]
+    world = make_postgres(capture={"method": "trigger"}, tables=tables)
+    world.run('create schema "Shop"')
+    for name in ("t", '"Shop".t'):
+        world.run(
+            f"create table {name}(id int primary key, v int[])",
+            f"insert into {name} values (1, null), (2, '{{{{1, 2}}, {{3, 4}}}}')",
+        )
+    world.htap.sync_now()
+    for name, expected in {
+        "sales": {"t": 1},
+        "public.sales": {"t": 1},
+        '"Shop"."Of T"': {"Shop.t": 1},
+    }.items():
+        assert told(world.htap.query(f"select id from {name}", hint="olap")) == expected
+    world.crash()
+    with rhei.reader({"own": world.settings}) as reader:
+        assert told(reader.query("select id from own.public.sales")) == {"own.t": 1}
+        assert told(reader.query('select id from own."Shop"."Of T"')) == {"own.Shop.t": 1}
 
 
 def test_the_command_that_shows_the_past_says_that_rows_are_missing(
