@@ -27,17 +27,17 @@ SHOWN_ROWS = 40
 _WORD = 12
 #: What a column takes beside its texts, and what one gets at least whose words are cut.
 _FRAME, _NARROW = 3, 8
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-#: What is kept for tables that are left out is worth a line from here on; a segment of PostgreSQL's
+#: What is kept while tables are left out is worth a line from here on; a segment of PostgreSQL's
 #: log is as large.
 _MUCH_KEPT = 16 * 2**20
 _KEEPERS = {
     "slot": "the server keeps {} of its log",
-    "log": "the triggers' logs keep {}",
+    "log": "the triggers' logs take {}",
     "buffer": "the buffer keeps {}",
 }
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
 #: For notes and progress; silent where nobody wants them.
 notes = Console(stderr=True, highlight=False)
 
@@ -213,13 +213,13 @@ def name_not_followed(tables: Mapping[str, datetime], named: Collection[str]) ->
 
 
 def name_kept(held_bytes: Mapping[str, int]) -> None:
-    """Print how much is kept for tables that are left out, once it is more than a little."""
+    """Print how much is kept, which grows while tables are left out, once it is much."""
     from rich.filesize import decimal
 
     for keeper, size in held_bytes.items():
         if size >= _MUCH_KEPT:
             print_note(
-                f"{_KEEPERS[keeper].format(decimal(size))} for tables that are left out, and more"
+                f"{_KEEPERS[keeper].format(decimal(size))}, and more while tables are left out:"
                 " until they are followed again, or dropped from the mirror by 'rhei drop-table'"
             )
 
