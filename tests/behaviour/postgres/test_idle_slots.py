@@ -70,7 +70,7 @@ def test_a_copy_keeps_the_slot_in_use_that_it_needs_afterwards(
     world.assert_equal("t")
 
 
-def test_a_slot_that_is_in_use_or_gone_is_not_waited_for(
+def test_a_slot_that_is_in_use_or_gone_or_was_moved_on_is_left_alone(
     make: Callable[..., PostgresWorld],
 ) -> None:
     world = make(capture={"method": "logical"})
@@ -86,6 +86,7 @@ def test_a_slot_that_is_in_use_or_gone_is_not_waited_for(
             f" (proto_version '1', publication_names '{slot}')".encode()
         )
         slots.use(connection, Slot(slot, place, lost=False))
+    slots.use(connection, Slot(slot, place - 1, lost=False))  # as if it was moved on meanwhile
     slots.use(connection, Slot("gone", place, lost=False))
     assert connection.execute(b"select 1").fetchone() == (1,)
     connection.close()

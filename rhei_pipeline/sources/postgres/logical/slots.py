@@ -26,8 +26,10 @@ from (
 _CREATE = b"select pg_create_logical_replication_slot(%s, 'pgoutput')"
 _ADVANCE = b"select from pg_replication_slot_advance(%s, %s::pg_lsn)"
 _USE_MILLISECONDS = "1000"
-#: What a server says of a slot that is in use already, is gone or lost, or waits for a standby.
+#: What a server says of a slot that is in use already, was moved on by then, is gone or lost, or
+#: waits for a standby.
 _NOT_USED = (
+    psycopg.errors.InvalidParameterValue,
     psycopg.errors.ObjectInUse,
     psycopg.errors.ObjectNotInPrerequisiteState,
     psycopg.errors.QueryCanceled,

@@ -649,17 +649,21 @@ class LogicalSource:
 
     def _state_and_slot(self) -> tuple[object, Slot | None]:
         """Return what changes with every commit, and the slot."""
-        failover = where(self._connection, Since.FAILOVER_SLOTS, "failover", "false")
-        idle = where(self._connection, Since.IDLE_SLOTS_DROPPED, _IDLE, "false")
+        idle = _IDLE.format(IDLE_SECONDS)
         asked = _SLOT.format(
-            state=STATE, lost=self._lost(), failover=failover, idle=idle.format(IDLE_SECONDS)
+            state=STATE,
+            lost=self._lost(),
+            failover=where(self._connection, Since.FAILOVER_SLOTS, "failover", "false"),
+            idle=where(self._connection, Since.IDLE_SLOTS_DROPPED, idle, "false"),
         )
-        state, name, confirmed, lost, failover, idle = _row(self._connection, asked, self._name)
+        state, name, confirmed, lost, is_failover, is_idle = _row(
+            self._connection, asked, self._name
+        )
         if name is None:
             return state, None
         # The server takes a moment to note what a stream confirms.
         reached = max(lsn_number(confirmed or "0/0"), self._advanced)
-        return state, Slot(name, reached, lost=lost, failover=failover, idle=bool(idle))
+        return state, Slot(name, reached, lost=lost, failover=is_failover, idle=is_idle)
 
     def _lost(self) -> str:
         return lost_slot(self._connection, is_ours=self._is_own)

@@ -16,7 +16,8 @@ from rhei_pipeline.sources.waiting import wait_until
 STANDBY_SECONDS = 10.0
 
 _BEHIND = "it is behind"
-#: Of each named slot: where its standby has the log; null where it is no slot of a standby.
+#: Of each named slot: whether it is one of a standby, and where that has the log; null where it
+#: was never used, or has lost its log.
 _NAMED = """
 with named(slot) as (
     select trim(both ' "' from name)
@@ -24,7 +25,7 @@ with named(slot) as (
         string_to_table(current_setting('synchronized_standby_slots'), ',') name
     where own.slot_name = %(slot)s and own.failover and trim(name) <> ''
 )
-select named.slot, s.restart_lsn::text, coalesce(s.active, false),
+select named.slot, s.slot_name is not null, s.restart_lsn::text, coalesce(s.active, false),
     coalesce(s.restart_lsn < %(head)s::pg_lsn, true)
 from named left join pg_replication_slots s
     on s.slot_name = named.slot and s.slot_type = 'physical'
@@ -61,7 +62,7 @@ def absent(connection: Connection, slot: str) -> dict[str, str]:
 
 def _behind(connection: Connection, slot: str, head: str) -> dict[str, str]:
     asked = connection.execute(_NAMED.encode(), {"slot": slot, "head": head})
-    return {name: _why(reached, is_active=active) for name, reached, active, late in asked if late}
+    return {name: _why(*found) for name, *found, is_late in asked if is_late}
 
 
 def readable_to(connection: Connection, slot: str) -> str | None:
@@ -70,7 +71,7 @@ def readable_to(connection: Connection, slot: str) -> str | None:
     if not has(connection, Since.FAILOVER_SLOTS):
         return str(head)
     asked = connection.execute(_NAMED.encode(), {"slot": slot, "head": head}).fetchall()
-    late = [reached if active else None for _, reached, active, is_late in asked if is_late]
+    late = [reached if active else None for *_, reached, active, is_late in asked if is_late]
     return None if None in late else next(iter(late), head)
 
 
@@ -85,7 +86,9 @@ def way_out(found: dict[str, str]) -> str:
     return f"start the standby, or take {', '.join(found)} out of synchronized_standby_slots"
 
 
-def _why(reached: str | None, *, is_active: bool) -> str:
+def _why(is_there: bool, reached: str | None, is_active: bool) -> str:  # noqa: FBT001  (a row)
+    if not is_there:
+        return "there is no physical slot of that name"
     if reached is None:
-        return "there is none of that name"
+        return "no standby has used it yet, or the server has removed the log that it kept"
     return _BEHIND if is_active else "nobody uses it"

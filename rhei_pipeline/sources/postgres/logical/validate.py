@@ -185,6 +185,6 @@ def _standbys(connection: Connection, slot: str) -> Iterator[Finding]:
         yield Finding(
             Severity.WARNING,
             standbys.told(slot, late),
-            "no sync reads what was committed before the standby has it",
+            "a sync reads no change that the standby does not have yet",
             standbys.way_out(late),
         )
