@@ -40,11 +40,12 @@ class _Counted:
 
     Attributes:
         log: Its identity.
+        sequence: The oid of the sequence that numbers its entries.
         position: The proof of the position behind which entries are looked for.
         last: The last number that was given, as it was read, and the file; None if unknown.
-        begun: The number of the next transaction to begin: all that may have taken one of the
-            log's by then are smaller. None until the next snapshot, since that is asked for then.
-        is_quiet: They are over, and there was nothing new.
+        begun: The id of the next transaction to begin, as read after `last`: whoever has taken a
+            number up to that one has a smaller id. None until the next snapshot, which asks for it.
+        is_quiet: All transactions with a smaller id are over, and there was nothing new.
     """
 
     log: str
