@@ -84,16 +84,18 @@ class TableCopies:
         due.sort(key=self._rows_left)
         self.unfinished = {table.name for table in due}
         until = time.monotonic() + seconds
-        at_once, told = len(due) >= MANY_TABLES, 0
+        at_once, told, described = len(due) >= MANY_TABLES, 0, -1
         for number, table in enumerate(due):
             if number and time.monotonic() >= until:
                 break
             if at_once and len(copied) - told >= TOLD_TOGETHER:
                 self._tell(copied)
                 told = len(copied)
-            if at_once and len(copied) == told + 1:
-                # The first copy behind those that were told has committed something of ours.
+            if at_once and described < told < len(copied):
+                # The first copy behind those that were told has committed something of ours. Once:
+                # tables that cannot be copied do not have all others described again.
                 self._describe_together(due[number:])
+                described = told
             found = self._copy_or_leave_out(table, on_progress, until, at_once=at_once)
             if found is None or found.is_complete:
                 self.unfinished.discard(table.name)

@@ -1,13 +1,15 @@
 """Many small tables are copied by one commit each, and are as right as others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rhei_pipeline as rhei
-from rhei_pipeline.protocols import Step
+from rhei_pipeline.capabilities import reading_together
+from rhei_pipeline.protocols import ChangeSource, Step
 from rhei_pipeline.sync import copies, initial_sync
 from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_postgres import PostgresWorld
@@ -134,3 +136,23 @@ def test_small_tables_of_postgres_are_caught_up_after_they_were_copied(
     assert commits(world) - before == TABLES + 2 + 1  # the large one has a batch, and its end
     world.assert_equal(*names)
     assert world.htap.verify().equal
+
+
+def test_tables_that_cannot_be_copied_have_the_others_described_once(
+    make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_postgres(capture={"method": "logical"})
+    names, asked = fill(world, monkeypatch), list[int]()
+
+    def note(source: ChangeSource, wanted: Collection[str]) -> AbstractContextManager[None]:
+        asked.append(len(wanted))
+        return reading_together(source, wanted)
+
+    monkeypatch.setattr(copies, "reading_together", note)
+    gone = names[1:LARGE]
+    world.faults.do_at(
+        Step.COPY_COMPLETE, lambda: world.run(*(f"drop table {name}" for name in gone))
+    )
+    world.htap.sync_now()
+    assert asked == [TABLES - 1]
+    world.assert_equal("t0", f"t{LARGE}")
