@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres.logical import standbys
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.wiring.engine import unseen_events
@@ -77,10 +78,7 @@ def test_a_standby_that_does_not_follow_is_named_and_not_waited_for_without_an_e
     world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(standbys, "STANDBY_SECONDS", 0.2)
-    # Who waits would wait for ever: this has the test fail, and not hang.
-    rescue = Timer(60, waits_for, (world, ""))
-    rescue.start()
-    try:
+    with rescued(world):
         assert_named(world, "there is no physical slot of that name")
         world.run("select pg_create_physical_replication_slot('nearby')")
         assert_named(world, "no standby has used it yet, or .*")
@@ -89,8 +87,6 @@ def test_a_standby_that_does_not_follow_is_named_and_not_waited_for_without_an_e
             "select pg_create_physical_replication_slot('nearby', true)",
         )
         assert_named(world, "nobody uses it")
-    finally:
-        rescue.cancel()
 
     monkeypatch.setattr(standbys, "STANDBY_SECONDS", 30.0)
     with followed(world.dsn):
@@ -103,6 +99,39 @@ def test_a_standby_that_does_not_follow_is_named_and_not_waited_for_without_an_e
         # What the server writes by itself may be a moment ahead of its standby.
         assert wait_until(lambda: unseen_events(world.settings) == 0, 30)
         assert wait_until(lambda: "failover" not in str(validate(world.settings)), 30)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", ["log"], indirect=True)
+def test_a_standby_that_is_gone_once_the_log_was_read_is_named_too(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are in the mirror; to move its slot on, the server would wait without an end."""
+    monkeypatch.setattr(standbys, "STANDBY_SECONDS", 30.0)
+
+    def lose() -> None:
+        monkeypatch.setattr(standbys, "STANDBY_SECONDS", 0.2)
+        waits_for(world, "gone")
+
+    world.run("select pg_create_physical_replication_slot('nearby', true)")
+    with followed(world.dsn), rescued(world):
+        world.faults.do_at(Step.COMMITTED, lose)
+        with pytest.raises(SourceBusyError, match="standby slot 'gone'"):
+            world.htap.sync_now()
+        assert [row["v"] for row in world.versions("t")] == ["a", "b"]
+        waits_for(world, "")
+        assert world.htap.sync_now().events == 0
+
+
+@contextmanager
+def rescued(world: PostgresWorld) -> Iterator[None]:
+    """Have a test fail, and not hang, where somebody waits for ever."""
+    rescue = Timer(60, waits_for, (world, ""))
+    rescue.start()
+    try:
+        yield
+    finally:
+        rescue.cancel()
 
 
 @contextmanager
