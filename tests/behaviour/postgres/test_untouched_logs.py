@@ -109,6 +109,22 @@ def test_a_log_that_counts_from_its_start_again_is_read(world: PostgresWorld) ->
     world.assert_equal(*_TABLES)
 
 
+def test_a_log_is_quiet_behind_the_position_it_was_found_quiet_behind_and_no_other(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that goes back, as where a copy is given up, has behind it what the copy had read."""
+    engine: Any = engine_of(world.htap)
+    monkeypatch.setattr(engine.source, "acknowledge", lambda *_, **__: 0)  # the log is kept
+    table, before = world.htap.table_schemas()["b"], engine.mirror.ledger().needed_from("b")
+    world.run("insert into b values (2, 0)")
+    world.htap.sync_now()
+    settle(world)
+    assert "b" in quiet(world)
+    with engine.source.snapshot() as snapshot:
+        assert snapshot.proves(table, before)
+        assert snapshot.pending(table, before) == 1
+
+
 def test_another_session_may_count_otherwise(world: PostgresWorld) -> None:
     connection_of(engine_of(world.htap).source).close()
     world.run("update a set v = v + 1")
