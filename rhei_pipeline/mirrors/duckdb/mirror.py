@@ -355,11 +355,14 @@ class DuckDBMirror:
                     if result is None:
                         raise QueryError("the statement returns no rows")
                     reader = result.to_arrow_reader(rows)
-                shape = in_utc(reader.schema.empty_table()).schema
-                yield pa.RecordBatch.from_pylist([], shape)
-                while (batch := _next(reader, cursor)) is not None:
-                    yield batch if batch.schema.equals(shape) else batch.cast(shape)
-                    cancel.refuse_cancelled()
+                # Whoever keeps an error has its frames. An answer in them that was not read to its
+                # end kept the file open, and who opened it again in this process waited for ever.
+                with closing(reader):
+                    shape = in_utc(reader.schema.empty_table()).schema
+                    yield pa.RecordBatch.from_pylist([], shape)
+                    while (batch := _next(reader, cursor)) is not None:
+                        yield batch if batch.schema.equals(shape) else batch.cast(shape)
+                        cancel.refuse_cancelled()
             except (duckdb.Error, pa.ArrowException, OSError) as error:
                 self._is_given_up |= is_fatal(error)
                 if self._is_closing:

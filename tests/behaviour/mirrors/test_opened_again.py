@@ -12,7 +12,7 @@ from typing import Any, Literal
 import duckdb
 import pytest
 
-from rhei_pipeline.errors import MirrorBusyError, MirrorError
+from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError
 from rhei_pipeline.mirrors.duckdb import block_cache
 from rhei_pipeline.mirrors.duckdb import mirror as duckdb_mirror
 from rhei_pipeline.mirrors.duckdb.connecting import connect_once_free
@@ -331,3 +331,24 @@ def test_queries_of_another_thread_are_answered_while_it_is_opened_again(
     ended.set()
     asking.join()
     assert not troubles
+
+
+def test_an_error_that_is_kept_does_not_keep_the_file_open(
+    make_world: Callable[..., World],
+) -> None:
+    """Its frames hold the answer; who opened the file again in this process waited for ever."""
+    world = filled(make_world)
+    path = mirror_of(world).path
+    world.crash()
+    cancels: list[Callable[[], None]] = []
+    mirror = DuckDBMirror(path, lock_timeout_seconds=0, read_only=True)
+    streamed = mirror.stream("select range from range(1000000)", (), 10, cancels.append)
+    next(streamed.batches)
+    for cancel in cancels:
+        cancel()
+    with pytest.raises(QueryError) as kept:
+        list(streamed.batches)
+    mirror.close()
+    written = "import duckdb, sys; duckdb.connect(sys.argv[1]).close(); print('written')"
+    assert "written" in forked.output_of(written, path)
+    assert kept.tb is not None
