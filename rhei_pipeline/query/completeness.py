@@ -98,8 +98,14 @@ class Completeness:
         return known[1]
 
     def not_followed(self, sql: str) -> dict[str, datetime]:
-        """Return the tables of a statement for the mirror that are no longer synced."""
-        return of_those_read(self._pipeline.not_followed, sql, self._dialect, self._called)
+        """Return the tables of a statement for the mirror that are no longer synced.
+
+        None of one that cannot be parsed: it is not refused for tables that it may not read.
+        """
+        left = self._pipeline.not_followed
+        if not left or tables_read(sql, self._dialect) is None:
+            return {}
+        return of_those_read(left, sql, self._dialect, self._called)
 
     def _called(self) -> list[tuple[str, str]]:
         return called_in(self._mirror.tables())
