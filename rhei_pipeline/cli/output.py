@@ -32,7 +32,7 @@ _FRAME, _NARROW = 3, 8
 _MUCH_KEPT = 16 * 2**20
 _KEEPERS = {
     "slot": "the server keeps {} of its log",
-    "log": "the triggers' logs take {}",
+    "log": "the triggers' logs hold about {}",
     "buffer": "the buffer keeps {}",
 }
 

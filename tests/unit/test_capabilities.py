@@ -95,7 +95,12 @@ READS_FOR_COPIES: list[type[can.ReadsForCopies]] = [
     SqlitePollingSource,
     SqliteTriggerSource,
 ]
-HOLDS_BYTES: list[type[can.HoldsBytes]] = [BufferedSource, LogicalSource, PostgresTriggerSource]
+HOLDS_BYTES: list[type[can.HoldsBytes]] = [
+    BufferedSource,
+    LogicalSource,
+    PostgresTriggerSource,
+    SqliteTriggerSource,
+]
 READS_TOGETHER: list[type[can.ReadsTogether]] = [
     BufferedSource,
     LogicalSource,

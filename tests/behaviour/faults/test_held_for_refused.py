@@ -1,12 +1,15 @@
 """What a table needs is kept for it while it cannot be mirrored as it stands."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from rhei_pipeline.cli import output
 from rhei_pipeline.cli.commands.syncing import _show_status
+from rhei_pipeline.sources.sqlite.triggers.log_size import log_bytes
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -90,6 +93,49 @@ def test_what_a_server_keeps_for_it_is_told(
     world.htap.sync_now()
     _show_status(world.htap.sync_status(), as_json=False)
     assert "the server keeps" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["temporal", "destructive"])
+def test_what_triggers_log_in_sqlite_meanwhile_is_told(
+    make_world: Callable[..., World],
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It takes room in the application's file."""
+    monkeypatch.setattr(output, "_MUCH_KEPT", 2**17)
+    world = make_world(mode=mode)
+    for name in "ab":
+        world.run(f"create table {name}(id integer primary key, v text)")
+        world.run(f"insert into {name} values (-1, 'v')")
+    world.htap.sync_now()
+    assert world.htap.sync_status().held_bytes == {"log": 0}
+    world.run(REFUSALS["reserved"][0])
+    counted = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 10000)"
+    world.run(f"{counted} insert into b(id, v) select i, hex(randomblob(20)) from n")
+    world.htap.sync_now()
+    held = world.htap.sync_status().held_bytes["log"]
+    logged = world.app.execute("select * from _rhei_log_b").fetchall()
+    really = sum(len(str(value)) for row in logged for value in row)
+    assert really / 1.2 < held < 1.2 * really
+    _show_status(world.htap.sync_status(), as_json=False)
+    assert "the triggers' logs hold about" in capsys.readouterr().err
+    world.run(REFUSALS["reserved"][1])
+    world.htap.sync_now()
+    assert world.htap.sync_status().held_bytes == {"log": 0}
+
+
+def test_a_log_of_very_many_columns_has_a_size() -> None:
+    """SQLite takes no expression of so many terms."""
+    names = [f"c{number}" for number in range(1_500)]
+    with closing(sqlite3.connect(":memory:")) as source:
+        source.execute("create table _rhei_consumer(mirror, tbl)")
+        source.execute("insert into _rhei_consumer values ('m', 'T')")
+        source.execute(f"create table _rhei_log_t(seq integer primary key, {', '.join(names)})")
+        for _ in range(3):
+            source.execute(f"insert into _rhei_log_t({', '.join(names)}) values(1{', 2' * 1_499})")
+        assert log_bytes(source, "m") == 3 * 1_501
+        assert log_bytes(source, "another") == 0
 
 
 #: What adds a column that is refused, by its name or by another's, and what lets it in.

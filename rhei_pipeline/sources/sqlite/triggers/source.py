@@ -56,6 +56,7 @@ from rhei_pipeline.sources.sqlite.triggers.ddl import (
 )
 from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, exists, newest_entry
+from rhei_pipeline.sources.sqlite.triggers.log_size import log_bytes
 from rhei_pipeline.sources.sqlite.triggers.needs import Need
 from rhei_pipeline.sources.sqlite.triggers.read_entries import (
     ReadEntries,
@@ -432,6 +433,11 @@ class SqliteTriggerSource:
             for parts, values in stored_keys(self._connection, source, keys):
                 for statement in _logging(source, table.mode, parts):
                     self._connection.execute(statement, values)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return about how many bytes the tables' logs hold; mirrors of one table share its log."""
+        with self._database.translated():
+            return {"log": log_bytes(self._connection, self._mirror_id)}
 
     def forget_mirror(self) -> None:
         """Delete the source's records of this mirror."""

@@ -9,11 +9,12 @@ from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, exists
+from rhei_pipeline.sources.sqlite.triggers.log_size import log_bytes
 from rhei_pipeline.sql.text import quote
 
 
 def standing(database: SqliteDatabase, mirror_id: str, pending: int | None) -> SourceStanding:
-    """Return where each log ends, and since when something waits in it; cheap, by the keys."""
+    """Return where each log ends, since when something waits in it, and about what it holds."""
     heads, waiting = dict[str, int](), dict[str, datetime]()
     with database.reader() as connection:
         if not exists(connection, "_rhei_consumer"):
@@ -29,7 +30,8 @@ def standing(database: SqliteDatabase, mirror_id: str, pending: int | None) -> S
             oldest = _oldest(connection, found, place)
             if oldest is not None:
                 waiting[name] = oldest
-    return SourceStanding(pending, heads=heads, waiting=waiting)
+        held = {"log": log_bytes(connection, mirror_id)}
+    return SourceStanding(pending, heads=heads, waiting=waiting, held_bytes=held)
 
 
 def _oldest(
