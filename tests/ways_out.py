@@ -149,6 +149,7 @@ FOLLOWED = {
     "ask something first": "tests/behaviour/cli/test_serving.py::test_the_shell_exports_watches_and_times",
     "end its name with {}": "tests/behaviour/cli/test_serving.py::test_the_shell_exports_watches_and_times",
     "give a file of another name, outside its folders": "tests/behaviour/cli/test_daily_use.py::test_no_file_of_the_pipeline_is_overwritten",
+    "if it is of others, choose a directory that is empty, or not there yet; if it was this buffer, restore it, or move it away: its tables are then copied again": "tests/behaviour/mirrors/test_odd_places.py::test_a_buffer_without_one_of_its_files_is_whole_once_that_is_put_back",
     "choose a directory that is empty, or not there yet": "tests/behaviour/mirrors/test_odd_places.py::test_a_directory_of_others_is_no_buffer_and_is_left",
     "drop them in DuckDB while nothing has the file open, or give another mirror.path": "tests/behaviour/mirrors/test_foreign_tables.py::test_a_check_names_macros_that_answer_in_the_place_of_functions",
     "rename that one in DuckDB while nothing has the file open, or give another mirror.path": "tests/behaviour/mirrors/test_foreign_tables.py::test_a_table_of_others_in_a_duckdb_file_is_not_replaced",

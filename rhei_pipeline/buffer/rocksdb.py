@@ -140,11 +140,21 @@ class RocksDirectory:
             hint="choose a directory that is empty, or not there yet",
         )
 
-    def _is_of_others(self, names: Collection[str]) -> bool:
-        """Return whether RocksDB would spoil what is here; opened with keys of ours, it does."""
-        if _FIRST not in names:
-            return any(map(_OWN_NAME.fullmatch, names))
-        return '"raw_mode":false' in (self.path / _FIRST).read_text("utf-8", "replace")
+    def _refuse_others(self, names: Collection[str]) -> None:
+        """Refuse a directory that RocksDB would spoil; opened with keys of ours, it does.
+
+        Raises:
+            BufferDamagedError: It would.
+        """
+        if _FIRST in names:
+            if '"raw_mode":false' in (self.path / _FIRST).read_text("utf-8", "replace"):
+                raise self.foreign()
+        elif any(map(_OWN_NAME.fullmatch, names)):
+            raise BufferDamagedError(
+                f"directory {str(self.path)!r} holds files of RocksDB's, but no file {_FIRST!r}",
+                hint="if it is of others, choose a directory that is empty, or not there yet; if it"
+                " was this buffer, restore it, or move it away: its tables are then copied again",
+            )
 
     def _opened(self) -> Any:  # noqa: ANN401
         if self._database is None:
@@ -160,8 +170,7 @@ class RocksDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise self.damaged("it is a file, not a directory")
         names = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
-        if self._is_of_others(names):
-            raise self.foreign()
+        self._refuse_others(names)
         if "CURRENT" not in names and any(name.startswith("MANIFEST-") for name in names):
             # RocksDB would begin again over what is there.
             raise self.damaged("its file CURRENT is missing")

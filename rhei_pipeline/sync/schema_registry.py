@@ -75,7 +75,7 @@ class Registry:
         self._due: frozenset[str] = frozenset()
         self._schema_log: list[SchemaChange] = []
         self._registered = _NOTHING
-        self._is_unwritten = self._is_of_another = False
+        self._is_unwritten = False
         if path is not None and _stands(path):
             form = _load(path)
             self._registered = MappingProxyType(dict(form.get(_REGISTERED, {})))
@@ -90,8 +90,14 @@ class Registry:
                     " what was registered at run time, with its masks; where 'rhei adopt' was cut"
                     " off, run it again",
                 )
-            else:
-                self._is_of_another = bool(form["tables"])
+            elif form["tables"]:
+                _log.warning(
+                    "registry %r is of another mirror than this one, which holds nothing: where"
+                    " that one was deleted or moved, put it back before the next sync, which copies"
+                    " every table again, and histories begin with that; where another declaration"
+                    " shares the registry, give each a registry.path of its own",
+                    str(path),
+                )
 
     def _take_over(self, form: Mapping[str, Any], path: Path) -> None:
         try:
@@ -284,13 +290,6 @@ class Registry:
                 )
             return
         self._is_unwritten = False
-        if self._is_of_another:
-            self._is_of_another = False
-            _log.warning(
-                "registry %r was of another mirror, and is of this one from now on: where another"
-                " declaration shares it, that one is refused; give each a registry.path of its own",
-                str(self._path),
-            )
 
     def _form(self, entries: Mapping[str, Any]) -> dict[str, Any]:
         form = {"format": WITHOUT_REGISTERED, "mirror": self._mirror_id, "tables": entries}

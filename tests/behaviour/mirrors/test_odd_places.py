@@ -15,7 +15,13 @@ from rocksdict import Options, Rdict
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.buffer.log import ChangeLog
-from rhei_pipeline.errors import BufferDamagedError, MirrorError, SchemaError, SettingsError
+from rhei_pipeline.errors import (
+    BufferDamagedError,
+    MirrorError,
+    RheiError,
+    SchemaError,
+    SettingsError,
+)
 from rhei_pipeline.mirrors.datafusion import object_store
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.wiring.adoption import validate_owner
@@ -444,6 +450,58 @@ def test_a_registry_of_a_mirror_that_is_no_more_is_deleted_as_its_error_says(
         world.htap.sync_now()
     (tmp_path / "registry.json").unlink()
     world.run("insert into t values (2)")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.close()
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_a_mirror_that_is_gone_is_told_at_once_and_is_whole_once_put_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, storage: str | None
+) -> None:
+    world = World(tmp_path, storage=storage, mode="temporal")
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    world.run("update t set v = 'b'")
+    world.htap.sync_now()
+    before = world.versions("t")
+    world.crash()
+    place = tmp_path / (storage or "mirror.duckdb")
+    place.rename(tmp_path / "away")
+    with pytest.raises(RheiError, match="not copied yet"):
+        world.versions("t")
+    assert "put it back before the next sync" in caplog.text
+    world.crash()
+    place.rename(tmp_path / "empty")
+    (tmp_path / "away").rename(place)
+    assert world.versions("t") == before
+    world.run("update t set v = 'c'")
+    world.htap.sync_now()
+    assert [row["v"] for row in world.versions("t")] == ["a", "b", "c"]
+    world.close()
+
+
+def test_a_buffer_without_one_of_its_files_is_whole_once_that_is_put_back(tmp_path: Path) -> None:
+    world = World(tmp_path, buffered=True)
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+    world.crash()
+    file = world.buffer / "rocksdict-config.json"
+    kept = file.read_bytes()
+    file.unlink()
+    with pytest.raises(BufferDamagedError, match=r"no file 'rocksdict-config.json'.*restore it"):
+        world.htap.sync_now()
+    assert not file.exists()
+    file.write_bytes(kept)
+    world.run("insert into t values (2)")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.crash()
+    file.unlink()
+    with pytest.raises(BufferDamagedError, match="or move it away"):
+        world.htap.sync_now()
+    world.buffer.rename(tmp_path / "away")
+    world.run("insert into t values (3)")
     world.htap.sync_now()
     world.assert_equal("t")
     world.close()
