@@ -7,6 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeVar
 
+from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.model.changes import Position
 
 
@@ -36,6 +37,20 @@ class Watermark:
     table: str
     position: Position
     recorded_at: datetime
+
+
+def refuse_lower(mark: Watermark, earlier: Watermark | None) -> None:
+    """Do nothing for a watermark that is not lower than the one recorded before it.
+
+    Raises:
+        MirrorError: It is.
+    """
+    if earlier is not None and earlier.position.order > mark.position.order:
+        raise MirrorError(
+            f"its watermark would go back from {earlier.position.order} to {mark.position.order}",
+            table=mark.table,
+            hint="another sync has committed since; run this one again",
+        )
 
 
 @dataclass(frozen=True, slots=True)

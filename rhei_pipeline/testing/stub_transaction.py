@@ -21,7 +21,7 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.key_span import WHOLE, KeySpan
-from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
+from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark, refuse_lower
 from rhei_pipeline.model.schema import (
     OPERATION,
     VALID_FROM,
@@ -123,14 +123,7 @@ class StubTransaction:
 
     def record(self, watermark: Watermark) -> None:
         """Record progress; refuses to go back."""
-        known = self._content.watermarks.get(watermark.table)
-        if known is not None and known.position.order > watermark.position.order:
-            raise MirrorError(
-                f"its watermark would go back from {known.position.order}"
-                f" to {watermark.position.order}",
-                table=watermark.table,
-                hint="another sync has committed since; run this one again",
-            )
+        refuse_lower(watermark, self._content.watermarks.get(watermark.table))
         self._content.watermarks[watermark.table] = watermark
 
     def quarantine(self, letters: Iterable[DeadLetter]) -> int:

@@ -66,7 +66,7 @@ from rhei_pipeline.model.changes import (
 )
 from rhei_pipeline.model.copy_plan import RangePart
 from rhei_pipeline.model.key_span import WHOLE, KeySpan
-from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
+from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark, refuse_lower
 from rhei_pipeline.model.schema import (
     OPERATION,
     VALID_FROM,
@@ -183,14 +183,7 @@ class FileTransaction:
 
     def record(self, watermark: Watermark) -> None:
         """Record progress; a lower position is refused."""
-        earlier = self._watermarks.get(watermark.table)
-        if earlier is not None and earlier.position.order > watermark.position.order:
-            raise MirrorError(
-                f"its watermark would go back from {earlier.position.order}"
-                f" to {watermark.position.order}",
-                table=watermark.table,
-                hint="another sync has committed since; run this one again",
-            )
+        refuse_lower(watermark, self._watermarks.get(watermark.table))
         self._watermarks[watermark.table] = watermark
         self._ledger = None
 

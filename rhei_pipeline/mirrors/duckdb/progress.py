@@ -9,11 +9,10 @@ from types import MappingProxyType
 
 import duckdb
 
-from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb.statements import Statements
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.instants import instant
-from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
+from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark, refuse_lower
 
 #: The given watermarks as rows.
 _GIVEN = (
@@ -59,14 +58,7 @@ class ProgressRecords:
     def move(self, mark: Watermark) -> None:
         """Replace the table's watermark; a lower one is refused."""
         self._read()
-        earlier = self._marks.get(mark.table)
-        if earlier is not None and earlier.position.order > mark.position.order:
-            raise MirrorError(
-                f"its watermark would go back from {earlier.position.order}"
-                f" to {mark.position.order}",
-                table=mark.table,
-                hint="another sync has committed since; run this one again",
-            )
+        refuse_lower(mark, self._marks.get(mark.table))
         self._marks[mark.table] = self._unwritten[mark.table] = mark
         self._ledger = None
 
