@@ -3,8 +3,9 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Table
@@ -16,20 +17,40 @@ _log = logging.getLogger(__name__)
 _STEP_SECONDS = 0.002
 
 
-class PollMemory(Protocol):
-    """What a source remembers of earlier polls.
+@dataclass
+class PollMemory:
+    """What a source remembers of earlier polls, by table; losing it costs reads, never rows.
 
     Attributes:
-        touched: Keys to read again, by table.
+        floors: New positions are above these.
+        touched: Keys to read again.
+        distrusted: Positions up to here are not reliable: the clock went back behind them.
+        told: Of which position it was said that it is no longer proved, and why.
     """
 
-    touched: dict[str, list[tuple[Any, ...]]]
+    floors: dict[str, int] = field(default_factory=dict)
+    touched: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    distrusted: dict[str, int] = field(default_factory=dict)
+    told: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def note(self, table: str, order: int) -> None:
         """Record that a position exists."""
+        if order > self.floors.get(table, 0):
+            self.floors[table] = order
 
     def distrust(self) -> None:
         """Mark all existing positions as unreliable."""
+        self.distrusted = dict(self.floors)
+
+    def is_distrusted(self, table: str, position: Position) -> bool:
+        """Return whether the clock went back behind a position."""
+        return position.order <= self.distrusted.get(table, -1)
+
+    def warn_unproved(self, table: str, position: Position, sign: str) -> None:
+        """Log why a position is no longer proved, once: whoever looks at the status asks, too."""
+        if self.told.get(table) != (position.order, sign):
+            self.told[table] = position.order, sign
+            _log.warning("table %r: %s; it is copied again by difference", table, sign)
 
 
 class PollingSource(ABC):

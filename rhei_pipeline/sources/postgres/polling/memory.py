@@ -1,11 +1,11 @@
 """What polling PostgreSQL caches between snapshots; losing it costs reads, never rows."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import Horizon
 from rhei_pipeline.model.schema import Table
+from rhei_pipeline.sources.polling_source import PollMemory
 from rhei_pipeline.sources.postgres.polling.table import Asked, PostgresGlance
 
 #: So many transactions a position names; more of them it only tells by a digest.
@@ -45,11 +45,10 @@ class Window:
 
 
 @dataclass
-class PostgresPollMemory:
-    """Results of earlier snapshots, by table; losing them costs reads, never rows.
+class PostgresPollMemory(PollMemory):
+    """Results of earlier snapshots, too.
 
     Attributes:
-        floors: New positions are above these.
         parsed: What a position's proof says, and by which column.
         asked: The position behind which a table was looked at last.
         questions: What was asked behind that position.
@@ -57,12 +56,8 @@ class PostgresPollMemory:
         glances: What a look behind this proof found in this state of the source.
         audited: The clock of the last rescan, and the source's state then.
         doubts: Why changes may be missed, as found in a state of the source.
-        touched: Keys to read again.
-        distrusted: Positions up to here are not reliable: the clock went back before them.
-        told: Of which position it was said that it is no longer proved, and why.
     """
 
-    floors: dict[str, int] = field(default_factory=dict)
     parsed: dict[str, tuple[str, str, Horizon | None]] = field(default_factory=dict)
     asked: dict[str, tuple[Table, Position]] = field(default_factory=dict)
     questions: dict[str, Asked] = field(default_factory=dict)
@@ -70,18 +65,10 @@ class PostgresPollMemory:
     glances: dict[str, tuple[tuple[str, str], PostgresGlance]] = field(default_factory=dict)
     audited: dict[str, tuple[int, str]] = field(default_factory=dict)
     doubts: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    touched: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-    distrusted: dict[str, int] = field(default_factory=dict)
-    told: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def note(self, table: str, order: int) -> None:
-        """Record that a position exists."""
-        if order > self.floors.get(table, 0):
-            self.floors[table] = order
 
     def distrust(self) -> None:
         """Mark all existing positions as unreliable."""
-        self.distrusted = dict(self.floors)
+        super().distrust()
         self.windows.clear()
 
     def forget_states(self) -> None:

@@ -6,7 +6,6 @@ that the snapshot does not show have no earlier one. Row versions that were read
 recognized by the xid of their transaction, which becomes visible as a whole or not at all.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 
@@ -32,8 +31,6 @@ from rhei_pipeline.sources.postgres.polling.table import (
 )
 from rhei_pipeline.sources.postgres.rows import PostgresRowReader
 from rhei_pipeline.sources.table_reads import TableReads
-
-_log = logging.getLogger(__name__)
 
 #: Fewer tables are not asked about together.
 _WORTH_ASKING = 2
@@ -175,10 +172,8 @@ class PostgresPollingSnapshot(TableReads):
         if known is None:
             return False
         sign = self._sign(table, position, known)
-        if sign and self._memory.told.get(table.name) != (position.order, sign):
-            # Whoever looks at the status asks as well, and maybe often until the next sync.
-            self._memory.told[table.name] = position.order, sign
-            _log.warning("table %r: %s; it is copied again by difference", table.name, sign)
+        if sign is not None:
+            self._memory.warn_unproved(table.name, position, sign)
         return sign is None
 
     def _sign(self, table: Table, position: Position, known: Horizon) -> str | None:
@@ -187,7 +182,7 @@ class PostgresPollingSnapshot(TableReads):
             return moved
         if known.xid > self._xid:
             return "the server is in an older state (a restored backup)"
-        if known.clock > self._now or position.order <= self._memory.distrusted.get(table.name, -1):
+        if known.clock > self._now or self._memory.is_distrusted(table.name, position):
             return "the source's clock went back"
         # Where it is compared whole anyway, a missing row only makes that due now.
         compares = poll.options.policy is DeletePolicy.RECONCILE

@@ -5,7 +5,6 @@ older than the newest one seen can no longer appear. Rows that carry the newest 
 and can change again within its tick, so they are looked at again, by a digest, until it is closed.
 """
 
-import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import DeletePolicy, Keyset, PollOptions, Stamp
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Rescan
+from rhei_pipeline.sources.polling_source import PollMemory
 from rhei_pipeline.sources.sqlite.polling.table import (
     Condition,
     Glance,
@@ -28,8 +28,6 @@ from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
 from rhei_pipeline.sources.sqlite.schema_objects import HARMLESS, SchemaState
 from rhei_pipeline.sources.sqlite.types import decode_key, encode_key
 from rhei_pipeline.sources.table_reads import TableReads
-
-_log = logging.getLogger(__name__)
 
 #: Data versions after which the one transaction that was open at a snapshot has surely ended: its
 #: own commit is one, and its restart of the write-ahead log may have shown as another before.
@@ -48,11 +46,10 @@ class Question:
 
 
 @dataclass
-class SqlitePollMemory:
-    """Results of earlier snapshots, by table; losing them costs reads, never rows.
+class SqlitePollMemory(PollMemory):
+    """Results of earlier snapshots, too.
 
     Attributes:
-        floors: New positions are above these.
         parsed: What a position's proof says, and by which column.
         questions: What asks for a glance behind a position.
         glances: What the glance behind this proof found at this data version.
@@ -64,14 +61,10 @@ class SqlitePollMemory:
         closed: No row can join or leave the ties (timestamp, digest) any more unseen.
         audited: The clock of the last rescan, and its data version.
         doubts: Why changes may be missed, as found at a data version.
-        touched: Keys to read again.
-        distrusted: Positions up to here are not to be relied on: the clock went back behind them.
-        told: Of which position it was said that it is no longer proved, and why.
         schemas: The schema at each of the latest counts of its changes.
         unseen: Tables whose rows may have changed unseen since such a count.
     """
 
-    floors: dict[str, int] = field(default_factory=dict)
     parsed: dict[str, tuple[str, str, Keyset | None]] = field(default_factory=dict)
     questions: dict[str, Question] = field(default_factory=dict)
     glances: dict[str, tuple[tuple[str, int], Glance]] = field(default_factory=dict)
@@ -83,20 +76,12 @@ class SqlitePollMemory:
     closed: dict[str, tuple[str, str]] = field(default_factory=dict)
     audited: dict[str, tuple[int, int]] = field(default_factory=dict)
     doubts: dict[str, tuple[int, str | None]] = field(default_factory=dict)
-    touched: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-    distrusted: dict[str, int] = field(default_factory=dict)
-    told: dict[str, tuple[int, str]] = field(default_factory=dict)
     schemas: dict[int, SchemaState] = field(default_factory=dict)
     unseen: dict[int, set[str]] = field(default_factory=dict)
 
-    def note(self, table: str, order: int) -> None:
-        """Record that a position exists."""
-        if order > self.floors.get(table, 0):
-            self.floors[table] = order
-
     def distrust(self) -> None:
         """Mark all existing positions as unreliable."""
-        self.distrusted = dict(self.floors)
+        super().distrust()
         self.drained.clear()
         self.idle.clear()
         self.settled.clear()
@@ -277,15 +262,12 @@ class SqlitePollingSnapshot(TableReads):
         if keyset is None:
             return False
         sign = self._sign(table, position, keyset)
-        if sign and self._memory.told.get(table.name) != (position.order, sign):
-            # Whoever looks at the status asks as well, and maybe often until the next sync.
-            self._memory.told[table.name] = position.order, sign
-            _log.warning("table %r: %s; it is copied again by difference", table.name, sign)
+        if sign is not None:
+            self._memory.warn_unproved(table.name, position, sign)
         return sign is None
 
     def _sign(self, table: Table, position: Position, keyset: Keyset) -> str | None:
-        distrusted = self._memory.distrusted.get(table.name, -1)
-        if keyset.clock > self._now or position.order <= distrusted:
+        if keyset.clock > self._now or self._memory.is_distrusted(table.name, position):
             return "the source's clock went back"
         poll = self._polls(table.name)
         # Where it is compared whole anyway, a missing row only makes that due now.
