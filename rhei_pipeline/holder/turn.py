@@ -6,14 +6,13 @@ a `flock`, so it ends with its process, however that ends.
 """
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rhei_pipeline.errors import MirrorBusyError
 from rhei_pipeline.mirrors.locking import Waiting, WriterLock
+from rhei_pipeline.model.closing import Closing
 
 
-class Turn:
+class Turn(Closing):
     """The turn at a mirror; a context manager, which lets it go.
 
     Args:
@@ -37,15 +36,8 @@ class Turn:
             else:
                 return
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let it go; safe to repeat."""
         self._lock.release()
 
 
