@@ -141,8 +141,23 @@ class Access:
         Raises:
             MirrorError: The mirror cannot be opened, and only it can answer.
         """
+        return self._answer_or_alone(lambda: self.answer(ask), alone)
+
+    def stream_without(
+        self, ask: Callable[[Held], Streamed], alone: Callable[[SourceAlone], Streamed]
+    ) -> Streamed:
+        """Return the same in batches.
+
+        Raises:
+            MirrorError: The mirror cannot be opened, and only it can answer.
+        """
+        return self._answer_or_alone(lambda: self.stream(ask), alone)
+
+    def _answer_or_alone(
+        self, answered: Callable[[], _Found], alone: Callable[[SourceAlone], _Found]
+    ) -> _Found:
         try:
-            return self.answer(ask)
+            return answered()
         except MirrorError as error:
             return self._asked_alone(error, alone)
         except RheiError as error:
@@ -204,23 +219,6 @@ class Access:
                 waiting.pause()
             lent.enter_context(self._as_closed())
             return ask(mirror), f"{mirror.synced_at:%Y-%m-%d %H:%M:%S} UTC"
-
-    def stream_without(
-        self, ask: Callable[[Held], Streamed], alone: Callable[[SourceAlone], Streamed]
-    ) -> Streamed:
-        """Return the same in batches.
-
-        Raises:
-            MirrorError: The mirror cannot be opened, and only it can answer.
-        """
-        try:
-            return self.stream(ask)
-        except MirrorError as error:
-            return self._asked_alone(error, alone)
-        except RheiError as error:
-            if error not in self._source_faults or not is_made(self._settings.mirror):
-                raise
-            raise _naming_mirror(error) from error
 
     def _asked_alone(self, error: MirrorError, alone: Callable[[SourceAlone], _Found]) -> _Found:
         if error not in self._faults:
