@@ -134,7 +134,7 @@ class MirrorReader(Closing):
         Raises:
             QueryError: Not one read-only statement, or DataFusion refuses it.
             QueryLimitError: The answer is larger than `limits` allow.
-        MirrorBusyError: The state was deleted meanwhile; `refresh` moves to the newest.
+            MirrorBusyError: The state was deleted meanwhile; `refresh` moves to the newest.
         """
         cancel = None if begun is None else Cancel.given(begun)
         with self.kept():
