@@ -1,7 +1,7 @@
 """Sections of a declaration: the source, how changes are captured, and how long they are kept."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -38,10 +38,8 @@ class SqliteSettings(Section):
     )
     read_pool: int = Field(4, ge=1, description="How many idle reading connections to keep.")
 
-    @property
-    def dialect(self) -> str:
-        """The SQL in which statements for it are written."""
-        return "sqlite"
+    #: The SQL in which statements for it are written.
+    dialect: ClassVar[str] = "sqlite"
 
 
 class LogSettings(Section):
@@ -52,10 +50,8 @@ class LogSettings(Section):
         description="The log's directory, created when missing; one process opens it."
     )
 
-    @property
-    def dialect(self) -> str:
-        """The SQL in which conditions on its tables are written: it runs no statements itself."""
-        return "sqlite"
+    #: The SQL in which conditions on its tables are written: it runs no statements itself.
+    dialect: ClassVar[str] = "sqlite"
 
 
 class PostgresSettings(Section):
@@ -84,10 +80,8 @@ class PostgresSettings(Section):
         description="How long to wait for a connection to the server.",
     )
 
-    @property
-    def dialect(self) -> str:
-        """The SQL in which statements for it are written."""
-        return "postgres"
+    #: The SQL in which statements for it are written.
+    dialect: ClassVar[str] = "postgres"
 
 
 class BufferSettings(Section):
