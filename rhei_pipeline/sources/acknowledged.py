@@ -1,7 +1,7 @@
 """The positions that a mirror has last reported to its source."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.progress import changed_positions
@@ -11,16 +11,11 @@ SAY_AGAIN_SECONDS = 24 * 3600.0
 
 
 class Acknowledged:
-    """The last reported positions, so that only changes are reported, and all once a day.
+    """The last reported positions, so that only changes are reported, and all once a day."""
 
-    Args:
-        clock: Returns seconds that never go back.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._acknowledged: dict[str, Position] = {}
-        self._told_all_at = clock()
+        self._told_all_at = time.monotonic()
 
     def news(self, needed_from: Mapping[str, Position]) -> dict[str, Position]:
         """Return those of a mirror's positions that must be reported."""
@@ -32,11 +27,11 @@ class Acknowledged:
         """Record what was reported."""
         self._acknowledged |= positions
         if self._is_due():
-            self._told_all_at = self._clock()
+            self._told_all_at = time.monotonic()
 
     def clear(self) -> None:
         """Report everything again: the source may be another one."""
         self._acknowledged.clear()
 
     def _is_due(self) -> bool:
-        return self._clock() - self._told_all_at >= SAY_AGAIN_SECONDS
+        return time.monotonic() - self._told_all_at >= SAY_AGAIN_SECONDS

@@ -28,9 +28,9 @@ def listed(identifiers: Iterable[str], prefix: str = "") -> str:
     return ", ".join(lead + quote(name) for name in identifiers)
 
 
-def matching(left: str, right: str, names: Iterable[str], operator: str = "=") -> str:
+def matching(left: str, right: str, names: Iterable[str]) -> str:
     """Write `left.a = right.a and left.b = right.b ...`."""
-    return " and ".join(f"{left}.{quote(name)} {operator} {right}.{quote(name)}" for name in names)
+    return " and ".join(f"{left}.{quote(name)} = {right}.{quote(name)}" for name in names)
 
 
 def conjunction(conditions: Iterable[str]) -> str:

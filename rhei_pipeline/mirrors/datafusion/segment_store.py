@@ -360,14 +360,14 @@ class SegmentStore:
         with self._named():
             self.files.each(names, self.checked.check_anew)
 
-    def refuse_damaged(self, table: StoredTable, *, indexes: bool = True) -> None:
+    def refuse_damaged(self, table: StoredTable) -> None:
         """Refuse a table with a file that was found damaged before; no other file is read.
 
         Raises:
             MirrorDamagedError: One is.
         """
         with self._named():
-            self.checked.refuse_damaged(self.table_files(table, indexes=indexes))
+            self.checked.refuse_damaged(self.table_files(table))
 
     def forget(self, names: Iterable[str]) -> None:
         """Remove the records of files that are deleted or set aside."""

@@ -151,9 +151,9 @@ class SqliteRowReader:
         schema = self.source.schema
         return f" from {quote(schema.name)}{where} order by {listed(schema.primary_key)}", params
 
-    def stored(self, resume: str | None, until: str | None = None) -> tuple[str, list[Any]]:
+    def stored(self, resume: str | None) -> tuple[str, list[Any]]:
         """Write the same for the order in which the rows are stored."""
-        where, params = self._chosen(resume, until)
+        where, params = self._chosen(resume, None)
         return f" from {quote(self.source.schema.name)} not indexed{where}", params
 
     def _chosen(self, resume: str | None, until: str | None) -> tuple[str, list[Any]]:
