@@ -235,6 +235,48 @@ def test_the_pool_keeps_its_limit_and_a_slot_of_who_lives() -> None:
         assert storage.get_concurrency_info("own").slot_count == 3
 
 
+@pytest.mark.parametrize("left", ["slot", "slot alone", "turn", "place in the line"])
+def test_what_a_dead_run_left_of_the_pool_is_given_back(left: str) -> None:
+    """A step may take the slot at the moment in which its place in the line is given back."""
+    with dg.instance_for_test() as instance:
+        storage = instance.event_log_storage
+        limit_to_one_writer(instance, "own")
+        runs = [
+            instance.add_run(
+                dg.DagsterRun(
+                    job_name="sync", run_id=str(uuid4()), status=dg.DagsterRunStatus.STARTED
+                )
+            )
+            for _ in range(3)
+        ]
+        first, dead, last = (run.run_id for run in runs)
+        for run_id in (first, dead):
+            storage.claim_concurrency_slot("own", run_id, "step")
+        if left != "place in the line":
+            storage.free_concurrency_slots_for_run(first)  # which is the turn of the next
+        if left == "slot":
+            assert storage.claim_concurrency_slot("own", dead, "step").is_claimed
+        elif left == "slot alone":
+            storage.free_concurrency_slots_for_run(dead)
+            taken: Any = storage
+            taken._claim_concurrency_slot("own", dead, "step")
+        instance.report_run_failed(runs[1])
+        limit_to_one_writer(instance, "own")
+        storage.free_concurrency_slots_for_run(first)
+        assert storage.claim_concurrency_slot("own", last, "step").is_claimed
+
+
+def test_a_pool_that_has_a_limit_by_default_gets_its_own() -> None:
+    """Dagster gives every pool the default of its settings when a step of it asks for a slot."""
+    default = {"concurrency": {"pools": {"default_limit": 3}}}
+    with dg.instance_for_test(overrides=default) as instance:
+        storage = instance.event_log_storage
+        storage.initialize_concurrency_limit_to_default("own")
+        assert storage.get_concurrency_info("own").slot_count == 3
+        limit_to_one_writer(instance, "own")
+        assert storage.get_concurrency_info("own").slot_count == 1
+
+
 def test_whoever_is_over_holds_no_slot_and_who_is_not_does() -> None:
     now = [0.0]
     with dg.instance_for_test() as instance:
