@@ -1,6 +1,7 @@
 """Where a trigger's log gave no number since, it is not read: and nothing is missed for that."""
 
 import random
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -141,6 +142,45 @@ def test_a_log_whose_sessions_take_numbers_in_store_is_read(world: PostgresWorld
     world.run("insert into b values (3, 0)")
     world.htap.sync_now()
     world.assert_equal(*_TABLES)
+
+
+@pytest.fixture
+def reader(dsn: str) -> Iterator[str]:
+    """Return a user of ours that may do no more than it is granted."""
+    name = f"rhei_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute(f"create role {name} login".encode())
+        admin.execute(f"create schema _rhei authorization {name}".encode())
+        yield name
+        admin.execute(f"drop owned by {name} cascade".encode())
+        admin.execute(f"drop role {name}".encode())
+
+
+def test_a_log_whose_numbers_may_be_asked_no_more_is_read(
+    make_postgres: Callable[..., PostgresWorld],
+    monkeypatch: pytest.MonkeyPatch,
+    dsn: str,
+    reader: str,
+) -> None:
+    """Newer servers fail not for that: they know no last number, however often they are asked."""
+    monkeypatch.setattr(trigger_snapshot, "_LOOKS_AT_ONCE", 1)
+    world = make_postgres(
+        capture={"method": "trigger"},
+        tables=[{"name": name} for name in _TABLES],
+        source={"dsn": psycopg.conninfo.make_conninfo(dsn, user=reader)},
+    )
+    for name in _TABLES:
+        world.run(f"create table {name}(id int primary key, v int)")
+        world.run(f"alter table {name} owner to {reader}", f"insert into {name} values (1, 0)")
+    settle(world)
+    assert quiet(world) == {"b", "c"}
+    ((oid,),) = world.app.execute("select 'b'::regclass::oid::int")
+    world.run(f"revoke all on sequence _rhei.log_{oid}_seq_seq from {reader}")
+    settle(world)
+    world.run("insert into b values (2, 0)")
+    world.htap.sync_now()
+    world.assert_equal(*_TABLES)
+    world.crash()
 
 
 @pytest.fixture
