@@ -50,8 +50,7 @@ def world(
         made.htap.sync_now()
         made.crash()
         [slot] = made.app.execute(SLOT.encode()).fetchone() or [""]
-        with psycopg.connect(f"{dsn}&replication=database", autocommit=True) as connection:
-            connection.execute(f'ALTER_REPLICATION_SLOT "{slot}" (FAILOVER true)'.encode())
+        keep_on_standbys(dsn, str(slot), is_kept=True)
         made.run("update t set v = 'b' where id = 1")
         waits_for(made, '"nearby" ')
         try:
@@ -62,6 +61,11 @@ def world(
                 "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
                 " where slot_name = 'nearby'"
             )
+
+
+def keep_on_standbys(dsn: str, slot: str, *, is_kept: bool) -> None:
+    with psycopg.connect(f"{dsn}&replication=database", autocommit=True) as connection:
+        connection.execute(f'ALTER_REPLICATION_SLOT "{slot}" (FAILOVER {is_kept})'.encode())
 
 
 def waits_for(world: PostgresWorld, names: str) -> None:
@@ -121,6 +125,32 @@ def test_a_standby_that_is_gone_once_the_log_was_read_is_named_too(
         assert [row["v"] for row in world.versions("t")] == ["a", "b"]
         waits_for(world, "")
         assert world.htap.sync_now().events == 0
+
+
+@pytest.mark.parametrize("world", ["log"], indirect=True)
+def test_a_slot_that_waits_for_nobody_is_read_whatever_standbys_are_named(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are named hold up the slots that are kept on standbys, and no other."""
+    monkeypatch.setattr(standbys, "STANDBY_SECONDS", 0.2)
+    [slot] = world.app.execute(SLOT.encode()).fetchone() or [""]
+    with rescued(world):
+        for is_kept, names in ((True, " "), (False, "gone")):
+            keep_on_standbys(world.dsn, str(slot), is_kept=is_kept)
+            waits_for(world, names)
+            world.run("update t set v = v || 'b' where id = 1")
+            assert "failover" not in str(validate(world.settings))
+            assert world.htap.sync_now().events
+            world.assert_equal("t")
+            world.crash()
+            assert unseen_events(world.settings) == 0
+
+
+@pytest.mark.parametrize("world", ["log"], indirect=True)
+def test_a_logical_slot_is_no_standby(world: PostgresWorld) -> None:
+    """The server waits for its name without an end, however far it is."""
+    world.run("select pg_create_logical_replication_slot('nearby', 'pgoutput')")
+    assert "'nearby' (there is no physical slot of that name)" in str(validate(world.settings))
 
 
 @contextmanager
