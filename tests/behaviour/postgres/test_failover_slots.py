@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from threading import Event, Thread, Timer
 from typing import Any
 
@@ -18,6 +18,7 @@ from rhei_pipeline.wiring.engine import unseen_events
 from rhei_pipeline.wiring.source import validate
 from rhei_pipeline.wiring.standing import source_standing
 from tests.support.fix_postgres import AnyServer, PostgresWorld, database, started
+from tests.support.parts import connection_of, engine_of
 
 CAPTURES: dict[str, dict[str, Any]] = {"log": {}, "stream": {"streaming": True}, "buffer": {}}
 SLOT = "select slot_name::text from pg_replication_slots where database = current_database()"
@@ -59,7 +60,7 @@ def world(
             waits_for(made, "")
             made.run(
                 "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
-                " where slot_name = 'nearby'"
+                " where slot_name in ('nearby', 'further')"
             )
 
 
@@ -151,6 +152,43 @@ def test_a_logical_slot_is_no_standby(world: PostgresWorld) -> None:
     """The server waits for its name without an end, however far it is."""
     world.run("select pg_create_logical_replication_slot('nearby', 'pgoutput')")
     assert "'nearby' (there is no physical slot of that name)" in str(validate(world.settings))
+
+
+@pytest.mark.parametrize("world", ["log"], indirect=True)
+def test_a_slot_is_readable_up_to_where_the_last_of_its_standbys_is(world: PostgresWorld) -> None:
+    """A sensor reads so far, and no further: it would wait there."""
+    [slot] = world.app.execute(SLOT.encode()).fetchone() or [""]
+    connection = connection_of(engine_of(world.htap).source)
+    reached = dict[str, str]()
+    for name in ("nearby", "further"):
+        world.run(
+            "insert into t select max(id) + 1 from t",
+            f"select pg_create_physical_replication_slot('{name}', true)",
+        )
+        moved = FOLLOWS.replace("nearby", name).replace("pg_repl", "(pg_repl") + ").end_lsn::text"
+        reached |= {name: str(*(world.app.execute(moved.encode()).fetchone() or ()))}
+    world.run("insert into t select max(id) + 1 from t")
+    waits_for(world, "further, nearby")
+    with ExitStack() as stack:
+        for name, place in reached.items():
+            assert standbys.readable_to(connection, str(slot)) is None
+            stack.enter_context(standby(world, name, place))
+        assert standbys.readable_to(connection, str(slot)) == reached["nearby"]
+
+
+@contextmanager
+def standby(world: PostgresWorld, slot: str, place: str) -> Iterator[None]:
+    """Be a standby that stays where it is."""
+    active = f"select active from pg_replication_slots where slot_name = '{slot}'"
+
+    def is_active() -> bool:
+        return world.app.execute(active.encode()).fetchone() == (True,)
+
+    with closing(psycopg.connect(f"{world.dsn}&replication=true", autocommit=True)) as session:
+        session.pgconn.send_query(f"START_REPLICATION SLOT {slot} PHYSICAL {place}".encode())
+        assert wait_until(is_active, 30)
+        yield
+    assert wait_until(lambda: not is_active(), 30)
 
 
 @contextmanager
