@@ -102,6 +102,27 @@ def test_a_buffer_of_another_pipeline_of_the_source_is_refused(shop: World) -> N
             work(declared(shop, "copy"))
 
 
+def test_a_buffer_keeps_its_name_though_the_declaration_loses_it(shop: World) -> None:
+    assert bridge(Settings(**{**declared(shop, "shop").model_dump(), "name": None})) == 1
+    with pytest.raises(CaptureError, match=r"another pipeline, 'shop', not to 'copy'"):
+        bridge(declared(shop, "copy"))
+
+
+def test_a_buffer_keeps_its_mirror_though_the_registry_is_lost(make_world: MakeWorld) -> None:
+    """Which mirror it is for is not known then; another one is none the less not the one."""
+    world = filled(make_world(mode="temporal"))
+    places = (declared(world, name).model_dump() for name in ("first", "second"))
+    first, second = (Settings(**{**place, "name": None}) for place in places)
+    assert sync(first) == [1]
+    own = second.capture.model_dump()
+    own["buffer"]["path"] = world.directory / "own"
+    assert sync(Settings(**{**second.model_dump(), "capture": own})) == [1]
+    first.registry.path.unlink()
+    bridge(first)
+    with pytest.raises(CaptureError, match="was filled for another mirror since"):
+        bridge(second)
+
+
 @pytest.mark.long
 def test_two_mirrors_without_a_name_do_not_share_a_buffer_unseen(make_world: MakeWorld) -> None:
     """The second is new, as one is that was begun again: the first one says who came."""

@@ -250,6 +250,20 @@ def test_the_mirror_of_another_pipeline_is_not_answered_of(make_world: MakeWorld
             htap.as_of("t", datetime.now(UTC))
 
 
+def test_the_mirror_of_a_pipeline_of_another_name_is_not_answered_of(make_world: MakeWorld) -> None:
+    """It may have other masks and filters, though it was made from the same file."""
+    world = make_world()
+    world.run("create table t (id int primary key, v text)", "insert into t values (1, 'a')")
+    shop, other = (world.settings.model_copy(update={"name": name}) for name in ("shop", "other"))
+    with HTAP(shop) as htap:
+        htap.sync_now()
+    shop.sqlite_path.rename(world.directory / "away.db")
+    with HTAP(shop, hold=False) as htap:
+        assert htap.query("select id from t", hint="olap").num_rows == 1
+    with HTAP(other, hold=False) as htap, pytest.raises(SourceError, match="does not exist"):
+        htap.query("select id from t", hint="olap")
+
+
 @pytest.mark.long
 def test_the_mirror_of_another_server_is_not_answered_of(make_postgres: MakePostgres) -> None:
     """Only the registry tells, as the server cannot be asked."""
