@@ -17,6 +17,7 @@ from rhei_pipeline.errors import QueryError, SchemaDriftError, SchemaError
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.query.service import QueryService
 from rhei_pipeline.server.flight.server import FlightSqlServer
+from rhei_pipeline.wiring.engine import bridge
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.masking import KEY, hashed, holding, masked, partial
@@ -151,6 +152,27 @@ def test_no_file_of_a_mirror_of_sqlite_has_a_masked_value(
     parts = {file[:3] for file in holding(world.directory, SEEN)}
     assert parts >= ({"cdc"} if world.buffered else set()), "nothing would be found here"
     assert parts - {"cdc"}, "nor here"
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_buffer_that_is_filled_without_the_mirror_has_no_masked_value(
+    make_world: MakeWorld, mode: str
+) -> None:
+    """Nor a value of a row that the mirror is not to have."""
+    table = {"name": "t", "mask": {"email": "hash"}, "where": "n < 10"}
+    world = make_world(tables=[table], mode=mode, buffered=True)
+    world.run("create table t(id integer primary key, email text, n integer, seen text)")
+    world.htap.sync_now()
+    world.crash()
+    world.run(
+        f"insert into t values (1, '{SECRET}1', 1, '{SEEN}1')",
+        f"insert into t values (2, 'none', 11, '{SECRET}2')",
+    )
+    assert bridge(world.settings) > 0
+    assert holding(world.directory, SECRET) == []
+    assert {file[:3] for file in holding(world.directory, SEEN)} == {"cdc"}
+    world.htap.sync_now()
+    assert [row["email"] for row in world.present("t")] == [hashed(f"{SECRET}1")]
 
 
 def test_the_key_of_a_polled_table_is_not_masked(make_world: MakeWorld) -> None:
