@@ -53,6 +53,13 @@ def test_nor_is_a_link_to_a_folder(short: Path) -> None:
     assert new_socket(short / "lock", in_session(short / "session")).parent.name == "rhei"
 
 
+def test_nor_is_what_is_no_folder(short: Path) -> None:
+    """Elsewhere a link may have permissions of its own, as a file has."""
+    (short / ".rhei").write_text("in the way")
+    (short / ".rhei").chmod(0o600)
+    assert not is_private(short / ".rhei")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder somebody else's")
 def test_nor_is_a_folder_of_somebody_else(short: Path) -> None:
     (short / ".rhei").mkdir(mode=0o700)
