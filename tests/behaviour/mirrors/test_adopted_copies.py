@@ -1,6 +1,7 @@
 """A mirror is copied and the copy adopted: both live on, and neither costs the other a change."""
 
 import re
+import shutil
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
@@ -204,6 +205,11 @@ class _Died(BaseException):
     """The process ends here."""
 
 
+def die(*_args: object, **_named: object) -> None:
+    """End a process here."""
+    raise _Died
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("storage", [None, "parquet"])
 @pytest.mark.parametrize(
@@ -213,9 +219,6 @@ class _Died(BaseException):
 def test_an_adoption_that_is_cut_off_harms_nobody_and_is_finished_by_the_next(
     original: Pipeline, copied: Pipeline, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_args: object, **_named: object) -> None:
-        raise _Died
-
     original.change(2, 3)
     original.values += [2, 3]
     with monkeypatch.context() as patched, suppress(_Died):
@@ -302,8 +305,9 @@ def test_copies_that_follow_one_sqlite_file_are_two_readers(
         assert readers.fetchone() == (2,)
 
 
+@pytest.mark.parametrize("how", ["whole", "cut off", "without its buffer"])
 def test_a_sync_of_an_adopted_copy_is_asked_for_though_its_original_has_every_change(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """What its buffer noted names the reader that it was: that one is the original now."""
     first, second = tmp_path / "original", tmp_path / "copy"
@@ -317,7 +321,13 @@ def test_a_sync_of_an_adopted_copy_is_asked_for_though_its_original_has_every_ch
         original.sync()
         copy(first, second)
         copied = Pipeline(declared(second, source, capture), application.execute)
-        adopt(copied.settings, as_copy=True)
+        if how == "without its buffer":
+            shutil.rmtree(second / "cdc")
+        if how == "cut off":
+            with monkeypatch.context() as patched, pytest.raises(_Died):
+                patched.setattr(adoption, "file_of", die)
+                adopt(copied.settings, as_copy=True)
+        adopt(copied.settings, as_copy=how != "cut off")
         original.change(2)
         assert original.sync() == [1, 2]
         assert unseen_events(original.settings) == 0
