@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,10 +10,11 @@ import pytest
 
 from rhei_pipeline.buffer.confirmation import unapplied_events
 from rhei_pipeline.buffer.log import ChangeLog
+from rhei_pipeline.buffer.snapshot import BufferedSnapshot, FollowedTable
 from rhei_pipeline.buffer.source import BufferedSource, BufferOptions
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Mode, Table
-from rhei_pipeline.protocols import Step
+from rhei_pipeline.protocols import Rescan, Step
 from rhei_pipeline.testing import Crash, StubMirror
 from rhei_pipeline.testing.stub_source import StubSnapshot
 from tests.unit.stub_world import StubWorld, schema
@@ -320,4 +322,66 @@ def test_versions_of_a_shape_that_the_mirror_never_had_are_in_the_history(
     assert world.equal()
     assert [value for _, value, _ in world.versions()] == ["v1", *"abcde"]
     assert world.pipeline.sync().events == 0
+    world.restart()
+
+
+def state(
+    world: BufferedWorld, followed: FollowedTable, *, passes_on: bool = False, now: Table
+) -> BufferedSnapshot:
+    """Return a state in which the source describes the table as it is `now`."""
+    assert world._log is not None
+    with world.source.snapshot() as inner:
+        return BufferedSnapshot(
+            inner,
+            world._log,
+            {followed.table.name: followed},
+            passes_on=passes_on,
+            unreadable={},
+            describe=lambda _name: now.schema,
+        )
+
+
+@pytest.mark.parametrize("why", ["", "pending in the source", "another shape there", "and here"])
+def test_a_whole_comparison_waits_until_the_mirror_can_have_all_that_the_source_has(
+    make_buffered: Callable[..., BufferedWorld], why: str
+) -> None:
+    """Rows that are ahead of the changes would be in the history before these."""
+    world = make_buffered(mode=Mode.TEMPORAL)
+    world.fill(1)
+    world.pipeline.sync()
+    table, other = (
+        Table(of, Mode.TEMPORAL)
+        for of in (world.source.describe("t"), schema("t", w=pa.int64(), v=pa.string()))
+    )
+    assert world._log is not None
+    at = world._log.head("t")
+    assert at.order > 0
+    with world.source.snapshot() as before:
+        followed = FollowedTable(table, before.head(table), 0, rescan=True)
+    if why == "pending in the source":
+        world.fill(2)
+    if why == "and here":  # where the log goes on in another shape, at the mirror's position
+        followed = replace(followed, table=other, begins=at.order, inner=None)
+    now = other if why == "another shape there" else table
+    found = state(world, followed, now=now)
+    assert found.rescan(table, at) is (Rescan.NONE if why else Rescan.ALL)
+    assert found.rescanned == (set() if why else {"t"})
+    world.restart()
+
+
+def test_a_state_of_rows_proves_no_position_behind_which_another_shape_is(
+    make_buffered: Callable[..., BufferedWorld],
+) -> None:
+    """What is read of it is read in the table's own shape."""
+    world = make_buffered(mode=Mode.TEMPORAL)
+    world.fill(1)
+    world.pipeline.sync()
+    assert world._log is not None
+    table, at = Table(world.source.describe("t"), Mode.TEMPORAL), world._log.head("t")
+    other = Table(schema("t", w=pa.int64()), Mode.TEMPORAL)
+    followed = FollowedTable(other, None, 0, begins=at.order)
+    for passes_on in (False, True):
+        found = state(world, followed, passes_on=passes_on, now=table)
+        assert found.proves(table, at) is not passes_on
+        assert (found.next_shape(table, at) is not None) is not passes_on
     world.restart()
