@@ -17,6 +17,7 @@ from rhei_pipeline.mirrors.datafusion import retention
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit
+from rhei_pipeline.query import time_travel
 from rhei_pipeline.sync import removals
 from rhei_pipeline.testing.faults import Crash
 from rhei_pipeline.testing.stub_mirror import StubMirror
@@ -79,6 +80,32 @@ class Ahead(datetime):
     def now(cls, tz: tzinfo | None = None) -> Self:
         """Return its time."""
         return super().now(tz) + timedelta(days=5000)
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
+def test_an_instant_whose_versions_go_while_it_is_asked_for_is_refused(
+    tmp_path: Path, storage: str | None
+) -> None:
+    kind = {"kind": "datafusion", "storage": storage} if storage else {"kind": "duckdb"}
+    settings = Settings(
+        source={"kind": "log", "path": tmp_path / "log"},
+        mirror={**kind, "path": tmp_path / "mirror"},
+        registry={"path": tmp_path / "registry.json"},
+        history={"keep_days": 400},
+        tables=[{"name": "kept", "mode": "temporal", **SHAPE}],
+    )
+    with rhei.open(settings) as htap:
+        htap.append("kept", aged())
+        htap.sync_now()
+        engine = engine_of(htap)
+        table, instant = engine.pipeline.mirrored("kept"), days_ago(421)
+        assert time_travel.as_of(table, instant, engine.mirror).num_rows == 3
+
+        def remove(_cancel: Callable[[], None]) -> None:
+            assert htap.maintain().expired
+
+        with pytest.raises(QueryError, match="its history is kept since"):
+            time_travel.as_of(table, instant, engine.mirror, remove)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
