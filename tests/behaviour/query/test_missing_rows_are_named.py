@@ -84,6 +84,23 @@ def test_a_statement_that_only_its_engine_can_read_names_all_that_is_lacking(
     assert (found.num_rows, told(found)) == (1, {"t": 1})
 
 
+def test_a_table_is_asked_of_its_source_until_it_is_copied_and_only_then_is_called_so(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key)", "insert into t values (1), (2)")
+    count, wrong = "select count(*) as n from t", "select nothing from t"
+    assert world.htap.explain_route(count).engine == "oltp"
+    assert world.htap.query(count)["n"].to_pylist() == [2]
+    with pytest.raises(QueryError, match="table 't' is not copied yet"):
+        world.htap.query(count, hint="olap")
+    world.htap.sync_now()
+    assert world.htap.explain_route(count).engine == "olap"
+    with pytest.raises(QueryError) as refused:
+        world.htap.query(wrong, hint="olap")
+    assert "copied" not in refused.value.message
+
+
 def test_such_a_statement_is_not_refused_for_a_table_that_it_may_not_read(
     make_world: MakeWorld,
 ) -> None:
