@@ -22,7 +22,17 @@ import pytest
 from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 
 #: How a request is answered in the server's place.
-_REFUSED = {"403": 403, "404": 404, "409": 409, "500": 500, "503": 503, "slow": 503}
+_REFUSED = {
+    **{str(status): status for status in (301, 400, 401, 403, 404, 409, 412, 429, 500, 503)},
+    "slow": 503,
+    "expired": 400,
+    "skewed": 403,
+}
+#: What stores say beside the status, in part what is nobody else's business.
+_WORDS = {
+    "expired": b"<Error><Code>ExpiredToken</Code><Token-0>hush</Token-0></Error>",
+    "skewed": b"<Error><Code>RequestTimeTooSkewed</Code></Error>",
+}
 
 
 @dataclass
@@ -31,8 +41,9 @@ class Store:
 
     Attributes:
         failing: What happens to the next requests of a method, each once: a status is
-            answered in the server's place; `cut` gets no answer; `lost` and `unsaid` reach the
-            server, and then get an error, or no answer; `slow` is not answered before `released`
+            answered in the server's place, as are `expired` and `skewed`, with S3's words;
+            `cut` gets no answer; `lost` and `unsaid` reach the server, and then get an error, or
+            no answer; `slow` is not answered before `released`
             is set.
         fault: Says what happens to a request, given its method and path; takes the place of
             `failing`.
@@ -157,7 +168,7 @@ def _handler(  # noqa: C901
             if fault == "slow":
                 store.released.wait()
             if fault in _REFUSED:
-                self._answer(_REFUSED[fault], {}, b"")
+                self._answer(_REFUSED[fault], {}, _WORDS.get(fault, b""))
                 return
             if fault == "cut":
                 self.close_connection = True

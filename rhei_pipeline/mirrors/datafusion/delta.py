@@ -25,7 +25,7 @@ from rhei_pipeline.mirrors.datafusion.delta_target import (
     Note,
 )
 from rhei_pipeline.mirrors.datafusion.delta_vectors import DeltaVector, holds, vector_file
-from rhei_pipeline.mirrors.datafusion.files import Files, refuse_silent_store
+from rhei_pipeline.mirrors.datafusion.files import Files, refuse_failed_store
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
 from rhei_pipeline.mirrors.datafusion.repair import looks_at
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
@@ -392,7 +392,7 @@ def _translated(table: StoredTable, folder: str) -> Iterator[None]:
         raise
     except Exception as error:  # delta-rs raises types of many kinds
         what = f"its Delta table {folder!r} cannot be published"
-        refuse_silent_store(error, what, table=table.relation)
+        refuse_failed_store(error, what, table=table.relation)
         raise MirrorError(
             f"{what} ({type(error).__name__})",
             table=table.relation,

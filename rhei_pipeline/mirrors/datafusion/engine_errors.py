@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rhei_pipeline.errors import MirrorMemoryError, QueryError, RheiError, without_values
-from rhei_pipeline.mirrors.datafusion.files import refuse_silent_store
+from rhei_pipeline.mirrors.datafusion.files import refuse_failed_store
 
 #: How DataFusion shows what a function in Python raised, before the places in its code.
 _RAISED = re.compile(r"PyErr \{ type: .*?, value: \w+(?:\.\w+)*\(['\"](.*?)['\"]\)")
@@ -36,6 +36,7 @@ def translated(call: Callable[[], _Result]) -> _Result:
         QueryError: It refuses a statement, or was cancelled.
         MirrorMemoryError: It has no memory left.
         MirrorUnreachableError: A store does not answer.
+        MirrorError: A store refuses what the engine asks for.
     """
     try:
         return call()
@@ -46,7 +47,7 @@ def translated(call: Callable[[], _Result]) -> _Result:
     except BaseException as error:  # DataFusion's errors have no type of their own
         if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
             raise
-        refuse_silent_store(error, "the mirror cannot be read")
+        refuse_failed_store(error, "the mirror cannot be read")
         if "Resources exhausted" in str(error):
             raise MirrorMemoryError(
                 "DataFusion has reached its memory limit",

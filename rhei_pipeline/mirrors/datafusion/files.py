@@ -10,10 +10,11 @@ from typing import ClassVar, Protocol
 import pyarrow as pa
 from datafusion import SessionContext
 
-from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError, MirrorUnreachableError
+from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError
+from rhei_pipeline.mirrors.datafusion.store_answers import refusal_of, silence_of
 
-#: How DataFusion and delta-rs say that an object store failed, and no request of theirs was wrong.
-_SILENT_STORE = re.compile(r"Generic (S3|GCS) error")
+#: How DataFusion and delta-rs say that an object store failed.
+_FAILED_STORE = re.compile(r"Generic (S3|GCS) error|Server returned non-2xx status code: \d{3}")
 _SET_ASIDE = "set-aside"
 
 
@@ -308,15 +309,14 @@ def replaced_meanwhile(root: str | None) -> MirrorBusyError:
     )
 
 
-def refuse_silent_store(error: BaseException, message: str, *, table: str | None = None) -> None:
-    """Raise an engine's error as what it is where its cause is a store that does not answer.
+def refuse_failed_store(error: BaseException, message: str, *, table: str | None = None) -> None:
+    """Raise an engine's error as what it is where its cause is a store.
 
     Raises:
         MirrorUnreachableError: That is the cause.
+        MirrorError: It refuses what was asked.
     """
-    if _SILENT_STORE.search(str(error)):
-        raise MirrorUnreachableError(
-            f"{message}: the store did not answer",
-            table=table,
-            hint="try again; committed data is not affected",
-        ) from error
+    if _FAILED_STORE.search(str(error)):
+        told = refusal_of(error, message, "it") or silence_of(error, message)
+        told.table = table
+        raise told from None  # it may quote what is signed

@@ -20,12 +20,7 @@ import obstore
 import pyarrow as pa
 from datafusion import SessionContext
 from datafusion.object_store import AmazonS3, GoogleCloud
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import GCSStore, S3Store
 
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError, MirrorUnreachableError
@@ -39,6 +34,7 @@ from rhei_pipeline.mirrors.datafusion.files import (
     missing,
 )
 from rhei_pipeline.mirrors.datafusion.local_files import OpenedFile
+from rhei_pipeline.mirrors.datafusion.store_answers import refusal_of, silence_of
 from rhei_pipeline.mirrors.datafusion.store_cache import StoreCache
 
 if TYPE_CHECKING:
@@ -53,9 +49,6 @@ _PART_BYTES = 64 * 2**20
 _NEWEST = "newest"
 #: Files that are put at the same time.
 _AT_ONCE = 32
-
-#: What a store said of a request that failed.
-_STATUS = re.compile(r"status code: (\d{3})")
 
 #: What an engine takes for the end of a path: it would find no rows in files that are not there.
 _NO_NAME = re.compile("[?#]")
@@ -246,7 +239,10 @@ class ObjectFiles:
             # A first try may have arrived though its answer did not.
             found = self._found(name)
             if found is None:  # S3 refuses so while another request for the name is under way
-                raise self._silent("a conflict")
+                raise MirrorUnreachableError(
+                    f"{self._said}: the store did not answer (a conflict)",
+                    hint="try again; committed data is not affected",
+                )
             if found != content:
                 raise committed_meanwhile(self.root)
 
@@ -362,30 +358,18 @@ class ObjectFiles:
             return request()
         except FileNotFoundError:
             raise
-        except (PermissionError, PermissionDeniedError, UnauthenticatedError):
-            raise self._refused(name) from None
         except (BaseError, OSError) as error:
             # A listing that fails has no type of its own.
-            status = _STATUS.search(str(error))
-            if status is not None and status[1] in {"401", "403"}:
-                raise self._refused(name) from None
-            if status is not None and status[1] == "404":
+            refused = refusal_of(error, self._said, repr(name.split("/", maxsplit=1)[0]))
+            if refused is not None:
+                raise refused from None
+            if "status code: 404" in str(error):
                 raise self._gone() from None
-            raise self._silent(status[0] if status else type(error).__name__) from None
+            raise silence_of(error, self._said) from None
 
-    # None of these quotes a store's text: it may quote the request, and with it what is signed.
-
-    def _refused(self, name: str) -> MirrorError:
-        return MirrorError(
-            f"mirror {self.root!r}: the store refused {name.split('/', maxsplit=1)[0]!r}",
-            hint="use credentials that may read, write, list and delete there",
-        )
-
-    def _silent(self, why: str) -> MirrorUnreachableError:
-        return MirrorUnreachableError(
-            f"mirror {self.root!r}: the store did not answer ({why})",
-            hint="try again; committed data is not affected",
-        )
+    @property
+    def _said(self) -> str:
+        return f"mirror {self.root!r}"
 
 
 def _is_own(name: str) -> bool:

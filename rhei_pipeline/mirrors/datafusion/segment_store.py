@@ -24,7 +24,7 @@ from rhei_pipeline.mirrors.datafusion.files import (
     REPAIR_ANY,
     Files,
     Mark,
-    refuse_silent_store,
+    refuse_failed_store,
     replaced_meanwhile,
 )
 from rhei_pipeline.mirrors.datafusion.formats import ROW, Format, Parquet
@@ -220,7 +220,7 @@ class SegmentStore:
                 schema = segment.schema.append(_ROW)
                 context.register_parquet(name, path, file_extension=self.form.suffix, schema=schema)
             except Exception as error:  # DataFusion's errors have no type of their own
-                refuse_silent_store(error, f"mirror {self.files.root!r} cannot be read")
+                refuse_failed_store(error, f"mirror {self.files.root!r} cannot be read")
                 raise
         else:
             columns = [*segment.schema.names, ROW]
