@@ -250,7 +250,7 @@ def test_a_store_that_fails_at_any_request_is_named_and_loses_and_doubles_nothin
 
 def kill_at_requests(mirrored: Mirrored, work: Work, times: int) -> None:
     """Have a process of its own do the work, and kill it at drawn requests."""
-    for number in mirrored.drawn.sample(range(1, 60 if work is not sync else 10), times):
+    for number in mirrored.drawn.choices(range(1, 60 if work is not sync else 10), k=times):
         prepare(mirrored, work)
         mirrored.close()
         mirrored.root += work is copy
