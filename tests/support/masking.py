@@ -39,10 +39,10 @@ def masked(
     return sorted((tuple(row.values()) for row in made), key=repr)
 
 
-def holding(directory: Path, wanted: str, but: str = "app.db*") -> list[str]:
+def holding(directory: Path, wanted: str) -> list[str]:
     """Return the files that hold a text, also in hexadecimal; another process looks at them."""
     forms = [part for form in (wanted, wanted.encode().hex()) for part in ("-e", form)]
-    command = ["grep", "-rlaF", f"--exclude={but}", *forms, "."]
+    command = ["grep", "-rlaF", "--exclude=app.db*", *forms, "."]
     found = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     assert found.returncode in {0, 1}, found.stderr
     return sorted(line.removeprefix("./") for line in found.stdout.splitlines())

@@ -53,7 +53,7 @@ from tests.support.refusals import filled_in, refused, rhei
 MakeWorld = Callable[..., World]
 
 
-def rows_of(world: World, *, mode: str = "destructive") -> World:
+def rows_of(world: World) -> World:
     """Give a world two tables, mirrored."""
     world.run(
         "create table t(id integer primary key, v text)",

@@ -62,8 +62,8 @@ def synced(world: World) -> World:
     return world
 
 
-def source_log(world: World, table: str = "t") -> int:
-    return int(world.app.execute(f"select count(*) from _rhei_log_{table}").fetchone()[0])
+def source_log(world: World) -> int:
+    return int(world.app.execute("select count(*) from _rhei_log_t").fetchone()[0])
 
 
 def values_of_row_one(world: World) -> list[int]:
