@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from rhei_pipeline.dagster.daily import daily_schedule
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.own_runs import REPOSITORY
 
@@ -19,7 +20,7 @@ _FINISHED = [
     dg.DagsterRunStatus.CANCELED,
 ]
 #: The jobs whose runs repeat for ever.
-_REPEATED = ("sync", "bridge", "verification", "housekeeping")
+_REPEATED = ("sync", "bridge", "verification", "maintenance", "housekeeping")
 _AT_ONCE = 100
 
 
@@ -61,15 +62,15 @@ def housekeeping_schedules(declaration: Declaration) -> list[dg.ScheduleDefiniti
     """Make the schedule that deletes old runs once a day."""
     if not declaration.tables:
         return []
-    names, schedule = declaration.names, declaration.settings.schedule
+    schedule = declaration.settings.schedule
     return [
-        dg.ScheduleDefinition(
-            name=names.named("daily_housekeeping"),
-            job_name=names.named("housekeeping"),
-            cron_schedule=f"30 {schedule.maintenance_hour} * * *",
-            execution_timezone="UTC",
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-            description=f"Deletes sync runs older than {schedule.keep_runs_days} days.",
+        daily_schedule(
+            declaration,
+            "daily_housekeeping",
+            "housekeeping",
+            schedule.maintenance_hour,
+            f"Deletes sync runs older than {schedule.keep_runs_days} days.",
+            minute=30,
         )
     ]
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import dagster as dg
 
 from rhei_pipeline.dagster.checks import EQUALS_SOURCE
+from rhei_pipeline.dagster.daily import daily_schedule
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.schema import Table
@@ -64,15 +65,13 @@ def verification_schedules(declaration: Declaration) -> list[dg.ScheduleDefiniti
     hour = declaration.settings.schedule.verify_hour
     if hour is None or not declaration.tables:
         return []
-    names = declaration.names
     return [
-        dg.ScheduleDefinition(
-            name=names.named("daily_verification"),
-            job_name=names.named("verification"),
-            cron_schedule=f"0 {hour} * * *",
-            execution_timezone="UTC",
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-            description="Compares every row of source and mirror once a day, in UTC.",
+        daily_schedule(
+            declaration,
+            "daily_verification",
+            "verification",
+            hour,
+            "Compares every row of source and mirror once a day.",
         )
     ]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
+from rhei_pipeline.dagster.daily import daily_schedule
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
@@ -58,15 +59,13 @@ def maintenance_schedules(declaration: Declaration) -> list[dg.ScheduleDefinitio
     """Make the schedule that does so once a night."""
     if not _needs_maintenance(declaration.settings):
         return []
-    names = declaration.names
     return [
-        dg.ScheduleDefinition(
-            name=names.named("nightly_maintenance"),
-            job_name=names.named("maintenance"),
-            cron_schedule=f"0 {declaration.settings.schedule.maintenance_hour} * * *",
-            execution_timezone=declaration.settings.schedule.time_zone,
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-            description="Removes old versions as declared, and merges files, at night.",
+        daily_schedule(
+            declaration,
+            "nightly_maintenance",
+            "maintenance",
+            declaration.settings.schedule.maintenance_hour,
+            "Removes old versions as declared, and merges files, at night.",
         )
     ]
 

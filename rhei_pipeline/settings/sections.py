@@ -294,14 +294,15 @@ class ScheduleSettings(Section):
         3,
         ge=0,
         le=23,
-        description="The hour, in the time zone, at which a mirror's small files are merged.",
+        description="The hour, in the time zone, at which a mirror's small files are merged; half"
+        " an hour later, old runs are deleted.",
     )
     verify_hour: int | None = Field(
         4,
         ge=0,
         le=23,
-        description="The hour, in UTC, at which every row of source and mirror is compared; null:"
-        " only when asked for.",
+        description="The hour, in the time zone, at which every row of source and mirror is"
+        " compared; null: only when asked for.",
     )
     keep_runs_days: int = Field(
         14,

@@ -234,6 +234,30 @@ def test_the_graph_is_the_architecture(settings: Settings) -> None:
     }
 
 
+def test_what_is_done_daily_ticks_in_the_time_zone_and_its_runs_are_not_kept_for_ever(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    mirror = {"kind": "datafusion", "path": settings.mirror.path.parent / "files"}
+    form = settings.model_dump() | {"mirror": mirror}
+    kept = Settings(**form).schedule.model_copy(
+        update={"time_zone": "Asia/Tokyo", "keep_runs_days": -1}
+    )
+    chosen = Settings(**form).model_copy(update={"schedule": kept})
+    repository = build_definitions(chosen).get_repository_def()
+    zones = {found.name: found.execution_timezone for found in repository.schedule_defs}
+    daily = {"verification", "maintenance", "housekeeping"}
+    names = {"daily_verification", "daily_housekeeping", "nightly_maintenance", "daily_snapshot"}
+    assert zones == dict.fromkeys(names, "Asia/Tokyo")
+    runs = {
+        name: instance.create_run_for_job(
+            repository.get_job(name), status=dg.DagsterRunStatus.SUCCESS
+        ).run_id
+        for name in (*daily, "snapshots")
+    }
+    assert repository.get_job("housekeeping").execute_in_process(instance=instance).success
+    assert {name for name, run in runs.items() if instance.get_run_by_id(run)} == {"snapshots"}
+
+
 def test_jobs_schedules_sensors_checks_and_groups(settings: Settings) -> None:
     definitions = build(settings)
     repository = definitions.get_repository_def()
