@@ -370,7 +370,7 @@ class Settings(BaseSettings):
             settings = cls(**values)
         except SettingsError as error:
             raise SettingsError(f"{file}: {error.message}", hint=error.hint) from error
-        settings._file = file.resolve()
+        settings._file = file.absolute()  # a link may lead to another file later
         return settings.anchored(project_directory(file))
 
     @property

@@ -265,7 +265,8 @@ class ScheduleSettings(Section):
     webserver: str | None = Field(
         None,
         description="Dagster's webserver, such as http://127.0.0.1:3000: it is asked to reload the"
-        " code location when a table appears in the source. Left out: a sensor says so.",
+        " code location when the source's tables or the declaration change. Left out: a sensor says"
+        " so.",
     )
     time_zone: str = Field(
         "UTC", description="The time zone in which days end and schedules tick, such as Asia/Tokyo."

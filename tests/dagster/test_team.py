@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pyarrow.parquet as pq
 import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin
 
 import rhei_pipeline as rhei
 from definitions import build
@@ -63,7 +64,12 @@ def test_an_asset_over_the_mirror_is_backfilled_and_checked(
     assert found.to_pylist() == [{"carrier": "AA", "flights": 2, "average_delay": 30.0, "late": 1}]
 
 
-def tick(settings: Settings, definitions: dg.Definitions, cursor: str | None = None) -> Any:
+def tick(
+    settings: Settings,
+    definitions: dg.Definitions,
+    cursor: str | None = None,
+    location: str | None = None,
+) -> Any:
     repository = definitions.get_repository_def()
     with (
         dg.instance_for_test() as instance,
@@ -74,6 +80,8 @@ def tick(settings: Settings, definitions: dg.Definitions, cursor: str | None = N
             resources=definitions.resources,
         ) as context,
     ):
+        if location is not None:  # as in a daemon; the builder of contexts takes none
+            context._code_location_origin = RegisteredCodeLocationOrigin(location)
         return repository.get_sensor_def("new_tables").evaluate_tick(context)
 
 
@@ -111,6 +119,80 @@ def test_a_sensor_names_the_tables_that_are_left_out_by_now_and_those_that_no_lo
         connection.execute("alter table away rename to flights")
     connection.close()
     assert "no longer left out: flights" in str(tick(declared, definitions).skip_message)
+
+
+def test_a_table_that_changes_twice_has_the_location_reloaded_twice(airline: Settings) -> None:
+    """The words are the same for both changes, and the sensor keeps its cursor over a reload."""
+
+    def changed(column: str, cursor: str | None) -> Any:
+        definitions = build_definitions(airline)
+        with sqlite3.connect(airline.sqlite_path) as connection:
+            connection.execute(f"alter table flights add column {column} text")
+        connection.close()
+        return tick(airline, definitions, cursor)
+
+    first = changed("note", None)
+    second = changed("remark", first.cursor)
+    assert "changed: flights: reload code location" in str(second.skip_message)
+    assert second.cursor != first.cursor
+
+
+DECLARED = "source: {path: app.db}\nmirror: {path: m.duckdb}\nregistry: {path: r.json}"
+
+
+def written(declaration: Path, *lines: str) -> Settings:
+    declaration.write_text("\n".join([DECLARED, "tables:", *lines]))
+    return Settings.load(declaration)
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_a_sensor_tells_that_the_declaration_was_changed_and_not_reloaded(
+    airline: Settings, tmp_path: Path, *, is_linked: bool
+) -> None:
+    """Runs have what is declared now: a table that left it is shown as followed, and is not."""
+    declaration = written(tmp_path / "first.yaml", "- {name: flights}").file
+    assert declaration is not None
+    if is_linked:  # as a release is put in the place of the one before
+        (tmp_path / "link.yaml").symlink_to(declaration)
+        declaration = tmp_path / "link.yaml"
+    settings = Settings.load(declaration)
+    definitions = build_definitions(settings)
+    assert "show the source's tables" in str(tick(settings, definitions).skip_message)
+    edited = tmp_path / "second.yaml" if is_linked else declaration
+    written(edited, "- {name: flights, mode: temporal}")
+    if is_linked:
+        (tmp_path / "link.new").symlink_to(edited)
+        (tmp_path / "link.new").rename(declaration)
+    first = tick(settings, definitions)
+    assert "the declaration was changed: reload code location" in str(first.skip_message)
+    assert "already" in str(tick(settings, definitions, first.cursor).skip_message)
+    written(edited, "- {name: flights, mode: temporal}", "# once more")
+    assert "changed: reload" in str(tick(settings, definitions, first.cursor).skip_message)
+    airline.sqlite_path.rename(tmp_path / "away")
+    assert "changed: reload" in str(tick(settings, definitions, first.cursor).skip_message)
+    (tmp_path / "away").rename(airline.sqlite_path)
+    again = build_definitions(Settings.load(declaration))
+    assert "show the source's tables" in str(tick(settings, again, first.cursor).skip_message)
+    edited.write_text(f"{DECLARED}\ntable: []")
+    told = str(tick(settings, definitions).skip_message)
+    assert "every run fails" in told
+    assert "'table'" in told
+    edited.unlink()
+    assert "cannot be read" in str(tick(settings, definitions).skip_message)
+
+
+def test_a_reload_is_asked_for_until_the_webserver_has_answered(
+    airline: Settings, tmp_path: Path
+) -> None:
+    schedule = airline.schedule.model_copy(update={"webserver": "http://127.0.0.1:9/dagster"})
+    settings = airline.model_copy(update={"schedule": schedule})
+    definitions = build_definitions(settings)
+    with sqlite3.connect(airline.sqlite_path) as connection:
+        connection.execute("create table airlines(carrier text primary key)")
+    connection.close()
+    found = tick(settings, definitions, location="ours")
+    assert "http://127.0.0.1:9/dagster was asked to reload" in str(found.skip_message)
+    assert found.cursor is None
 
 
 def test_definitions_of_a_source_that_was_away_are_loaded_again(airline: Settings) -> None:

@@ -85,19 +85,14 @@ class Deployment:
             self.start_code_server(location)
         self.start_daemon()
         if webserver:
-            workspace = str(self.home / "workspace.yaml")
-            self.start_process(
-                "webserver",
-                *(
-                    "dagster_webserver",
-                    "-h",
-                    "127.0.0.1",
-                    "-p",
-                    str(self.web_port),
-                    "-w",
-                    workspace,
-                ),
-            )
+            self.start_webserver()
+
+    def start_webserver(self) -> None:
+        workspace = str(self.home / "workspace.yaml")
+        self.start_process(
+            "webserver",
+            *("dagster_webserver", "-h", "127.0.0.1", "-p", str(self.web_port), "-w", workspace),
+        )
 
     def start_daemon(self) -> None:
         self.start_process(
