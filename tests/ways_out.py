@@ -260,6 +260,7 @@ FOLLOWED = {
     "give each pipeline a mirror.published.path of its own; if that mirror is there no more, delete the copy, and the next publication takes its place": "tests/behaviour/mirrors/test_publishing.py::test_a_mirror_that_is_begun_anew_is_published_once_the_former_ones_copy_is_gone",
     "fix this, then try again; committed data is not affected": "tests/ways/test_pipelines.py::test_a_disk_that_fails_the_mirror_is_mended",
     "free space, or let the mirror catch up": "tests/ways/test_pipelines.py::test_a_full_buffer_is_given_room_or_emptied",
+    "call it again once that transaction has ended; 'pg_locks' shows whose it is": "tests/behaviour/schema/test_columns_by_call.py::test_nobody_queues_behind_a_column_that_waits_for_a_transaction",
     "it is tried again; 'select * from pg_locks where granted' shows who holds it": "tests/behaviour/postgres/test_locked_tables.py::test_who_has_locked_a_table_is_found_and_ended",
     "free space, then try again": "tests/ways/test_pipelines.py::test_a_full_disk_is_freed",
     "give '--keep-as NAME' or '--discard-history'": "tests/behaviour/history/test_kept_past.py::test_history_is_dropped_only_when_it_is_said",

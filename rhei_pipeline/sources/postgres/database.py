@@ -412,12 +412,24 @@ class PostgresDatabase:
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column with a declaration that is read back as this type."""
-        declared = f"{quote(column)} {declaration(arrow_type)}"
-        self.execute(f"alter table {qualified(table)} add column {declared}")
+        self._alter(table, f"add column {quote(column)} {declaration(arrow_type)}")
 
     def drop_column(self, table: TableSchema, column: str) -> None:
         """Drop a column."""
-        self.execute(f"alter table {qualified(table)} drop column {quote(column)}")
+        self._alter(table, f"drop column {quote(column)}")
+
+    def _alter(self, table: TableSchema, change: str) -> None:
+        """Change a table, or none: whoever reads or writes it queues behind us while we wait."""
+        impatient = {**self._asking, **_PATIENCE}
+        try:
+            with self._lent() as connection, connection.atomic(settings=impatient):
+                connection.execute(f"alter table {qualified(table)} {change}".encode())
+        except TableBusyError as error:
+            raise TableBusyError(
+                "a transaction of another session uses the table, which was left as it is",
+                table=table.name,
+                hint="call it again once that transaction has ended; 'pg_locks' shows whose it is",
+            ) from error
 
     @contextmanager
     def _lent(self) -> Iterator[Connection]:

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.sources.postgres import database
+from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.refusals import refused
 
@@ -33,7 +36,7 @@ def make_table(request: pytest.FixtureRequest) -> MakeTable:
     return made
 
 
-def has_column(world: World, name: str) -> bool:
+def has_column(world: World | PostgresWorld, name: str) -> bool:
     return name in world.htap.query("select * from t", hint="oltp").column_names
 
 
@@ -84,3 +87,30 @@ def test_a_table_whose_schema_is_held_is_not_changed(make_table: MakeTable, poli
     world.htap.add_column("t", "x", pa.int64())
     world.htap.drop_column("t", "n")
     assert world.htap.query("select * from t", hint="olap").column_names == ["id", "s", "x"]
+
+
+def test_nobody_queues_behind_a_column_that_waits_for_a_transaction(
+    make_postgres: Callable[..., PostgresWorld], dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_PATIENCE", {"lock_timeout": "50ms"})
+    world = make_postgres(source={"statement_timeout_seconds": 3})
+    world.run("create table t(id integer primary key, s text, n integer)")
+    world.htap.sync_now()
+    changes: list[Callable[[], None]] = [
+        lambda: world.htap.add_column("t", "x", pa.int64()),
+        lambda: world.htap.drop_column("t", "s"),
+    ]
+    for change in changes:
+        with psycopg.connect(dsn) as other:
+            other.execute("select * from t")
+            way_out = "call it again once that transaction has ended; 'pg_locks' shows whose it is"
+            with refused(way_out) as met:
+                change()
+            assert met.error.table == "t"
+            whose = "select pid from pg_locks where relation = 't'::regclass and granted"
+            assert world.app.execute(whose).fetchall() == [(other.info.backend_pid,)]
+        assert has_column(world, "s")
+        assert not has_column(world, "x")
+    world.htap.add_column("t", "x", pa.int64())
+    assert not world.htap.sync_now().errors
+    assert "x" in world.htap.query("select * from t", hint="olap").column_names
