@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.relay import content
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.errors import SettingsError, needs_extra
 from rhei_pipeline.model.schema import Table
@@ -30,7 +31,7 @@ def new_tables_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
     loaded = _shapes(declaration.tables)
     left_out = declaration.faults.keys()
     file = declaration.settings.file
-    content = _content(file)
+    loaded_content = content(file)
 
     @dg.sensor(
         name=names.named("new_tables"),
@@ -43,10 +44,10 @@ def new_tables_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
     def new_tables(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         cdc: CdcResource = getattr(context.resources, names.cdc)
         settings = cdc.settings()
-        now = _content(file)
-        if now != content and (fault := _fault(file)):
+        now = content(file)
+        if now != loaded_content and (fault := _fault(file)):
             return dg.SensorResult(skip_reason=f"{_EDITED}, and now every run fails: {fault}")
-        edited = _EDITED if now != content else ""
+        edited = _EDITED if now != loaded_content else ""
         found = declared_schemas(settings, settings.schedule.catalog_seconds)
         if found.source_fault is not None and not edited:
             return dg.SensorResult(skip_reason=found.source_fault)
@@ -71,14 +72,6 @@ def new_tables_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         return dg.SensorResult(skip_reason=reason, cursor=state)
 
     return [new_tables]
-
-
-def _content(file: Path | None) -> bytes | None:
-    """Return what a declaration's file says; None where there is none."""
-    try:
-        return None if file is None else file.read_bytes()
-    except OSError:
-        return None
 
 
 def _fault(file: Path | None) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import dagster as dg
 
@@ -12,6 +13,8 @@ SUCCESSOR = "rhei/successor"
 #: The tag of a session with the digest of the declaration that the sensor had which opened it. By
 #: its prefix Dagster's UI does not show it.
 DECLARED = ".dagster/rhei_declared"
+#: The tag of a session with the digest of that and of the file: what failed of it, fails again.
+OPENED_WITH = ".dagster/rhei_opened_with"
 #: The tag of a session that cannot open the source or the mirror, and waits for it.
 WAITING = "rhei/waiting"
 #: The tag of a session that ended with tables left out: how many changes stay pending for them.
@@ -37,6 +40,24 @@ def digest(settings: Settings) -> str:
     """Return what tells a declaration from what it was before; no secret is in it."""
     declared = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(declared.encode()).hexdigest()[:8]
+
+
+def content(file: Path | None) -> bytes | None:
+    """Return what a declaration's file says; None where there is none."""
+    try:
+        return None if file is None else file.read_bytes()
+    except OSError:
+        return None
+
+
+def opened_with(settings: Settings) -> str:
+    """Return what tells whether a session opened now has the declaration that another one had.
+
+    Runs read the file anew, so it counts as well as what was loaded, and what the environment
+    says. A password of the environment does not count: a tag can be read by everybody.
+    """
+    written = content(settings.file) or b""
+    return hashlib.sha256(digest(settings).encode() + written).hexdigest()[:8]
 
 
 def lead_seconds(record: dg.RunRecord | None, session_seconds: float) -> float:

@@ -17,13 +17,16 @@ from rhei_pipeline.dagster.relay import (
     DECLARED,
     LEFT_BEHIND,
     NOTHING,
+    OPENED_WITH,
     RETRY_SECONDS,
     SUCCESSOR,
     digest,
+    opened_with,
 )
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.errors import TransientError
 from rhei_pipeline.model.report import named
+from rhei_pipeline.settings.model import Settings
 
 #: So many failures in a row are no accident. The next session then begins so long after the last.
 _MANY, _FIRST_WAIT_SECONDS = 4, 30.0
@@ -61,7 +64,7 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         # A quiet tick asks for as little as it can.
         if records or isinstance(found, dg.RunRequest) or slots.is_due:
             slots.free(context.instance)
-        return _marked(found, declared)
+        return _marked(found, declaration.settings)
 
     def tick(
         context: dg.SensorEvaluationContext, cdc: CdcResource, records: Sequence[dg.RunRecord]
@@ -72,17 +75,20 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         observer.look(context, cdc, is_open=bool(runs))
         if runs:
             return _beside(runs, declared)
-        found = _to_open(context, cdc, job_name, observer)
+        found = _to_open(context, cdc, job_name, observer, opened_with(declaration.settings))
         return _unless_held(found, slots, context.instance)
 
     return [pending_changes, *bridge_sensors(declaration)]
 
 
-def _marked(found: dg.RunRequest | dg.SkipReason, declared: str) -> dg.RunRequest | dg.SkipReason:
+def _marked(
+    found: dg.RunRequest | dg.SkipReason, settings: Settings
+) -> dg.RunRequest | dg.SkipReason:
     """Return what was decided; a session is marked with the declaration that it is opened for."""
     if isinstance(found, dg.SkipReason):
         return found
-    return dg.RunRequest(tags={**found.tags, DECLARED: declared})
+    marks = {DECLARED: digest(settings), OPENED_WITH: opened_with(settings)}
+    return dg.RunRequest(tags={**found.tags, **marks})
 
 
 def _unless_held(
@@ -101,19 +107,28 @@ def _unless_held(
 
 
 def _to_open(
-    context: dg.SensorEvaluationContext, cdc: CdcResource, job_name: str, observer: Observer
+    context: dg.SensorEvaluationContext,
+    cdc: CdcResource,
+    job_name: str,
+    observer: Observer,
+    declared: str,
 ) -> dg.RunRequest | dg.SkipReason:
-    """Decide whether to open a session where none is open."""
+    """Decide whether to open a session, with what is declared now, where none is open."""
     if observer.can_follow_again:
         return dg.RunRequest(tags={"rhei/reason": "a table can be followed again"})
     if observer.unfollowed:
         told = "".join(named("other columns, or capture that was broken", observer.unfollowed))
         return dg.RunRequest(tags={"rhei/reason": told})
-    return _of_source(context, cdc, job_name, observer.never_told(context.instance))
+    never_told = observer.never_told(context.instance)
+    return _of_source(context, cdc, job_name, declared, never_told)
 
 
 def _of_source(
-    context: dg.SensorEvaluationContext, cdc: CdcResource, job_name: str, never_told: Sequence[str]
+    context: dg.SensorEvaluationContext,
+    cdc: CdcResource,
+    job_name: str,
+    declared: str,
+    never_told: Sequence[str],
 ) -> dg.RunRequest | dg.SkipReason:
     """Decide by what is pending, and by what the last sessions left, whether to open a session."""
     try:
@@ -122,26 +137,37 @@ def _of_source(
         # Any other error fails the tick: it shows red until somebody has mended it.
         return dg.SkipReason(f"the source cannot be read now: {error}")
     last = own_records(context, job_name, limit=2)
-    if _has_failed(last[1:]) and (
-        failing := _failing(own_records(context, job_name, limit=_LOOKED_BACK))
+    alike = _alike(last, declared)
+    if _has_failed(alike[1:]) and (
+        failing := _failing(_alike(own_records(context, job_name, limit=_LOOKED_BACK), declared))
     ):
         return failing
     copying = last[0].dagster_run.tags.get(COPYING, NOTHING) if last else NOTHING
     if copying != NOTHING:
         return dg.RunRequest(tags={"rhei/reason": f"the copy of {copying} goes on"})
     if pending == 0:
-        return _nothing_pending(last, never_told)
-    if cdc.counts_exactly and pending == _left_behind(last):
+        return _nothing_pending(last, alike, never_told)
+    if cdc.counts_exactly and pending == _left_behind(alike):
         return dg.SkipReason(f"what is pending ({pending}) belongs to tables that are left out")
     return dg.RunRequest(tags={"rhei/reason": _reason(pending, is_exact=cdc.counts_exactly)})
 
 
+def _alike(last: Sequence[dg.RunRecord], declared: str) -> list[dg.RunRecord]:
+    """Return the last sessions as far as they had what is declared now.
+
+    What others failed of, or left out, may be mended by what was declared since. One that was
+    launched by hand has no mark: it is taken to have what the others had.
+    """
+    tags = OPENED_WITH, declared
+    return list(takewhile(lambda each: each.dagster_run.tags.get(*tags) == declared, last))
+
+
 def _nothing_pending(
-    last: Sequence[dg.RunRecord], never_told: Sequence[str]
+    last: Sequence[dg.RunRecord], alike: Sequence[dg.RunRecord], never_told: Sequence[str]
 ) -> dg.RunRequest | dg.SkipReason:
     """Decide what to do where the source has nothing new: all may be there, or not be copied."""
     if _has_failed(last[:1]):
-        if _has_failed(last[1:]) and _is_recent(last[0]):
+        if _has_failed(alike[1:]) and _is_recent(alike[0]):
             return dg.SkipReason(
                 "nothing is pending, but the last sessions failed: the next one is opened"
                 f" {RETRY_SECONDS / 60:.0f} minutes after the last; its run says what to do"

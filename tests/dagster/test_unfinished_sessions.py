@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 import rhei_pipeline as rhei
-from rhei_pipeline import HTAP
+from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import SourceError
 from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.sync.pipeline import Pipeline
@@ -232,6 +232,42 @@ def test_sessions_that_fail_whatever_is_done_are_opened_less_and_less_often(
     fail(shop)
     assert reason(shop) == "1 change pending"
     assert shop.sync().success
+    assert_whole(shop)
+
+
+@pytest.mark.long
+def test_a_declaration_that_is_corrected_is_tried_at_once(shop: Shop, tmp_path: Path) -> None:
+    """Whether it was reloaded while it was wrong, or could not be: each run reads the file anew."""
+    file = tmp_path / "pipeline.yaml"
+    whole = (
+        "source: {path: app.db}\nmirror: {path: mirror.duckdb}\nregistry: {path: registry.json}\n"
+        "tables: [{name: orders, mode: temporal}, {name: items}]\nschedule: {idle_seconds: 0.2}\n"
+    )
+    wrong = whole.replace("mirror.duckdb", "damaged.duckdb")
+    (tmp_path / "damaged.duckdb").write_text("no database")
+
+    def declare(text: str, *, is_reloaded: bool) -> None:
+        file.write_text(text)
+        if is_reloaded:
+            shop.settings = Settings.load(file)
+
+    def run() -> bool:
+        asked, loaded = shop.tick(), shop.settings
+        assert isinstance(asked, dg.RunRequest), asked
+        shop.settings = Settings.load(file)
+        succeeded = shop.sync(asked.tags).success
+        shop.settings = loaded
+        return succeeded
+
+    declare(whole, is_reloaded=True)
+    assert run()
+    for is_reloaded in (True, False):
+        shop.write("insert into items(amount) values (3)")
+        declare(wrong, is_reloaded=is_reloaded)
+        assert not any(run() for _ in range(4))
+        assert "the last 4 sessions failed" in str(shop.tick())
+        declare(whole, is_reloaded=is_reloaded)
+        assert run()
     assert_whole(shop)
 
 

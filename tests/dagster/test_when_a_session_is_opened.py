@@ -16,6 +16,7 @@ from rhei_pipeline.dagster.relay import (
     DECLARED,
     LEFT_BEHIND,
     NOTHING,
+    OPENED_WITH,
     RETRY_SECONDS,
     SUCCESSOR,
     WAITING,
@@ -63,7 +64,7 @@ class Decisions:
             can_follow_again=again, unfollowed=unfollowed, never_told=lambda _: [*never_told]
         )
         context: Any = SimpleNamespace(instance=None)
-        return isinstance(sensor._to_open(context, cdc, "sync", observer), dg.RunRequest)
+        return isinstance(sensor._to_open(context, cdc, "sync", observer, "this"), dg.RunRequest)
 
 
 @pytest.fixture
@@ -111,6 +112,32 @@ def test_a_session_that_failed_is_followed_and_several_are_waited_for(
     assert not opens(1, *many)
     assert opens(1, *[ended(FAILURE, LONG_AGO) for _ in many])
     assert opens(1, *[ended(FAILURE, LATER) for _ in many])
+
+
+@pytest.mark.parametrize("pending", [0, 1])
+def test_what_sessions_of_another_declaration_failed_of_is_not_waited_for(
+    decisions: Decisions, pending: int
+) -> None:
+    def failed(*declared: str) -> list[Any]:
+        return [ended(FAILURE, tags={OPENED_WITH: each} if each else {}) for each in declared]
+
+    opens = decisions.opens
+    by_hand = ""
+    assert not opens(pending, *failed(*["this"] * 4))
+    assert not opens(pending, *failed(*[by_hand] * 4))
+    assert not opens(pending, *failed(by_hand, "this", "this", "this"))
+    assert opens(pending, *failed(*["before"] * 8))
+    assert opens(pending, *failed("this", *["before"] * 7))
+    assert opens(pending, *failed(by_hand, *["before"] * 7))
+    assert opens(pending, *failed("this", "before", *["this"] * 6))
+
+
+def test_what_tables_left_out_leave_pending_is_tried_with_another_declaration(
+    decisions: Decisions,
+) -> None:
+    left = {LEFT_BEHIND: "3"}
+    assert not decisions.opens(3, ended(SUCCESS, tags={**left, OPENED_WITH: "this"}))
+    assert decisions.opens(3, ended(SUCCESS, tags={**left, OPENED_WITH: "before"}))
 
 
 def test_a_session_is_followed_by_one_more_and_not_by_two() -> None:

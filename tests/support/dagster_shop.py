@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -29,9 +30,9 @@ class Shop:
             for statement in statements:
                 connection.execute(statement)
 
-    def sync(self) -> dg.ExecuteInProcessResult:
+    def sync(self, tags: Mapping[str, str] | None = None) -> dg.ExecuteInProcessResult:
         job = self.definitions.resolve_job_def("sync")
-        return job.execute_in_process(instance=self.instance, raise_on_error=False)
+        return job.execute_in_process(instance=self.instance, raise_on_error=False, tags=tags)
 
     def tick(
         self, times: int = 1, repository: dg.RepositoryDefinition | None = None
