@@ -19,6 +19,7 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.mirrors.datafusion.copy_ranges import CopyRanges
 from rhei_pipeline.mirrors.datafusion.manifest import sealed
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.copy_plan import CopyPlan, RangeReport, RangeStanding
 from rhei_pipeline.model.schema import TableSchema
@@ -41,6 +42,7 @@ from tests.support.fix_ranges import (
     root,
 )
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 pytestmark = pytest.mark.turns
 
@@ -158,6 +160,26 @@ def test_the_writer_that_comes_back_keeps_what_workers_are_writing(make: Make) -
 
     report = copied(world, on_step=reopened)
     assert report.missing == ()
+    world.faults.seen.clear()
+    world.htap.sync_now()
+    assert Step.RANGE_RECORDED not in world.faults.seen, "nothing was read twice"
+    assert_whole(world)
+
+
+def test_what_workers_are_writing_is_kept_while_old_states_are_erased(make: Make) -> None:
+    """Nobody but the worker knows of it until it is recorded."""
+    world = make(capture="sqlite-trigger")
+    begin(world)
+    erased = []
+
+    def erase(step: Step) -> None:
+        if step is Step.RANGE_WRITTEN and not erased:
+            mirror = engine_of(world.htap).mirror
+            assert isinstance(mirror, DataFusionMirror)
+            erased.append(mirror.erase())
+
+    assert copied(world, on_step=erase).missing == ()
+    assert len(erased) == 1
     world.faults.seen.clear()
     world.htap.sync_now()
     assert Step.RANGE_RECORDED not in world.faults.seen, "nothing was read twice"

@@ -190,6 +190,7 @@ def test_a_damaged_manifest_is_never_passed_over(mirror: DataFusionMirror) -> No
     mirror.close()
     newest = max((Path(mirror.path) / "manifests").iterdir())
     damage(newest, "flip half")
+    content = newest.read_bytes()
     with pytest.raises(MirrorDamagedError, match=newest.name):
         MirrorReader(mirror.path)
     again = DataFusionMirror(mirror.storage, mirror.path)
@@ -201,6 +202,24 @@ def test_a_damaged_manifest_is_never_passed_over(mirror: DataFusionMirror) -> No
     assert held(again) == [1, 2, 3]
     merge(again, TABLE, 4)
     again.close()
+    assert not newest.exists()
+    kept = Path(mirror.path) / "set-aside" / f"manifests-{newest.name}"
+    assert kept.read_bytes() == content
+    with MirrorReader(mirror.path) as reader:
+        assert held(reader) == [1, 2, 3, 4]
+
+
+def test_of_several_damaged_manifests_the_newest_is_named(mirror: DataFusionMirror) -> None:
+    """It is the one to be put back: one before it would lose what was committed since."""
+    merge(mirror, TABLE, 4)
+    mirror.close()
+    *_, former, newest = sorted((Path(mirror.path) / "manifests").iterdir())
+    content = newest.read_bytes()
+    for file in (former, newest):
+        damage(file, "flip half")
+    with pytest.raises(MirrorDamagedError, match=newest.name):
+        MirrorReader(mirror.path)
+    newest.write_bytes(content)
     with MirrorReader(mirror.path) as reader:
         assert held(reader) == [1, 2, 3, 4]
 
