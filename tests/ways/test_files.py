@@ -98,6 +98,41 @@ def test_access_to_the_mirrors_folder_is_given(shared_place: Path) -> None:
         world.close()
 
 
+@pytest.mark.parametrize("given", ["access", "deletion"])
+@pytest.mark.parametrize(
+    ("storage", "file", "way_out"),
+    [
+        (
+            None,
+            "mirror.duckdb.lock",
+            "give this user write access to {}; or end what has the mirror open, and delete that"
+            " file",
+        ),
+        ("ipc", "ipc/lock", "give this user access to all that is in it, or correct mirror.path"),
+    ],
+)
+def test_a_lock_that_another_user_has_left_is_named_and_given(
+    shared_place: Path, storage: str | None, file: str, way_out: str, given: str
+) -> None:
+    world = rows_of(World(shared_place / "world", storage=storage))
+    world.crash()
+    lock = world.directory / file
+    with ExitStack() as stack:
+        stack.callback(world.close)
+        stack.enter_context(ordinary_user(world.directory))
+        lock.chmod(0o400)
+        with refused(way_out, MirrorError) as met:
+            world.htap.sync_now()
+        shown = lock.name if storage else str(lock)
+        assert f"its file {shown!r}: Permission denied" in met.error.message
+        if given == "access":
+            lock.chmod(0o600)
+        else:
+            lock.unlink()
+        goes_on(world)
+        world.close()
+
+
 def test_access_to_the_folder_of_a_buffer_is_given_while_it_is_open(shared_place: Path) -> None:
     world = rows_of(World(shared_place / "world", buffered=True))
     folder = world.buffer.parent

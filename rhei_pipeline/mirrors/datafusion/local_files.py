@@ -291,8 +291,11 @@ class LocalFiles:
             # Where it is the directory itself, it could not be made.
             if isinstance(error, FileNotFoundError) and name != os.curdir:
                 raise missing(self.root, name) from error
+            # Of an open file that could not be written, the system does not say which it is.
+            is_inside = error.filename is not None and not name.startswith(os.curdir)
+            which = f"its file {name!r}: " if is_inside else ""
             raise MirrorError(
-                f"mirror {self.root!r} cannot be used: {error.strerror or error}",
+                f"mirror {self.root!r} cannot be used: {which}{error.strerror or error}",
                 hint=_GIVE_ACCESS if isinstance(error, PermissionError) else _FIX,
             ) from error
 

@@ -1,8 +1,10 @@
 """What DuckDB, or the system below it, fails with, as errors of ours."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import duckdb
 
@@ -18,6 +20,7 @@ from rhei_pipeline.errors import (
     without_values,
 )
 from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is_damage
+from rhei_pipeline.mirrors.locking import lock_of_file
 
 #: What DuckDB, or the system, says where a file may not grow.
 _FULL = (
@@ -73,9 +76,20 @@ def _not_aside() -> MirrorError:
 
 
 def unusable(error: OSError, path: str) -> MirrorError:
-    """Return the error for a file beside which the system lets us create none."""
+    """Return the error for a file beside which the system lets us create none.
+
+    A lock that is there already, as one that another user has left, is named itself: to write in
+    its folder is no way to it.
+    """
     if any(reason in str(error) for reason in _FULL):
         return _full(path)
+    lock = str(lock_of_file(Path(path)))
+    if str(error.filename) == lock and os.path.lexists(lock):
+        return MirrorError(
+            f"mirror {path!r} cannot be used: its file {lock!r}: {error.strerror or error}",
+            hint=f"give this user write access to {lock!r}; or end what has the mirror open, and"
+            " delete that file",
+        )
     return MirrorError(
         f"mirror {path!r} cannot be used: {error.strerror or error}",
         hint="give this user write access to its folder, or correct mirror.path",
