@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorBusyError, SettingsError
+from rhei_pipeline.errors import MirrorBusyError, QueryError, RheiError, SettingsError
 from rhei_pipeline.holder.making_way import making_way
+from rhei_pipeline.holder.unread_mirrors import UnreadMirrors
 from rhei_pipeline.mirrors.joining import Part, every_table
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, held, is_locked
 from rhei_pipeline.model.closing import Closing
@@ -22,7 +23,7 @@ from rhei_pipeline.query.completeness import called_in, letters_by_table, told
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.schema_registry import not_followed_at_rest
 from rhei_pipeline.wiring.engine import query_limits
-from rhei_pipeline.wiring.joint import read_together
+from rhei_pipeline.wiring.joint import JointMirrors, read_together
 from rhei_pipeline.wiring.mirror import lock_file
 
 _Fact = TypeVar("_Fact", int, datetime)
@@ -52,7 +53,8 @@ class Place:
 class JointReader(Closing):
     """Several mirrors, as one query reads them; a context manager.
 
-    Each mirror is read at one committed state of its own. The tables of a mirror stand in a schema
+    Each mirror is read at one committed state of its own; one that cannot be read is missed by
+    those queries alone that read its tables. The tables of a mirror stand in a schema
     with the name of its pipeline. A DuckDB file that a process has open for writing is read from
     its published copy. Sources and capture take no part in it.
     """
@@ -75,11 +77,12 @@ class JointReader(Closing):
             (`rhei.watermark`, JSON), when each mirror recorded its newest (`rhei.recorded_at`,
             JSON), what was read of each (`rhei.read_from`, JSON): `file` or `published copy`, and
             what they lack of its tables (`rhei.dead_letters` and `rhei.not_followed`, as one
-            mirror's reader has it).
+            mirror's reader has it). A mirror that cannot be read is in none of them.
 
         Raises:
             QueryError: The statement does not only read, or is refused.
-            MirrorBusyError: A process holds one of the mirrors, and that has no published copy.
+            MirrorBusyError: It reads a mirror that a process holds, without a published copy.
+            MirrorError: It reads a mirror that cannot be read.
         """
         note_opened()
         first = self._pipelines[0][1].mirror
@@ -94,74 +97,111 @@ class JointReader(Closing):
             waiting.pause()
 
     def _asked(self, sql: str, params: Sequence[Any], *, is_open_elsewhere: bool) -> pa.Table:
-        places = [
-            _place_of(settings, is_open_elsewhere=is_open_elsewhere)
-            for _, settings in self._pipelines
-        ]
+        placed, why = self._placed(is_open_elsewhere=is_open_elsewhere)
         with ExitStack() as opened:
             mirrors = read_together(
-                [
-                    (part, settings.mirror, place.copy)
-                    for (part, settings), place in zip(self._pipelines, places, strict=True)
-                ]
+                [(one.part, one.settings.mirror, one.place.copy) for one in placed]
             )
             opened.callback(mirrors.close)
+            why += [(placed[number].part, error) for number, error in mirrors.left_out.items()]
+            read = [one for n, one in enumerate(placed) if n not in mirrors.left_out]
             ways = [
-                opened.enter_context(making_way(place.lock, str(settings.mirror.path)))
-                for (_, settings), place in zip(self._pipelines, places, strict=True)
+                opened.enter_context(making_way(one.place.lock, str(one.settings.mirror.path)))
+                for one in read
             ]
 
             def begun(cancel: Callable[[], None]) -> None:
                 for way in ways:
                     way.begun(cancel)
 
+            called = _called(read, mirrors)
+            kind = self._pipelines[0][1].mirror.kind
+            unread = UnreadMirrors(why, [own for _, own in called], kind)
             query = opened.enter_context(self._clock.timing(begun))
-            found = mirrors.query(sql, params, query.begun, self._limits.answer)
-            labelled = self._labelled(found, mirrors.ledgers(), places)
-            letters = self._shown(letters_by_table(each) for each in mirrors.dead_letters())
-            left = self._shown(
-                not_followed_at_rest(settings.registry.path, mirror_id)
-                for (_, settings), mirror_id in zip(
-                    self._pipelines, mirrors.mirror_ids, strict=True
-                )
+            try:
+                found = mirrors.query(sql, params, query.begun, self._limits.answer)
+            except QueryError as error:
+                raise unread.explained(error, sql) from error.__cause__
+            unread.refuse_partial(sql)
+            labelled = _labelled(found, mirrors.ledgers(), read)
+            letters = _shown(read, map(letters_by_table, mirrors.dead_letters()))
+            left = _shown(
+                read,
+                (
+                    not_followed_at_rest(one.settings.registry.path, mirror_id)
+                    for one, mirror_id in zip(read, mirrors.mirror_ids, strict=True)
+                ),
             )
-            called = [
-                (part.shown(name), part.shown(own))
-                for (part, _), tables in zip(self._pipelines, mirrors.tables(), strict=True)
-                for name, own in called_in(tables)
-                if part.takes(name)
-            ]
-        kind = self._pipelines[0][1].mirror.kind
         return told(labelled, sql, kind, letters, left, lambda: called)
 
-    def _shown(self, each: Iterable[Mapping[str, _Fact]]) -> dict[str, _Fact]:
-        """Return what is known of each mirror's tables, by the names that a query has for them."""
-        return {
-            part.shown(name): fact
-            for (part, _), facts in zip(self._pipelines, each, strict=True)
-            for name, fact in facts.items()
-            if part.takes(name)
-        }
+    def _placed(
+        self, *, is_open_elsewhere: bool
+    ) -> tuple[list["_Placed"], list[tuple[Part, RheiError]]]:
+        """Return the mirrors that can be read now, and why others cannot.
 
-    def _labelled(
-        self, found: pa.Table, ledgers: Sequence[Ledger], places: Sequence[Place]
-    ) -> pa.Table:
-        marks: dict[str, int] = {}
-        recorded: dict[str, str] = {}
-        read_from: dict[str, str] = {}
-        for (part, settings), ledger, place in zip(self._pipelines, ledgers, places, strict=True):
-            own = [mark for name, mark in ledger.watermarks.items() if part.takes(name)]
-            marks |= {part.shown(mark.table): mark.position.order for mark in own}
-            name = part.schema or settings.name or str(len(read_from))
-            if own:
-                recorded[name] = max(mark.recorded_at for mark in own).isoformat()
-            read_from[name] = "published copy" if place.copy else "file"
-        labels = {
-            b"rhei.watermark": json.dumps(marks),
-            b"rhei.recorded_at": json.dumps(recorded),
-            READ_FROM: json.dumps(read_from),
-        }
-        return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})
+        Raises:
+            MirrorBusyError: None can be read.
+        """
+        found, why = list[_Placed](), list[tuple[Part, RheiError]]()
+        for number, (part, settings) in enumerate(self._pipelines, 1):
+            name = part.schema or settings.name or str(number)
+            try:
+                place = _place_of(settings, is_open_elsewhere=is_open_elsewhere)
+            except MirrorBusyError as error:
+                why.append((part, error))
+            else:
+                found.append(_Placed(name, part, settings, place))
+        if not found:
+            raise why[0][1]
+        return found, why
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """One of several mirrors, and where it is read."""
+
+    name: str
+    part: Part
+    settings: Settings
+    place: Place
+
+
+def _called(read: Sequence[_Placed], mirrors: JointMirrors) -> list[tuple[str, str]]:
+    """Return the names of all tables, each with the one that a query has for it."""
+    return [
+        (one.part.shown(name), one.part.shown(own))
+        for one, tables in zip(read, mirrors.tables(), strict=True)
+        for name, own in called_in(tables)
+        if one.part.takes(name)
+    ]
+
+
+def _shown(read: Sequence[_Placed], each: Iterable[Mapping[str, _Fact]]) -> dict[str, _Fact]:
+    """Return what is known of each mirror's tables, by the names that a query has for them."""
+    return {
+        one.part.shown(name): fact
+        for one, facts in zip(read, each, strict=True)
+        for name, fact in facts.items()
+        if one.part.takes(name)
+    }
+
+
+def _labelled(found: pa.Table, ledgers: Sequence[Ledger], read: Sequence[_Placed]) -> pa.Table:
+    marks: dict[str, int] = {}
+    recorded: dict[str, str] = {}
+    read_from: dict[str, str] = {}
+    for one, ledger in zip(read, ledgers, strict=True):
+        own = [mark for name, mark in ledger.watermarks.items() if one.part.takes(name)]
+        marks |= {one.part.shown(mark.table): mark.position.order for mark in own}
+        if own:
+            recorded[one.name] = max(mark.recorded_at for mark in own).isoformat()
+        read_from[one.name] = "published copy" if one.place.copy else "file"
+    labels = {
+        b"rhei.watermark": json.dumps(marks),
+        b"rhei.recorded_at": json.dumps(recorded),
+        READ_FROM: json.dumps(read_from),
+    }
+    return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})
 
 
 def _place_of(settings: Settings, *, is_open_elsewhere: bool) -> Place:

@@ -13,8 +13,9 @@ from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.query import results
 from rhei_pipeline.query.freshness import Demand
+from rhei_pipeline.query.named_tables import tables_read
 from rhei_pipeline.query.planner import Engines
-from rhei_pipeline.query.router import Plan, tables_read
+from rhei_pipeline.query.router import Plan
 
 _Fact = TypeVar("_Fact", int, datetime)
 #: Returns the names of tables, each with the one that a statement for the mirror has for it.

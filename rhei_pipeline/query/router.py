@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
-import sqlglot
 from sqlglot import exp
 from sqlglot.tokenizer_core import Token
 
@@ -20,7 +19,6 @@ from rhei_pipeline.query.translation.parsing import Parsed, numbered, parse
 from rhei_pipeline.query.translation.placeholders import parameter_types
 from rhei_pipeline.query.translation.queries import Query, outputs_alone, translate
 from rhei_pipeline.query.translation.scope import TranslationContext
-from rhei_pipeline.sql.placeholders import judged_form
 from rhei_pipeline.sql.read_only import WRITING, statement_tokens, way_out
 
 Side = Literal["oltp", "olap", "cluster"]
@@ -30,7 +28,6 @@ _DDL = {"create", "alter", "drop", "comment", "reindex", "analyze", "vacuum", "g
 _TRANSACTIONS = {"begin", "start", "commit", "end", "rollback", "savepoint", "release", "abort"}
 _SESSION = {"pragma", "attach", "detach", "set", "reset", "show", "listen", "notify", "lock"}
 _CHANGES = {exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Into, exp.DDL}
-_DEFAULT_SCHEMAS = {"", "main", "public"}
 _TOO_DEEP = "it nests too deeply to be translated"
 #: Longer statements are planned again each time.
 _REMEMBERED_LENGTH = 20_000
@@ -240,29 +237,6 @@ def _seen(tree: exp.Expr) -> _Seen:
             aggregates = _aggregates(node)
     found = frozenset(kinds | {base for kind in kinds for base in kind.__mro__})
     return _Seen(found, history, frozenset(compared), _analytical(tree, found, aggregates))
-
-
-def tables_read(sql: str, dialect: str) -> frozenset[str] | None:
-    """Return the tables that a statement names, in lower case, with and without their schemas.
-
-    None if it cannot be parsed.
-    """
-    try:
-        if dialect != "sqlite":  # which has no text between dollars
-            sql = judged_form(sql)
-        parsed = sqlglot.parse_one(sql, dialect="duckdb" if dialect == "datafusion" else dialect)
-    except Exception:  # noqa: BLE001  (see `plan`)
-        return None
-    if isinstance(parsed, exp.Command):
-        return None
-    found = set[str]()
-    for table in parsed.find_all(exp.Table):
-        schema, name = table.db.lower(), table.name.lower()
-        own = {f"{schema or 'public'}.{name}", *([name] if schema in _DEFAULT_SCHEMAS else [])}
-        found |= own
-        if table.catalog:  # one of several mirrors that are read together
-            found |= {f"{table.catalog.lower()}.{each}" for each in own}
-    return frozenset(found)
 
 
 def _to_source(reason: str) -> Plan:

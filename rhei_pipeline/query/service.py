@@ -40,8 +40,9 @@ from rhei_pipeline.query.freshness import (
     moment_of,
 )
 from rhei_pipeline.query.masked_tables import refuse_source
+from rhei_pipeline.query.named_tables import tables_read
 from rhei_pipeline.query.planner import Engines, Planner, reads_single_rows
-from rhei_pipeline.query.router import Plan, Route, tables_read
+from rhei_pipeline.query.router import Plan, Route
 from rhei_pipeline.query.streams import ONLY_READ, MirrorStreams, Wanted, until_closed
 from rhei_pipeline.query.translation.queries import Query
 from rhei_pipeline.sql.read_only import of_log

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import SettingsError, needs_extra
+from rhei_pipeline.errors import RheiError, SettingsError, needs_extra
 from rhei_pipeline.mirrors.duckdb.joint import JointDuckDB
-from rhei_pipeline.mirrors.duckdb.published_copy import refuse_copy_of_others
 from rhei_pipeline.mirrors.joining import Part
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
@@ -25,11 +24,15 @@ if TYPE_CHECKING:
 class JointMirrors(Protocol):
     """Several mirrors that one statement reads, each at one committed state.
 
+    One that cannot be read is left out: what is told of each is told of the others, in their order.
+
     Attributes:
-        mirror_ids: The id of each, in their order.
+        mirror_ids: The id of each.
+        left_out: Why those that are left out cannot be read, by their places among all.
     """
 
     mirror_ids: list[str]
+    left_out: dict[int, RheiError]
 
     def tables(self) -> list[dict[str, Table]]:
         """Return the tables of each, in their order, by quoted name."""
@@ -60,8 +63,7 @@ def read_together(mirrors: Sequence[tuple[Part, MirrorSettings, Path | None]]) -
         mirrors: Each with how it is shown, and the copy of a DuckDB file to be read instead.
 
     Raises:
-        MirrorBusyError: A process has one of the DuckDB files open for writing.
-        MirrorError: There is no mirror yet, or it is in memory; or a copy is another mirror's.
+        RheiError: None can be read: why the first one cannot.
         SettingsError: They are of two kinds.
     """
     kinds = {mirror.kind for _, mirror, _ in mirrors}
@@ -70,29 +72,33 @@ def read_together(mirrors: Sequence[tuple[Part, MirrorSettings, Path | None]]) -
             "mirrors of DuckDB and of files are read by two engines",
             hint="give all of them one 'mirror.kind', or ask each by a reader of its own",
         )
-    for _, mirror, copy in mirrors:
-        refuse_unread(mirror, copy)
     if kinds == {"duckdb"}:
         return _databases(mirrors)
     with needs_extra("datafusion", "these mirrors"), ExitStack() as opened:
         from rhei_pipeline.mirrors.datafusion.joint import JointFiles
 
         read = list[tuple[Part, "MirrorReader"]]()
-        for part, mirror, _ in mirrors:
-            read.append((part, read_files(mirror)))
-            opened.callback(read[-1][1].close)
-        joint = JointFiles(read)
+        left_out = dict[int, RheiError]()
+        for place, (part, mirror, _) in enumerate(mirrors):
+            try:
+                refuse_unread(mirror)
+                reader = read_files(mirror)
+                opened.callback(reader.close)
+                reader.dead_letters()  # of which each answer tells
+                read.append((part, reader))
+            except RheiError as error:
+                left_out[place] = error
+        if not read:
+            raise next(iter(left_out.values()))
+        joint = JointFiles(read, left_out)
         opened.pop_all()
     return joint
 
 
 def _databases(mirrors: Sequence[tuple[Part, MirrorSettings, Path | None]]) -> JointDuckDB:
+    for _, mirror, _ in mirrors:
+        if mirror.in_memory:
+            refuse_unread(mirror)
     files = [(part, copy or mirror.path) for part, mirror, copy in mirrors]
-    joint = JointDuckDB(files, mirrors[0][1].memory_limit)
-    with ExitStack() as opened:
-        opened.callback(joint.close)
-        for (_, mirror, copy), mirror_id in zip(mirrors, joint.mirror_ids, strict=True):
-            if copy is not None:
-                refuse_copy_of_others(mirror.path, copy, mirror_id)
-        opened.pop_all()
-    return joint
+    copies = {copy: mirror.path for _, mirror, copy in mirrors if copy is not None}
+    return JointDuckDB(files, mirrors[0][1].memory_limit, copies)

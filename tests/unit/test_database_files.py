@@ -61,6 +61,9 @@ ALLOWED = {
     "tests/support/pods.py": "logs of processes",
     "tests/support/sail_cluster.py": "logs of processes",
     "tests/support/spark_server.py": "logs of processes",
+    "tests/behaviour/mirrors/test_shards_that_cannot_be_read.py:damaged": AFTER,
+    "tests/behaviour/mirrors/test_shards_that_cannot_be_read.py:"
+    "test_dead_letters_that_cannot_be_read_leave_out_their_shard_alone": FILES,
     "tests/behaviour/mirrors/test_opened_again.py:test_logged_bytes_count_where_no_file_grows": (
         "files of text, and no database"
     ),

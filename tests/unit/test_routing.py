@@ -9,7 +9,8 @@ import pytest
 
 from rhei_pipeline.model.schema import Column, Mode, TableSchema
 from rhei_pipeline.model.semantics import Kind, MirroredTable
-from rhei_pipeline.query.router import Plan, Router, plan, tables_read
+from rhei_pipeline.query.named_tables import tables_read
+from rhei_pipeline.query.router import Plan, Router, plan
 from rhei_pipeline.query.translation.meaning import Catalog
 
 ORDERS = TableSchema(

@@ -1,11 +1,12 @@
 """Queries over several mirrors of files at once, each at one committed state of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import pyarrow as pa
 from datafusion.catalog import Catalog, Schema
 
+from rhei_pipeline.errors import RheiError
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.mirrors.datafusion.session import CATALOGUE, Frame, ReadingSession
@@ -24,9 +25,12 @@ class JointFiles:
 
     Args:
         mirrors: Each mirror, as it is shown; all are closed with this.
+        left_out: Why others cannot be read, by their places among all.
     """
 
-    def __init__(self, mirrors: Sequence[tuple[Part, MirrorReader]]) -> None:
+    def __init__(
+        self, mirrors: Sequence[tuple[Part, MirrorReader]], left_out: Mapping[int, RheiError]
+    ) -> None:
         self._mirrors = mirrors
         self._opened = ExitStack()
         for _, mirror in mirrors:
@@ -34,6 +38,8 @@ class JointFiles:
         self._session = _JointSession(mirrors)
         #: The id of each mirror, in their order.
         self.mirror_ids: list[str] = [mirror.mirror_id for _, mirror in mirrors]
+        #: Why others cannot be read, by their places among all.
+        self.left_out = dict(left_out)
 
     def tables(self) -> list[dict[str, Table]]:
         """Return the tables of each mirror, in their order, by quoted name."""

@@ -1,19 +1,20 @@
 """Queries over several DuckDB files at once, none of which is open for writing meanwhile."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from rhei_pipeline.errors import QueryError
+from rhei_pipeline.errors import MirrorError, QueryError, RheiError
 from rhei_pipeline.mirrors.duckdb.connecting import CONFIG, MEMORY, ended_by_signals
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
 from rhei_pipeline.mirrors.duckdb.housekeeping import OPEN_LETTERS, read_mirror_id, silent
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
 from rhei_pipeline.mirrors.duckdb.mirror import BATCH_ROWS
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
+from rhei_pipeline.mirrors.duckdb.published_copy import refuse_copy_of_others
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.tables import MAIN, SNAPSHOTS, in_utc, mirrors_public, read_tables
 from rhei_pipeline.mirrors.joining import Part
@@ -36,21 +37,27 @@ class JointDuckDB:
     Args:
         mirrors: Each mirror's file, as it is shown.
         memory_limit_bytes: The most that a query takes.
+        copies: The mirror of each file that is a published copy.
 
     Raises:
-        MirrorBusyError: A process has one of the files open for writing.
-        MirrorError: One is no mirror, or is older than it was.
+        RheiError: None can be read: why the first one cannot.
     """
 
     def __init__(
-        self, mirrors: Sequence[tuple[Part, Path]], memory_limit_bytes: int | None = None
+        self,
+        mirrors: Sequence[tuple[Part, Path]],
+        memory_limit_bytes: int | None = None,
+        copies: Mapping[Path, Path] | None = None,
     ) -> None:
+        self._copies = copies or {}
         self._guard = DuckDBGuard()
         self._ledgers: list[Ledger] = []
         self._letters: list[pa.Table] = []
         self._tables: list[dict[str, Table]] = []
         #: The id of each mirror, in their order.
         self.mirror_ids: list[str] = []
+        #: Why some cannot be read, by their places among all.
+        self.left_out: dict[int, RheiError] = {}
         self._path = str(mirrors[0][1])
         config = {name: value for name, value in CONFIG.items() if name not in _LOCKED}
         if memory_limit_bytes is not None:
@@ -60,13 +67,23 @@ class JointDuckDB:
                 closing(silent(duckdb.connect(MEMORY, config=config)))
             )
             for place, (part, path) in enumerate(mirrors):
-                with translated(str(path)):
-                    self._attach(part, path, part.schema or f"_rhei_part_{place}")
+                name = part.schema or f"_rhei_part_{place}"
+                try:
+                    with translated(str(path)):
+                        self._attach(part, path, name)
+                except RheiError as error:
+                    self.left_out[place] = error
+                    # One that was attached before it was refused, too, is not to be read.
+                    self._connection.execute(f"detach database if exists {quote(name)}")
+            if not self.mirror_ids:
+                raise next(iter(self.left_out.values()))
             for name in _LOCKED:
                 self._connection.execute(f"set {name} = {literal(str(CONFIG[name]))}")
             self._opened = opened.pop_all()
 
     def _attach(self, part: Part, path: Path, name: str) -> None:
+        if not path.exists():
+            raise MirrorError(f"there is no mirror at {str(path)!r}", hint="sync once, then read")
         asked = f"attach {literal(str(path.absolute()))} as {quote(name)} (read_only)"
         self._connection.execute(asked)
         with self._connection.cursor() as cursor:
@@ -74,12 +91,15 @@ class JointDuckDB:
             mirror_id = read_mirror_id(cursor, str(path))
             ledger, standing = read_ledger(cursor), read_tables(cursor)
             tables = [*standing.values()]
-            self._letters.append(cursor.sql(OPEN_LETTERS).to_arrow_table())
+            letters = cursor.sql(OPEN_LETTERS).to_arrow_table()
             if mirrors_public(cursor):
                 # Somebody else may have one of such a name in `main`; the first is shown there.
                 tables.sort(key=lambda table: table.schema.namespace != _UNQUALIFIED)
             days = _snapshots(cursor)
         _refuse_older(str(path), mirror_id, ledger)
+        if path in self._copies:
+            refuse_copy_of_others(self._copies[path], path, mirror_id)
+        self._letters.append(letters)
         self._ledgers.append(ledger)
         self._tables.append(standing)
         self.mirror_ids.append(mirror_id)

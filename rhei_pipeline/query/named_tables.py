@@ -1,0 +1,78 @@
+"""Which tables a statement for the mirror names, by a parser of our own."""
+
+import re
+from dataclasses import dataclass
+
+import sqlglot
+from sqlglot import exp
+
+from rhei_pipeline.sql.placeholders import judged_form
+
+_DEFAULT_SCHEMAS = {"", "main", "public"}
+#: What stands before a statement whose plan is asked for; no parser of ours reads on behind it.
+_EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\s", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTable:
+    """A table as a statement names it, in lower case.
+
+    Attributes:
+        catalog: What stands before its schema; empty where nothing does.
+        schema: What stands before its name; empty where nothing does.
+    """
+
+    catalog: str
+    schema: str
+    name: str
+
+    @property
+    def forms(self) -> frozenset[str]:
+        """The names that it may have, with and without schemas."""
+        own = {f"{self.schema or 'public'}.{self.name}"}
+        own |= {self.name} if self.schema in _DEFAULT_SCHEMAS else set()
+        # The first part names one of several mirrors that are read together.
+        return frozenset(own | {f"{self.catalog}.{each}" for each in own if self.catalog})
+
+
+def tables_read(sql: str, dialect: str) -> frozenset[str] | None:
+    """Return the tables that a statement names, in lower case, with and without their schemas.
+
+    None if it cannot be parsed.
+    """
+    parsed = _parsed(sql, dialect)
+    if parsed is None:
+        return None
+    return frozenset(form for table in parsed.find_all(exp.Table) for form in _named(table).forms)
+
+
+def named_tables(sql: str, dialect: str) -> set[NamedTable] | None:
+    """Return the tables that a statement reads, or asks for the plan or the columns of.
+
+    None if it is no such statement, or cannot be parsed; so is one that lists all tables.
+    """
+    parsed = _parsed(_EXPLAIN.sub("", sql, count=1), dialect)
+    if parsed is None:
+        return None
+    named = set(map(_named, parsed.find_all(exp.Table)))
+    return named if named or isinstance(parsed, exp.Query) else None
+
+
+def defined_in(sql: str, dialect: str) -> set[str]:
+    """Return the names that a statement gives to its own queries by `with`, in lower case."""
+    parsed = _parsed(_EXPLAIN.sub("", sql, count=1), dialect)
+    return set() if parsed is None else {each.alias.lower() for each in parsed.find_all(exp.CTE)}
+
+
+def _parsed(sql: str, dialect: str) -> exp.Expr | None:
+    try:
+        if dialect != "sqlite":  # which has no text between dollars
+            sql = judged_form(sql)
+        parsed = sqlglot.parse_one(sql, dialect="duckdb" if dialect == "datafusion" else dialect)
+    except Exception:  # noqa: BLE001  (see `router.plan`)
+        return None
+    return None if isinstance(parsed, exp.Command) else parsed
+
+
+def _named(table: exp.Table) -> NamedTable:
+    return NamedTable(table.catalog.lower(), table.db.lower(), table.name.lower())
