@@ -2,6 +2,8 @@
 
 import os
 import re
+import sqlite3
+from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -46,10 +48,36 @@ def test_the_python_of_the_page_loads(
 
 
 def test_the_yaml_of_the_page_is_accepted() -> None:
-    component, mirror, *_ = map(yaml.safe_load, blocks("yaml"))
+    _once, component, mirror, *_ = map(yaml.safe_load, blocks("yaml"))
     assert component["type"] == "rhei_pipeline.dagster.RheiComponent"
     assert rhei_pipeline.dagster.RheiComponent(**component["attributes"])
     assert Settings(source={"path": "app.db"}, **mirror).mirror.published is not None
+
+
+@pytest.mark.long
+def test_a_session_by_hand_ends_once_everything_is_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhei_pipeline.dagster.mirrors.LOOK_SECONDS", 0.05)
+    with closing(sqlite3.connect(tmp_path / "app.db")) as app:
+        app.executescript(
+            "create table orders(id integer primary key);insert into orders values(1)"
+        )
+    settings = Settings(
+        name="shop",
+        source={"path": tmp_path / "app.db"},
+        mirror={"path": tmp_path / "mirror.duckdb"},
+        registry={"path": tmp_path / "registry.json"},
+        schedule={"session_seconds": 20},  # ends one that does not end by itself
+    )
+    job = build_definitions(settings).resolve_job_def("shop_sync")
+    with dg.instance_for_test() as instance:
+        given = yaml.safe_load(blocks("yaml")[0])
+        result = job.execute_in_process(instance=instance, run_config=given)
+        logged = [entry.message for entry in instance.all_logs(result.run_id)]
+    assert "the session ends: nothing has changed for a while" in logged
+    with rhei_pipeline.open(settings) as htap:
+        assert htap.query("select id from orders", hint="olap").num_rows == 1
 
 
 def test_each_sensor_job_and_schedule_that_a_page_names_is_there(tmp_path: Path) -> None:
