@@ -1,5 +1,7 @@
 """A damaged file of a mirror: what its readers, its writer, maintenance and repair do about it."""
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -207,6 +209,29 @@ def test_a_damaged_manifest_is_never_passed_over(mirror: DataFusionMirror) -> No
     assert kept.read_bytes() == content
     with MirrorReader(mirror.path) as reader:
         assert held(reader) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("of", "by"),
+    [
+        (rb'"rows": 3', rb'"rows": 2'),
+        (rb'"format": \d', rb'"format": 2'),
+        (rb', "crc32": "\w+"', rb""),
+    ],
+    ids=["another number", "an earlier format", "no checksum"],
+)
+def test_a_manifest_that_can_be_read_is_believed_by_its_checksum_alone(
+    mirror: DataFusionMirror, of: bytes, by: bytes
+) -> None:
+    mirror.close()
+    newest = max((Path(mirror.path) / "manifests").iterdir())
+    content = newest.read_bytes()
+    damaged = re.sub(of, by, content)
+    assert damaged != content
+    assert json.loads(damaged)
+    newest.write_bytes(damaged)
+    with pytest.raises(MirrorDamagedError, match=newest.name):
+        MirrorReader(mirror.path)
 
 
 def test_of_several_damaged_manifests_the_newest_is_named(mirror: DataFusionMirror) -> None:

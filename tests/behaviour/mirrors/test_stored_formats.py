@@ -159,3 +159,25 @@ def test_capture_of_postgres_is_told_apart_by_its_format(
     world.run("comment on table _rhei.capture is 'rhei: format 1'")
     assert world.htap.sync_now().tables["t"].copied_rows == 0
     assert [version["v"] for version in world.versions("t")] == [1, 2, 3]
+
+
+def test_a_mirror_of_files_says_that_a_column_is_no_columns_of_its_files(
+    make_world: MakeWorld,
+) -> None:
+    """Whoever does not know such columns refuses it; whoever needs not know them reads it."""
+    world = make_world(storage="parquet")
+    manifests = world.settings.mirror.path / "manifests"
+
+    def written() -> int:
+        number: int = json.loads(max(manifests.iterdir()).read_text())["format"]
+        return number
+
+    world.run("create table t(id integer primary key, v integer)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    world.run("update t set v = 2")
+    world.htap.sync_now()
+    assert written() == 3
+    world.run("alter table t add column c integer default 7")
+    world.htap.sync_now()
+    assert written() == 4
+    assert world.htap.query("select c from t", hint="olap")["c"].to_pylist()[-1] == 7
