@@ -1,9 +1,12 @@
 """A pipeline whose declaration changes while its source does: masks, filters, columns, people."""
 
+import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -95,6 +98,13 @@ class Forgetting:
     crash_at: Step | None
 
 
+@dataclass(frozen=True)
+class Backup:
+    """The mirror's files are kept as they are, or put back as they were kept last."""
+
+    is_put_back: bool
+
+
 _KEYS = st.integers(1, 4)
 _AGES = st.sampled_from(["null", "1", "2", "3", "4"])
 
@@ -161,8 +171,9 @@ _helpings = st.builds(
 _forgettings = st.builds(Forgetting, _KEYS, _STEPS)
 _altered = st.builds(Altered, st.sampled_from(["add", "add", "rename", "drop"]))
 _remarked = st.builds(Remarked, _KEYS, st.sampled_from(["'p'", "'q'", "null"]))
+_backups = st.builds(Backup, st.booleans())
 _writes = _inserts | _updates | _moves | _deletes | _remarked
-_others = _syncs | _works | _declared | _forgettings | _altered
+_others = _syncs | _works | _declared | _forgettings | _altered | _backups
 
 
 def histories(fewest: int, most: int) -> st.SearchStrategy[list[Any]]:
@@ -171,6 +182,15 @@ def histories(fewest: int, most: int) -> st.SearchStrategy[list[Any]]:
     return st.lists(pieces, min_size=fewest, max_size=most).map(
         lambda drawn: [act for writes, help_, other in drawn for act in (*writes, *help_, other)]
     )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is known of a mirror whose files were kept."""
+
+    declared: Declared
+    noted: list[tuple[datetime, dict[Key, Row]]]
+    half_forgotten: set[int]
 
 
 @dataclass
@@ -198,6 +218,7 @@ class Play:
     noted: list[tuple[datetime, dict[Key, Row]]] = field(default_factory=list)
     half_forgotten: set[int] = field(default_factory=set)
     is_behind: bool = False
+    kept: "Kept | None" = None
 
     def run(self, played: list[Any]) -> None:
         """Play all; whoever copies in ranges waits for nobody, and every other copies in turns."""
@@ -253,7 +274,7 @@ class Play:
             self.beside = None
         if before is not None and before != self.beside:
             # What its past is called from now on is not told here.
-            for _, rows in self.noted:
+            for _, rows in [*self.noted, *(self.kept.noted if self.kept else ())]:
                 for row in rows.values():
                     row.pop(before, None)
 
@@ -311,6 +332,30 @@ class Play:
             table["columns"] = ["id", "name", "age", *self._kept]
         self.world.crash()
         self.world.tables = [table]
+
+    def _back_up(self, backup: Backup) -> None:
+        self.world.crash()
+        if self.world.storage == "memory":
+            return
+        kept = self.world.directory / "kept"
+        if not backup.is_put_back:
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.mkdir()
+            _copy_into(kept, self._files())
+            self.kept = Kept(self.declared, deepcopy(self.noted), {*self.half_forgotten})
+        elif self.kept is not None:
+            for file in self._files():
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+            _copy_into(self.world.directory, sorted(kept.iterdir()))
+            self.declared, self.noted = self.kept.declared, deepcopy(self.kept.noted)
+            self.half_forgotten = {*self.kept.half_forgotten}
+            self._declare(self.declared)
+
+    def _files(self) -> list[Path]:
+        """Return all of the mirror's: those of its registry and of its buffer, too."""
+        others = ("app.db", "kept")
+        found = self.world.directory.iterdir()
+        return [file for file in found if not file.name.startswith(others)]
 
     def _do(self, action: Work | Forgetting) -> None:
         if isinstance(action, Forgetting):
@@ -402,4 +447,11 @@ class Play:
         Altered: lambda play, altered: play._alter(altered),
         Remarked: lambda play, remarked: play._remark(remarked),
         Helping: lambda play, helping: play._help(helping),
+        Backup: lambda play, backup: play._back_up(backup),
     }
+
+
+def _copy_into(directory: Path, files: Sequence[Path]) -> None:
+    for file in files:
+        copy: Callable[[Path, Path], object] = shutil.copytree if file.is_dir() else shutil.copy2
+        copy(file, directory / file.name)
