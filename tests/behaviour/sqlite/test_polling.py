@@ -529,6 +529,29 @@ def test_a_sidecar_refuses_writes_and_reads_the_mirror(make: Make) -> None:
     assert world.htap.query(read).to_pylist() == [{"n": 1}]
 
 
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_sidecar_answers_of_no_table_that_is_followed_no_more_unless_asked_to(
+    make: Make, mode: str
+) -> None:
+    """Nobody reads its source any more, so what the mirror has of it grows old unseen."""
+    world = make(mode=mode)
+    world.run("create table u(id integer primary key, updated_at text)")
+    polled: list[dict[str, Any]] = [{"name": "t", "polling": {"clock": "database"}}]
+    world.tables = [*polled, {"name": "u", "polling": {"updated_at": "updated_at"}}]
+    world.run("insert into u values (1, '2026-01-01')")
+    put(world, 1, "a")
+    world.htap.sync_now()
+    world.crash()
+    world.tables = polled
+    assert world.htap.sync_now().not_followed.keys() == {"u"}
+    read = "select count(*) as n from u"
+    for ask in (world.htap.query, world.htap.stream):
+        with pytest.raises(QueryError, match="table 'u' is no longer followed since"):
+            ask(read)
+        assert ask(read.replace("from u", "from t")).schema.names == ["n"]
+    assert world.htap.query(read, hint="olap")["n"].to_pylist() == [1]
+
+
 def test_a_local_database_stands_beside_the_source(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
     connection.execute("create table t(id integer primary key, updated_at text)")
