@@ -17,7 +17,7 @@ from deltalake import Schema
 from rhei_pipeline.errors import MirrorError, MirrorUnreachableError, RheiError
 from rhei_pipeline.mirrors.datafusion.delta_log import LOG, NamedFile
 from rhei_pipeline.mirrors.datafusion.delta_shown import ShownFile, delta_schema, shown_files
-from rhei_pipeline.mirrors.datafusion.delta_states import write_state
+from rhei_pipeline.mirrors.datafusion.delta_states import newest_state, write_state
 from rhei_pipeline.mirrors.datafusion.delta_target import (
     APPLICATION,
     OWN_NAME,
@@ -65,7 +65,9 @@ class DeltaTables:
         self._published: dict[str, tuple[StoredTable, int]] = {}
         #: By folder, the Delta tables as this process left them.
         self._left: dict[str, DeltaTarget] = {}
-        self._gone: list[StoredTable] = []
+        #: The folders of tables that were dropped or renamed, and what these were called.
+        self._gone: list[tuple[str, str]] = []
+        self._has_looked_for_gone = False
         kept = f"interval {max(retention_hours, 1)} hours"
         self._configuration = {
             "delta.deletedFileRetentionDuration": kept,
@@ -85,7 +87,11 @@ class DeltaTables:
     def note(self, gone: Iterable[StoredTable]) -> None:
         """Record that there is a newer state, without the tables in `gone`; publish nothing."""
         self.pace.note_change()
-        self._gone += gone
+        self._gone += [
+            (_folder(table), table.relation)
+            for table in gone
+            if not table.relation.startswith(RESERVED_PREFIX)  # a copy, which was never published
+        ]
 
     def catch_up(self, manifest: Manifest, store: SegmentStore) -> None:
         """Publish every table at a committed state; tables that are up to date are skipped.
@@ -97,13 +103,13 @@ class DeltaTables:
                 self._publish_all(manifest, store)
 
     def _publish_all(self, manifest: Manifest, store: SegmentStore) -> None:
-        self._remove_gone(store)
+        self._remove_gone(manifest, store)
         failed: list[RheiError] = []
 
         def publish(one: tuple[str, StoredTable]) -> None:
             folder, table = one
             try:
-                with _translated(table, folder):
+                with _translated(table.relation, folder):
                     self._published[folder] = table, self._publish(manifest, table, store)
             except RheiError as error:
                 error.table = error.table or table.relation
@@ -134,6 +140,7 @@ class DeltaTables:
         table = manifest.tables.get(name)
         if table is None:
             return ()
+        self.look_again()
         found: list[str] = []
         for _ in looks_at(store.files):
             found = sorted(self._damaged_files(table, store))
@@ -141,6 +148,11 @@ class DeltaTables:
                 return ()
         self.begin_again(manifest, name, store)
         return tuple(DamagedFile(file, "the Delta table is written again") for file in found)
+
+    def look_again(self) -> None:
+        """Have the next publication look at all tables, as other programs may have written some."""
+        self._published.clear()
+        self.pace.note_change()
 
     def _damaged_files(self, table: StoredTable, store: SegmentStore) -> Iterator[str]:
         """Yield the files of a Delta table that differ from what would be published now."""
@@ -169,18 +181,22 @@ class DeltaTables:
         self._forget(folder)
         self.pace.note_change()
 
-    def _remove_gone(self, store: SegmentStore) -> None:
-        while self._gone:
-            self._remove(self._gone[-1], store)
-            self._gone.pop()
+    def _remove_gone(self, manifest: Manifest, store: SegmentStore) -> None:
+        """Delete the Delta tables of tables that are gone.
 
-    def _remove(self, table: StoredTable, store: SegmentStore) -> None:
-        if table.relation.startswith(RESERVED_PREFIX):
-            return  # a copy, which was never published
-        folder = _folder(table)
-        self._forget(folder)
-        with _translated(table, folder):
-            _delete(folder, store)
+        A process may have been killed after it dropped one: what was published last tells of it.
+        """
+        if not self._has_looked_for_gone:
+            before, held = newest_state(store.files), dict(_tables(manifest))
+            shown = before.tables if before else ()
+            self._gone += [(it.folder, it.relation) for it in shown if it.folder not in held]
+            self._has_looked_for_gone = True
+        while self._gone:
+            folder, relation = self._gone[-1]
+            self._forget(folder)
+            with _translated(relation, folder):
+                _delete(folder, store)
+            self._gone.pop()
 
     def _forget(self, folder: str) -> None:
         self._published.pop(folder, None)
@@ -267,16 +283,20 @@ def _plain(name: str) -> str:
 
 
 def _delete(folder: str, store: SegmentStore) -> None:
-    """Delete a Delta table, unless somebody else made it.
+    """Delete a Delta table with what other programs wrote into it, unless somebody else made it.
 
-    Its log goes first: without it there is no table.
+    Its log goes first: without it there is no table. Files of which it tells nothing are of others.
     """
+    told: set[str] = set()
     with suppress(Exception):  # what a damaged log leads to is of many kinds: it goes as well
-        if DeltaTarget(store.files, folder).is_of_others:
+        target = DeltaTarget(store.files, folder)
+        if target.is_of_others:
             return
+        told = target.told
     store.files.delete(store.files.names(f"{folder}/{LOG}"))
-    names = (name.removeprefix(f"{folder}/") for name in store.files.names(folder))
-    store.files.delete(f"{folder}/{name}" for name in names if OWN_NAME.fullmatch(name))
+    names = {name.removeprefix(f"{folder}/") for name in store.files.names(folder)}
+    ours = told | {name for name in names if OWN_NAME.fullmatch(name)}
+    store.files.delete(f"{folder}/{name}" for name in sorted(ours))
 
 
 def _named_files(
@@ -385,17 +405,17 @@ def _refuse_going_back(manifest: Manifest, table: StoredTable, target: DeltaTarg
 
 
 @contextmanager
-def _translated(table: StoredTable, folder: str) -> Iterator[None]:
+def _translated(relation: str, folder: str) -> Iterator[None]:
     try:
         yield
     except RheiError:
         raise
     except Exception as error:  # delta-rs raises types of many kinds
         what = f"its Delta table {folder!r} cannot be published"
-        refuse_failed_store(error, what, table=table.relation)
+        refuse_failed_store(error, what, table=relation)
         raise MirrorError(
             f"{what} ({type(error).__name__})",
-            table=table.relation,
+            table=relation,
             hint=f"the mirror itself is not affected; if {folder!r} is damaged, run"
-            f" 'rhei repair {table.relation}': it is published again",
+            f" 'rhei repair {relation}': it is published again",
         ) from error

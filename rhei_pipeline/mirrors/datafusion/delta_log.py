@@ -7,7 +7,8 @@ deletion vectors, so entries are written here, and read here for what it does no
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ from rhei_pipeline.mirrors.datafusion.files import Files
 LOG = "_delta_log"
 _ENTRY = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
+#: A file named by a whole address, or above the folder: it is not only this table's.
+_OUTSIDE = re.compile(r"^/|:|(^|/)\.\.(/|$)")
 #: What a checkpoint holds that concerns us.
 _KINDS = ("protocol", "metaData", "txn", "remove", "add")
 #: Says of what a file was made, beyond its name.
@@ -104,6 +107,7 @@ class DeltaState:
 
     Attributes:
         files: What it names, by their names.
+        partitioned_by: The columns whose values the log has instead of the files; we have none.
         features: What readers must be able to do.
         applied: The version that each application has noted.
         left: When files were named last, in milliseconds, of those that no version names now.
@@ -115,6 +119,7 @@ class DeltaState:
     schema: str = ""
     table_id: str = ""
     configuration: Mapping[str, str] = field(default_factory=dict)
+    partitioned_by: Sequence[str] = ()
     features: frozenset[str] = frozenset()
     applied: dict[str, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
@@ -125,6 +130,12 @@ class DeltaState:
         """The names of all files that it needs."""
         return {name for file in self.files.values() for name in file.files}
 
+    @property
+    def told(self) -> set[str]:
+        """The names of all files that it has or had in its folder, whoever wrote them."""
+        names = map(urllib.parse.unquote, self.standing | self.left.keys())
+        return {name for name in names if _OUTSIDE.search(name) is None}
+
     def apply(self, actions: Iterable[Action]) -> None:
         """Change it as one entry of the log says."""
         told = list(actions)
@@ -133,6 +144,7 @@ class DeltaState:
         for meta in _of_kind("metaData", told):
             self.schema, self.table_id = meta["schemaString"], meta["id"]
             self.configuration = dict(meta["configuration"] or {})
+            self.partitioned_by = tuple(meta.get("partitionColumns") or ())
         for noted in _of_kind("txn", told):
             self.applied[noted["appId"]] = noted["version"]
         for removed in _of_kind("remove", told):  # before it is added with another vector

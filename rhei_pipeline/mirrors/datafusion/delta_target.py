@@ -79,6 +79,11 @@ class DeltaTarget:
             name.startswith(APPLICATION) for name in self._state.applied
         )
 
+    @property
+    def told(self) -> set[str]:
+        """The names of all files that its log tells of, whoever wrote them."""
+        return self._state.told
+
     def leave(self) -> None:
         """Note by what the newest entry of the log is known again."""
         self._mark = self._files.mark(entry(self.folder, self.version))
@@ -99,7 +104,9 @@ class DeltaTarget:
         return self._state.files if self._has(schema) else {}
 
     def _has(self, schema: Schema) -> bool:
-        return self._is_there and Schema.from_json(self._state.schema) == schema
+        if not self._is_there or self._state.partitioned_by:
+            return False
+        return Schema.from_json(self._state.schema) == schema
 
     def shows(self, wanted: Mapping[str, str], schema: Schema, *, vectors: bool) -> bool:
         """Return whether the table has just these files, made of this, and this schema."""

@@ -236,6 +236,7 @@ class DataFusionMirror:
                 )
                 self._commit(merged)
             if self._delta is not None:
+                self._delta.look_again()
                 self._delta.catch_up(self._manifest, self._store)
             return report
 

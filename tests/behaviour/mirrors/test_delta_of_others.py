@@ -1,7 +1,10 @@
-"""A Delta table that somebody else made where one of a mirror's is to be."""
+"""A Delta table that somebody else made where one of a mirror's is to be, or has written to."""
 
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -9,8 +12,23 @@ from deltalake import DeltaTable, write_deltalake
 from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_world import World
+from tests.support.forked import run
 
 MakeWorld = Callable[..., World]
+BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
+
+
+def published(world: World, table: str = "t") -> Path:
+    return world.directory / "delta" / "delta" / "main" / table
+
+
+def assert_read_alike(world: World, table: str = "t") -> None:
+    """Two readers find what the mirror holds, and no row twice."""
+    held = world.htap.query(f"select * from {table}", hint="olap")
+    shown = str(published(world, table))
+    for found in (read_by_delta_rs(DeltaTable(shown)), pl.read_delta(shown).to_arrow()):
+        assert found.num_rows == held.num_rows
+        assert arrow_rows(found.cast(held.schema)) == arrow_rows(held)
 
 
 def test_a_delta_table_of_others_is_named_and_left_as_it_is(make_world: MakeWorld) -> None:
@@ -57,3 +75,146 @@ def test_a_table_that_others_compacted_is_published_again_while_the_source_is_qu
     assert set(DeltaTable(shown).file_uris()) == before
     held = world.htap.query("select * from t", hint="olap")
     assert arrow_rows(read_by_delta_rs(DeltaTable(shown))) == arrow_rows(held)
+
+
+def keyed(rows: pa.Schema, key: int) -> pa.Table:
+    """Return a row of a key with nothing else in it."""
+    return pa.table({name: [key if name == "id" else None] for name in rows.names}, schema=rows)
+
+
+def of_two_tables(make_world: MakeWorld, mode: str, *, vectors: bool) -> World:
+    delta = {"interval_seconds": 0, "deletion_vectors": vectors}
+    world = make_world(storage="delta", mode=mode, delta=delta)
+    world.run("create table t(id integer primary key, v int)", "insert into t values (1, 1)")
+    world.run("create table u(id integer primary key)", "insert into u values (1)")
+    world.htap.sync_now()
+    world.run("insert into t values (777, 2)", "update t set v = 5 where id = 1")
+    world.htap.sync_now()
+    return world
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("vectors", [False, True])
+def test_a_table_that_others_partitioned_has_no_partitions_after_the_next_sync(
+    make_world: MakeWorld, mode: str, *, vectors: bool
+) -> None:
+    world = of_two_tables(make_world, mode, vectors=vectors)
+    shown = published(world)
+    columns = pa.schema(DeltaTable(shown).schema().to_arrow())
+    theirs = keyed(columns, 9)
+    write_deltalake(shown, theirs, mode="overwrite", schema_mode="overwrite", partition_by=["v"])
+    assert DeltaTable(shown).metadata().partition_columns == ["v"]
+    world.run("insert into t values (3, 3)")
+    assert world.htap.sync_now().not_published is None
+    assert DeltaTable(shown).metadata().partition_columns == []
+    assert_read_alike(world)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("by", ["repair", "maintain"])
+def test_what_others_appended_to_a_quiet_table_goes_while_the_mirror_is_open(
+    make_world: MakeWorld, mode: str, by: str
+) -> None:
+    world = of_two_tables(make_world, mode, vectors=False)
+    world.htap.maintain()
+    shown = published(world)
+    theirs = keyed(pa.schema(DeltaTable(shown).schema().to_arrow()), 9)
+    write_deltalake(shown, theirs, mode="append")
+    assert 9 in pl.read_delta(str(shown))["id"].to_list()
+    if by == "repair":
+        world.htap.repair("t")
+    else:
+        world.htap.maintain()
+    assert_read_alike(world)
+
+
+def holding(folder: Path, key: int) -> list[Path]:
+    """Return the files below a folder that hold a key, whatever the log says of them."""
+    return [file for file in folder.rglob("*.parquet") if _has(file, key)]
+
+
+def _has(file: Path, key: int) -> bool:
+    if "_delta_log" in file.parts:
+        return False
+    return key in pl.read_parquet(file, hive_partitioning=False)["id"].to_list()
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("theirs", ["compacted", "partitioned"])
+@pytest.mark.parametrize(
+    ("way", "vectors"),
+    [("forget", False), ("forget", True), ("drop", False), ("vectors switched off", True)],
+)
+def test_copies_of_rows_that_others_wrote_go_with_the_table(
+    make_world: MakeWorld, mode: str, theirs: str, way: str, *, vectors: bool
+) -> None:
+    world = of_two_tables(make_world, mode, vectors=vectors)
+    for key in (10, 11):
+        world.run(f"insert into t values ({key}, 2)")
+        world.htap.sync_now()
+    shown = published(world)
+    if theirs == "compacted":
+        DeltaTable(shown).optimize.compact()
+    else:
+        rows = read_by_delta_rs(DeltaTable(shown))
+        write_deltalake(shown, rows, mode="overwrite", schema_mode="overwrite", partition_by=["v"])
+    copied = [file for file in holding(shown, 777) if "part-" in file.name]
+    assert copied
+    of_nobody = shown / "part-of-nobody.parquet"
+    pl.DataFrame({"id": [0]}).write_parquet(of_nobody)
+    world.run("delete from t where id = 777")
+    world.htap.sync_now()
+    assert {*holding(shown, 777)} >= {*copied}  # for who reads an earlier version
+    if way == "forget":
+        world.htap.forget("t", [{"id": 777}])
+        assert not holding(world.directory / "delta", 777)
+        assert_read_alike(world)
+    elif way == "drop":
+        world.crash()
+        world.tables = [{"name": "u"}]
+        world.htap.sync_now()
+        world.htap.drop_table("t", keep_as="kept" if mode == "temporal" else None)
+        assert not holding(shown, 777)
+    else:
+        world.crash()
+        world.delta = {"interval_seconds": 0, "deletion_vectors": False}
+        world.htap.sync_now()
+        assert not {*copied} & {*holding(shown, 777)}
+        assert_read_alike(world)
+    assert of_nobody.exists()
+
+
+_DROP_AND_DIE = """
+import json, os, signal, sys
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.mirrors.datafusion import delta as delta_tables
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with HTAP(Settings(**json.loads(sys.argv[1]))) as htap:
+    htap.sync_now()
+    delta_tables._delete = die
+    htap.drop_table("t", keep_as=sys.argv[2] or None)
+"""
+
+
+@BOTH_MODES
+def test_the_delta_table_of_a_dropped_table_goes_though_the_process_was_killed(
+    make_world: MakeWorld, mode: str
+) -> None:
+    world = of_two_tables(make_world, mode, vectors=False)
+    world.crash()
+    world.tables = [{"name": "u"}]
+    kept = "kept" if mode == "temporal" else ""
+    died = run(_DROP_AND_DIE, world.settings.model_dump_json(), kept)
+    assert died.returncode == -signal.SIGKILL
+    assert DeltaTable.is_deltatable(str(published(world)))
+    world.htap.sync_now()
+    assert not DeltaTable.is_deltatable(str(published(world)))
+    assert not list(published(world).glob("*.parquet"))
+    assert_read_alike(world, "u")
+    world.tables = None
+    world.crash()
+    world.htap.sync_now()
+    assert_read_alike(world)
