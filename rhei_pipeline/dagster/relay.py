@@ -53,8 +53,8 @@ def content(file: Path | None) -> bytes | None:
 def opened_with(settings: Settings) -> str:
     """Return what tells whether a session opened now has the declaration that another one had.
 
-    Runs read the file anew, so it counts as well as what was loaded, and what the environment
-    says. A password of the environment does not count: a tag can be read by everybody.
+    Each run reads the file again, so it counts as well as what was loaded, and what the
+    environment says. A password of the environment does not count: a tag can be read by everybody.
     """
     written = content(settings.file) or b""
     return hashlib.sha256(digest(settings).encode() + written).hexdigest()[:8]

@@ -150,7 +150,7 @@ class DeltaTables:
         return tuple(DamagedFile(file, "the Delta table is written again") for file in found)
 
     def look_again(self) -> None:
-        """Have the next publication look at all tables, as other programs may have written some."""
+        """Note that other programs may have written tables: the next publication looks at all."""
         self._published.clear()
         self.pace.note_change()
 

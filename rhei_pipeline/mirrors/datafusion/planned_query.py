@@ -9,7 +9,7 @@ import pyarrow as pa
 from datafusion import DataFrame
 from datafusion.record_batch import RecordBatch, RecordBatchStream
 
-from rhei_pipeline.errors import QueryError
+from rhei_pipeline.errors import MirrorUnreachableError, QueryError
 from rhei_pipeline.mirrors.datafusion.engine_errors import translated
 from rhei_pipeline.model.cancellation import Cancel
 
@@ -100,9 +100,9 @@ class PlannedQuery:
     def _asked(self, call: Callable[[], _Result], cancel: Cancel) -> _Result:
         try:
             return translated(call)
-        except QueryError:
+        except (QueryError, MirrorUnreachableError):
             cancel.refuse_cancelled()
-            self._prove()  # it may be no fault of the statement
+            self._prove()  # it may be no fault of the statement, nor of the store: a file is gone
             raise
 
 

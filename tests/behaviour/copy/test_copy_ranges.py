@@ -170,7 +170,7 @@ def test_what_workers_are_writing_is_kept_while_old_states_are_erased(make: Make
     """Nobody but the worker knows of it until it is recorded."""
     world = make(capture="sqlite-trigger")
     begin(world)
-    erased = []
+    erased = list[tuple[str, ...]]()
 
     def erase(step: Step) -> None:
         if step is Step.RANGE_WRITTEN and not erased:
