@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from deltalake import DeltaTable
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import MirrorBusyError, MirrorUnreachableError, RheiError
+from rhei_pipeline.mirrors import publishing
 from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
 from rhei_pipeline.mirrors.datafusion.storages import open_files
 from rhei_pipeline.testing.oracle import exact
@@ -197,9 +199,22 @@ def requests(mirrored: Mirrored, work: Work) -> int:
     return counted_by.count
 
 
+class Logged(logging.Handler):
+    """The errors of publications that were logged: a later one of the same work may succeed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[RheiError] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.errors += [found for found in record.args or () if isinstance(found, RheiError)]
+
+
 def suffer(mirrored: Mirrored, work: Work, fault: FaultAt) -> RheiError | None:
     """Do the work while a fault befalls it; return what is then said to be wrong."""
     prepare(mirrored, work)
+    logger, logged = logging.getLogger(publishing.__name__), Logged()
+    logger.addHandler(logged)
     mirrored.bucket.fault = fault
     try:
         work(mirrored)
@@ -207,9 +222,10 @@ def suffer(mirrored: Mirrored, work: Work, fault: FaultAt) -> RheiError | None:
         return error
     finally:
         mirrored.bucket.fault = None
+        logger.removeHandler(logged)
     mirror: Any = engine_of(mirrored.opened()).mirror
     trouble: RheiError | None = mirror.not_published
-    return trouble
+    return logged.errors[0] if logged.errors else trouble
 
 
 def fail_at_requests(mirrored: Mirrored, work: Work, times: int | None) -> None:
