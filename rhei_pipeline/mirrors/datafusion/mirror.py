@@ -202,14 +202,11 @@ class DataFusionMirror:
             transaction = FileTransaction(
                 base, self._store, lambda sql: self._session.query(sql, (), base), self._feeds
             )
-            try:
+            with self._discarding():
                 yield transaction
                 manifest = None if trial else transaction.prepare_commit()
                 if manifest is not None:
                     self._files.flush()  # here, where what fails is deleted again
-            except BaseException:
-                self._store.discard()
-                raise
             if manifest is None:
                 self._store.discard()
             else:
@@ -223,7 +220,8 @@ class DataFusionMirror:
         rows at most; a call that reaches this limit reports it, and the next one continues.
         """
         with self._lock, self._undoing():
-            tables, report = maintained(self._manifest.tables, self._store, max_rows)
+            with self._discarding():
+                tables, report = maintained(self._manifest.tables, self._store, max_rows)
             report = replace(report, damaged=(*report.damaged, *self._damaged_letters()))
             for damage in report.damaged:
                 _log.error("%s", damage)
@@ -247,11 +245,8 @@ class DataFusionMirror:
             removal = Removal(
                 base, self._store, lambda sql: self._session.query(sql, (), base), self._feeds
             )
-            try:
+            with self._discarding():
                 state = removal.of(ageing)
-            except BaseException:
-                self._store.discard()
-                raise
             if removal.removed:
                 version = base.version + 1
                 self._commit(replace(state, version=version, committed_at=datetime.now(UTC)))
@@ -271,7 +266,8 @@ class DataFusionMirror:
         """Remove all that there is of these keys, with their past; return the rows."""
         with self._lock, self._undoing():
             forgetting = Forgetting(table, keys, self._store)
-            state, found = forgetting.of(self._manifest)
+            with self._discarding():
+                state, found = forgetting.of(self._manifest)
             if trial:
                 self._store.discard()
             elif state != self._manifest:
@@ -307,7 +303,8 @@ class DataFusionMirror:
             base, healing = self._manifest, TableRepair(table, self._store)
             if self._damage is not None:
                 base = self._without_damaged_manifest(self._damage, healing)
-            healed = healing.of(base)
+            with self._discarding():
+                healed = healing.of(base)
             if healing.found:
                 self._set_aside(healing)
                 healed = without_positions(healed, table, self._store)
@@ -412,6 +409,15 @@ class DataFusionMirror:
             self._is_in_doubt = True
             with suppress(RheiError):  # a store that is away says no more now
                 self._settle()
+            raise
+
+    @contextmanager
+    def _discarding(self) -> Iterator[None]:
+        """Delete what the block has written if it fails: later work would wait for it, and fail."""
+        try:
+            yield
+        except BaseException:
+            self._store.discard()
             raise
 
     def _refuse_outdated(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorError, MirrorUnreachableError, RheiError
+from rhei_pipeline.model.schema import Mode
 from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
@@ -142,4 +143,35 @@ def test_an_endpoint_that_is_none_is_named(
         HTAP(wrong).sync_now()
     with HTAP(declared(world, bucket)) as htap:
         htap.sync_now()
+        assert htap.verify().equal
+
+
+@pytest.mark.parametrize("work", ["maintain", "forget"])
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_what_failed_work_was_writing_troubles_no_later_work(
+    world: World, bucket: Store, work: str
+) -> None:
+    """Several files are written side by side: all of them may fail, and one of them is told."""
+    settings = declared(world, bucket).model_copy(update={"mode": Mode.TEMPORAL})
+    world.run("create table t(id integer primary key, v integer)", "insert into t values (1, 0)")
+    with HTAP(settings) as filling:
+        for value in range(6):
+            world.run(f"update t set v = {value}", f"update orders set amount = {value}")
+            filling.sync_now()
+        world.run("delete from orders where id = 1")
+        filling.sync_now()
+    with HTAP(settings) as htap:
+        written: list[str] = []
+
+        def fault(method: str, path: str) -> str:
+            written.extend([path] if method == "PUT" else [])
+            return "503" if written else ""
+
+        works = {"maintain": htap.maintain, "forget": lambda: htap.forget("orders", [(1,)])}
+        bucket.fault = fault
+        with pytest.raises(MirrorUnreachableError):
+            works[work]()
+        assert written
+        bucket.fault = None
+        works[work]()
         assert htap.verify().equal
