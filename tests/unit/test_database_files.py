@@ -94,6 +94,7 @@ ALLOWED = {
     "tests/behaviour/mirrors/test_damage.py": AFTER,
     "tests/behaviour/mirrors/test_damaged_files.py": AFTER,
     "tests/behaviour/mirrors/test_delta.py": FILES,
+    "tests/behaviour/mirrors/test_delta_of_others.py:contents": FILES,
     "tests/unit/test_formats.py": FILES,
     "tests/unit/test_buffered_cycle.py": AFTER,
     "tests/behaviour/query/test_cluster_snapshots.py": FILES,

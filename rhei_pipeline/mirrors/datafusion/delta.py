@@ -8,13 +8,13 @@ next one, and a repeated one changes nothing.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 from deltalake import Schema
 
-from rhei_pipeline.errors import MirrorError, MirrorUnreachableError, RheiError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion.delta_log import LOG, NamedFile
 from rhei_pipeline.mirrors.datafusion.delta_shown import ShownFile, delta_schema, shown_files
 from rhei_pipeline.mirrors.datafusion.delta_states import newest_state, write_state
@@ -157,11 +157,8 @@ class DeltaTables:
     def _damaged_files(self, table: StoredTable, store: SegmentStore) -> Iterator[str]:
         """Yield the files of a Delta table that differ from what would be published now."""
         folder = _folder(table)
-        try:
-            target = DeltaTarget(store.files, folder)
-        except MirrorUnreachableError:
-            raise
-        except Exception:  # noqa: BLE001  (what a damaged log leads to is of many kinds)
+        target = _opened(folder, store)
+        if target is None:
             yield f"{folder}/{LOG}"
             return
         if target.is_of_others:
@@ -282,17 +279,28 @@ def _plain(name: str) -> str:
     return "".join(kept)
 
 
+def _opened(folder: str, store: SegmentStore) -> DeltaTarget | None:
+    """Return a Delta table; None where its log is damaged.
+
+    A store that does not answer, or refuses, does not say whose the table is: that is raised.
+    """
+    try:
+        return DeltaTarget(store.files, folder)
+    except Exception as error:  # what a damaged log leads to is of many kinds
+        if isinstance(error, RheiError) and not isinstance(error, MirrorDamagedError):
+            raise
+        return None
+
+
 def _delete(folder: str, store: SegmentStore) -> None:
     """Delete a Delta table with what other programs wrote into it, unless somebody else made it.
 
     Its log goes first: without it there is no table. Files of which it tells nothing are of others.
     """
-    told: set[str] = set()
-    with suppress(Exception):  # what a damaged log leads to is of many kinds: it goes as well
-        target = DeltaTarget(store.files, folder)
-        if target.is_of_others:
-            return
-        told = target.told
+    target = _opened(folder, store)
+    if target is not None and target.is_of_others:
+        return
+    told = set[str]() if target is None else target.told
     store.files.delete(store.files.names(f"{folder}/{LOG}"))
     names = {name.removeprefix(f"{folder}/") for name in store.files.names(folder)}
     ours = told | {name for name in names if OWN_NAME.fullmatch(name)}

@@ -22,6 +22,8 @@ from rhei_pipeline.mirrors.datafusion.files import Files
 LOG = "_delta_log"
 _ENTRY = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
+#: Checkpoints in parts, or of a newer kind, which others write.
+_OF_OTHER_KINDS = re.compile(r"\d{20}\.checkpoint\.[0-9a-f.-]+\.(parquet|json)")
 #: A file named by a whole address, or above the folder: it is not only this table's.
 _OUTSIDE = re.compile(r"^/|:|(^|/)\.\.(/|$)")
 #: What a checkpoint holds that concerns us.
@@ -133,8 +135,7 @@ class DeltaState:
     @property
     def told(self) -> set[str]:
         """The names of all files that it has or had in its folder, whoever wrote them."""
-        names = map(urllib.parse.unquote, self.standing | self.left.keys())
-        return {name for name in names if _OUTSIDE.search(name) is None}
+        return inside(self.standing | self.left.keys())
 
     def apply(self, actions: Iterable[Action]) -> None:
         """Change it as one entry of the log says."""
@@ -156,6 +157,14 @@ class DeltaState:
             self.files[file.name] = file
 
 
+def inside(named: Iterable[str]) -> set[str]:
+    """Return the files in a table's folder of those that its log names, as they are called there.
+
+    A log has names as parts of addresses have them.
+    """
+    return {name for name in map(urllib.parse.unquote, named) if _OUTSIDE.search(name) is None}
+
+
 def _of_kind(kind: str, actions: Iterable[Action]) -> Iterator[Action]:
     return (action[kind] for action in actions if action.get(kind) is not None)
 
@@ -170,6 +179,8 @@ def read_log(files: Files, folder: str) -> DeltaState | None:
     entries = [int(found[1]) for name in names if (found := _ENTRY.fullmatch(name))]
     checkpoints = [int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))]
     if not entries and not checkpoints:
+        if any(map(_OF_OTHER_KINDS.fullmatch, names)):
+            raise ValueError("its log has checkpoints of another kind alone")
         return None
     state = DeltaState()
     if checkpoints:

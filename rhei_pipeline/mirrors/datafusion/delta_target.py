@@ -12,11 +12,14 @@ from typing import Any
 
 from deltalake import DeltaTable, Schema
 
+from rhei_pipeline.errors import RheiError
 from rhei_pipeline.mirrors.datafusion.delta_log import (
+    LOG,
     Action,
     DeltaState,
     NamedFile,
     entry,
+    inside,
     now,
     read_log,
     written,
@@ -57,7 +60,7 @@ class DeltaTarget:
     def __init__(self, files: Files, folder: str) -> None:
         self.folder = folder
         self._files = files
-        found = read_log(files, folder)
+        found = _read(files, folder)
         self._is_there = found is not None
         self._state = found or DeltaState()
         self._mark: Mark | None = None
@@ -183,13 +186,33 @@ class DeltaTarget:
         before = now() - retention_hours * _HOUR_MS
         gone = {name for name, at in left.items() if at <= before}
         self._state.left = {name: at for name, at in left.items() if name not in gone}
-        places = {f"{self.folder}/{name}" for name in gone - standing}
+        places = {f"{self.folder}/{name}" for name in inside(gone) - inside(standing)}
         if full:
             lead = f"{self.folder}/"
             unknown = {name.removeprefix(lead) for name in self._files.abandoned(self.folder)}
             unknown = set(filter(OWN_NAME.fullmatch, unknown)) - standing - left.keys()
             places |= {lead + name for name in unknown}
         self._files.delete(sorted(places))
+
+
+def _read(files: Files, folder: str) -> DeltaState | None:
+    """Return what a log says; of one that cannot be read and has no trace of a mirror, nothing."""
+    try:
+        return read_log(files, folder)
+    except RheiError:
+        raise
+    except Exception:  # what a damaged log leads to is of many kinds
+        if _has_trace_of_ours(files, folder):
+            raise
+        return DeltaState()
+
+
+def _has_trace_of_ours(files: Files, folder: str) -> bool:
+    names = (name.rpartition("/")[2] for name in files.names(folder))
+    if any(map(OWN_NAME.fullmatch, names)):
+        return True
+    trace = f'"{APPLICATION}'.encode()
+    return any(trace in files.get(name).to_pybytes() for name in files.names(f"{folder}/{LOG}"))
 
 
 def _features(schema: Schema, *, vectors: bool) -> frozenset[str]:

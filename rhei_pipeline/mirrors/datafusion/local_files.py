@@ -229,7 +229,9 @@ class LocalFiles:
         """Delete files; those that are mapped or open stay readable until they are released."""
         with self._translated():
             for name in names:
-                (self._path / name).unlink(missing_ok=True)
+                # Others may name directories in a Delta table's log: those are no files of ours.
+                with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                    (self._path / name).unlink()
                 self._unsynced.discard(self._path / name)
 
     @contextmanager

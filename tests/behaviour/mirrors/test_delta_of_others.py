@@ -1,5 +1,6 @@
 """A Delta table that somebody else made where one of a mirror's is to be, or has written to."""
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from rhei_pipeline.errors import MirrorUnreachableError
+from rhei_pipeline.mirrors.datafusion.local_files import LocalFiles
 from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_world import World
@@ -217,4 +220,163 @@ def test_the_delta_table_of_a_dropped_table_goes_though_the_process_was_killed(
     world.tables = None
     world.crash()
     world.htap.sync_now()
+    assert_read_alike(world)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files_of(folder)}
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def of_parts(theirs: Path, *, more: int = 0) -> None:
+    """Tell of three versions by a checkpoint in parts alone, as other programs write them."""
+    for number in range(3):
+        write_deltalake(theirs, pa.table({"name": [f"theirs {number}"]}), mode="append")
+    DeltaTable(theirs).create_checkpoint()
+    for number in range(more):
+        write_deltalake(theirs, pa.table({"name": [f"more {number}"]}), mode="append")
+    log = theirs / "_delta_log"
+    for number in range(3):
+        (log / f"{number:020}.json").unlink()
+    part = f"{2:020}.checkpoint.0000000001.0000000001.parquet"
+    (log / f"{2:020}.checkpoint.parquet").rename(log / part)
+    (log / "_last_checkpoint").write_text('{"version":2,"size":6,"parts":1}')
+
+
+def of_parts_and_more(theirs: Path) -> None:
+    """Commit one more version behind such a checkpoint."""
+    of_parts(theirs, more=1)
+
+
+def not_to_be_read(theirs: Path) -> None:
+    write_deltalake(theirs, pa.table({"name": ["theirs"]}))
+    (theirs / "_delta_log" / f"{0:020}.json").write_text("of a later kind")
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("make", [of_parts, of_parts_and_more, not_to_be_read])
+def test_a_table_of_others_whose_log_is_not_understood_is_left_as_it_is(
+    make_world: MakeWorld, mode: str, make: Callable[[Path], None]
+) -> None:
+    world = make_world(storage="delta", mode=mode, delta={"interval_seconds": 0})
+    world.run("create table t(id integer primary key)", "create table u(id integer primary key)")
+    world.run("insert into t values (1)", "insert into u values (1)")
+    theirs = published(world)
+    make(theirs)
+    before = contents(theirs)
+    for _ in range(2):
+        assert "somebody else made" in str(world.htap.sync_now().not_published)
+        world.htap.repair("t")
+        world.htap.maintain()
+    assert contents(theirs) == before
+    assert_read_alike(world, "u")
+    world.crash()
+    world.tables = [{"name": "u"}]
+    world.htap.sync_now()
+    world.htap.drop_table("t", keep_as="kept" if mode == "temporal" else None)
+    assert world.htap.sync_now().not_published is None
+    assert contents(theirs) == before
+
+
+@pytest.mark.parametrize("name", ["not json", "a checkpoint in parts alone"])
+def test_a_table_of_ours_whose_log_was_damaged_is_written_again(
+    make_world: MakeWorld, name: str
+) -> None:
+    world = of_two_tables(make_world, "destructive", vectors=False)
+    shown = published(world)
+    log = shown / "_delta_log"
+    if name == "not json":
+        max(log.glob("*.json")).write_text("damaged")
+    else:
+        of_their_parts = log / f"{9:020}.checkpoint.0000000001.0000000002.parquet"
+        of_their_parts.write_text("damaged")
+        for file in log.glob("*.json"):
+            file.unlink()
+    world.crash()
+    world.run("insert into t values (5, 5)")
+    assert "rhei repair t" in str(world.htap.sync_now().not_published)
+    world.htap.repair("t")
+    assert world.htap.sync_now().not_published is None
+    assert_read_alike(world)
+
+
+def test_files_outside_and_directories_that_a_log_names_stay(make_world: MakeWorld) -> None:
+    world = of_two_tables(make_world, "destructive", vectors=False)
+    shown = published(world)
+    (shown / "kept").mkdir()
+    (shown / "kept" / "of_nobody").write_text("theirs")
+    ours = next(file.name for file in shown.glob("*.parquet"))
+    of_u = next(published(world, "u").glob("*.parquet"))
+    odd = ["kept", ".", "", "kept/", "../u/" + of_u.name, "%2e%2e/u/" + of_u.name, f"{ours}/below"]
+    odd += [str(of_u), of_u.as_uri()]
+    newest = max(shown.glob("_delta_log/*.json"))
+    removed = [{"path": name, "deletionTimestamp": 1, "dataChange": True} for name in odd]
+    lines = "".join(json.dumps({"remove": each}) + "\n" for each in removed)
+    newest.write_text(newest.read_text() + lines)
+    world.crash()
+    world.run("insert into t values (3, 3)")
+    assert world.htap.sync_now().not_published is None  # which deletes what was left long ago
+    assert_read_alike(world)
+    world.crash()
+    world.tables = [{"name": "u"}]
+    world.htap.sync_now()
+    world.htap.drop_table("t")
+    assert world.htap.sync_now().not_published is None
+    assert [file.name for file in files_of(shown)] == ["of_nobody"]
+    assert_read_alike(world, "u")
+
+
+def test_a_store_that_does_not_answer_does_not_make_a_table_ours(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(storage="delta", delta={"interval_seconds": 0})
+    world.run("create table t(id integer primary key)", "create table u(id integer primary key)")
+    theirs = published(world)
+    write_deltalake(theirs, pa.table({"name": ["theirs"]}))
+    before = contents(theirs)
+    world.htap.sync_now()
+    world.crash()
+    world.tables = [{"name": "u"}]
+    world.htap.sync_now()
+    read, failed = LocalFiles.get, list[str]()
+
+    def get(files: LocalFiles, name: str) -> pa.Buffer:
+        if "/t/_delta_log/" in name and not failed:
+            failed.append(name)
+            raise MirrorUnreachableError("the store did not answer", hint="try again")
+        return read(files, name)
+
+    monkeypatch.setattr(LocalFiles, "get", get)
+    world.htap.drop_table("t")
+    assert failed
+    assert contents(theirs) == before
+    assert world.htap.sync_now().not_published is None
+    assert contents(theirs) == before
+
+
+def test_files_of_partitions_go_when_their_time_is_up(make_world: MakeWorld) -> None:
+    """A log has their names as parts of addresses: with `%2520` for a space."""
+    world = make_world(storage="delta", delta={"interval_seconds": 0})
+    world.run("create table t(id integer primary key, v text)")
+    world.run("insert into t values (1, 'a b'), (2, '10:30')")
+    world.htap.sync_now()
+    shown = published(world)
+    rows = read_by_delta_rs(DeltaTable(shown))
+    write_deltalake(shown, rows, mode="overwrite", schema_mode="overwrite", partition_by=["v"])
+    assert len(list(shown.glob("v=*/*.parquet"))) == 2
+    world.crash()
+    world.run("insert into t values (3, 'c')")
+    world.htap.sync_now()
+    world.crash()
+    for entry in shown.glob("_delta_log/*.json"):
+        lines = [json.loads(line) for line in entry.read_text().splitlines()]
+        for removed in (line["remove"] for line in lines if "remove" in line):
+            removed["deletionTimestamp"] = 1
+        entry.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    world.run("insert into t values (4, 'd')")
+    assert world.htap.sync_now().not_published is None
+    assert not list(shown.glob("v=*/*.parquet"))
     assert_read_alike(world)
