@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 from rhei_pipeline.errors import QueryError, RheiError
 from rhei_pipeline.mirrors.joining import Part
-from rhei_pipeline.query.named_tables import NamedTable, defined_in, named_tables
+from rhei_pipeline.query.named_tables import NamedTable, named_tables
 
 #: How the engines say that there is no such table, or no such schema.
 _UNKNOWN = re.compile(
@@ -44,8 +44,7 @@ class UnreadMirrors:
         if not self._why:
             return
         unknown = self._unknown(sql)
-        defined = defined_in(sql, self._dialect)
-        if unknown is None or any(each.schema or each.name not in defined for each in unknown):
+        if unknown is None or unknown:
             raise self._of(unknown or []) or self._why[0][1]
 
     def explained(self, error: QueryError, sql: str) -> RheiError:
@@ -60,7 +59,7 @@ class UnreadMirrors:
             return self._why[0][1]
         if unknown and (meant := self._of(unknown)):
             return meant
-        if unknown:
+        if unknown and any(part.schema is None for part, _ in self._why):
             error.hint = f"another mirror may have it, but cannot be read: {self._why[0][1]}"
         return error
 

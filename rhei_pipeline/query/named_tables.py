@@ -1,6 +1,7 @@
 """Which tables a statement for the mirror names, by a parser of our own."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlglot
@@ -49,19 +50,39 @@ def tables_read(sql: str, dialect: str) -> frozenset[str] | None:
 def named_tables(sql: str, dialect: str) -> set[NamedTable] | None:
     """Return the tables that a statement reads, or asks for the plan or the columns of.
 
-    None if it is no such statement, or cannot be parsed; so is one that lists all tables.
+    Queries of its own, which it names by `with`, are none, nor are series of numbers. None if it is
+    no such statement, or cannot be parsed; so is one that lists all tables.
     """
     parsed = _parsed(_EXPLAIN.sub("", sql, count=1), dialect)
     if parsed is None:
         return None
-    named = set(map(_named, parsed.find_all(exp.Table)))
-    return named if named or isinstance(parsed, exp.Query) else None
+    found = list(parsed.find_all(exp.Table))
+    if not found and not isinstance(parsed, exp.Query | exp.Values):
+        return None
+    return {
+        _named(table)
+        for table in found
+        if not isinstance(table.this, exp.GenerateSeries) and not _is_own(table)
+    }
 
 
-def defined_in(sql: str, dialect: str) -> set[str]:
-    """Return the names that a statement gives to its own queries by `with`, in lower case."""
-    parsed = _parsed(_EXPLAIN.sub("", sql, count=1), dialect)
-    return set() if parsed is None else {each.alias.lower() for each in parsed.find_all(exp.CTE)}
+def _is_own(table: exp.Table) -> bool:
+    """Return whether it is a query that the statement itself names by `with`, and may read here."""
+    inside: exp.Expr = table
+    while not table.db and (around := inside.parent) is not None:
+        if any(each.alias.lower() == table.name.lower() for each in _named_for(inside, around)):
+            return True
+        inside = around
+    return False
+
+
+def _named_for(inside: exp.Expr, around: exp.Expr) -> Sequence[exp.Expr]:
+    """Return the queries that `around` has names for, which a part of it may read."""
+    if isinstance(around, exp.With):  # those before it; and itself, if it may
+        named = around.expressions
+        return named[: (inside.index or 0) + bool(around.recursive)]
+    own = around.args.get("with_")
+    return [] if own is None or own is inside else own.expressions
 
 
 def _parsed(sql: str, dialect: str) -> exp.Expr | None:

@@ -40,6 +40,9 @@ OF_ITS_OWN = (
 #: The same of DuckDB's own lists of all tables.
 LISTS = (
     "show tables",
+    "with pg_tables as (select * from pg_tables) select count(*) from pg_tables",
+    "select (with pg_tables as (select 1) select count(*) from pg_tables), count(*) from pg_tables",
+    "with t as (select * from duckdb_tables), duckdb_tables as (select 1) select count(*) from t",
     "describe",
     "select count(*) from duckdb_tables()",
     "select count(*) from information_schema.tables",
@@ -133,6 +136,10 @@ def test_queries_of_the_others_are_answered(
             read = json.loads((found.schema.metadata or {})[b"rhei.read_from"])
             assert read == {"shard_1": "file", "shard_3": "file"}
         assert reader.query("explain select count(*) from a1").num_rows
+        # A calendar is no table of anybody's.
+        days = "select count(*) as n from a1 cross join generate_series(1, 3) d"
+        assert reader.query(days)["n"].to_pylist() == [6]
+        assert reader.query("values (1)").num_rows == 1
         for sql in (*OF_ITS_OWN, *(LISTS if storage is None else ())):
             with pytest.raises(RheiError, match="shard_2") as refused:
                 reader.query(sql)
@@ -191,8 +198,11 @@ def test_of_several_pipelines_the_others_are_answered(
         for sql in ("bills.orders", "shop.orders, bills.orders", "bills.main.orders"):
             with pytest.raises(MirrorError, match=bills.settings.mirror.path.name):
                 reader.query(f"select count(*) from {sql}")
-        with pytest.raises(QueryError, match="orders"):
-            reader.query("select count(*) from orders")
+        # By its name a table cannot be one of theirs.
+        for sql in ("orders", "shop.nothing", "nobody.orders"):
+            with pytest.raises(QueryError, match=sql.rpartition(".")[2]) as wrong:
+                reader.query(f"select count(*) from {sql}")
+            assert "another mirror" not in str(wrong.value)
 
 
 def test_dead_letters_that_cannot_be_read_leave_out_their_shard_alone(
