@@ -58,6 +58,11 @@ def read_declaration(file: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SettingsError(f"{file}: this is not YAML{place}") from error
+    except ValueError:
+        raise SettingsError(
+            f"{file}: a date or a number in it is none, such as 2024-13-01",
+            hint="correct it; where it is meant as text, write it in quotes",
+        ) from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise SettingsError(f"{file}: a declaration is a YAML mapping with a 'source:' section")
     return values

@@ -82,6 +82,8 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
         (MINIMAL + "shards: [a]", r"field 'shards': .*; field 'shards\[0\]': .*valid list"),
         ("source: [", "not YAML in line 1"),
         ("[" * 5000, "not YAML"),
+        ("name: 2024-13-01", "such as 2024-13-01"),
+        ("name: !!int none", "a date or a number"),
         (MINIMAL + "source: {path: b.db}", "'source' is given twice, in lines 1 and 3"),
         (MINIMAL + "sync: {prune: true,\n  prune: no}", "'prune' is given twice, in lines 3 and 4"),
         (MINIMAL + "registry: {path: 5}", "field 'registry.path': a path is text"),
