@@ -17,6 +17,8 @@ from rhei_pipeline.wiring.declared_schemas import DeclaredSchemas, declared_sche
 
 _EVERY_SECONDS = 60
 _EDITED = "the declaration was changed"
+#: The cursor while there is nothing to ask for; Dagster keeps the one before an empty one.
+_SHOWN = "shown"
 #: How long the webserver may take to reload; a tick that lasts for a minute is ended by Dagster.
 _RELOAD_SECONDS = 45
 
@@ -54,7 +56,10 @@ def new_tables_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         tables = "" if found.source_fault else _difference(loaded, left_out, found)
         difference = "; ".join(filter(None, (edited, tables)))
         if not difference and declaration.source_fault is None:
-            return dg.SensorResult(skip_reason="the definitions show the source's tables")
+            # What comes later may be what a reload was once asked for, as a source that was away.
+            return dg.SensorResult(
+                skip_reason="the definitions show the source's tables", cursor=_SHOWN
+            )
         said = difference or "the source answers again"
         # Of what is there, not of what is said: the same words may come again for another change.
         state = _digest((said, _shapes(found.tables), sorted(found.faults), now))

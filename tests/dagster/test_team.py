@@ -137,6 +137,23 @@ def test_a_table_that_changes_twice_has_the_location_reloaded_twice(airline: Set
     assert second.cursor != first.cursor
 
 
+def test_a_source_that_was_away_twice_has_the_location_reloaded_twice(airline: Settings) -> None:
+    """Its tables are the same both times, and the sensor keeps its cursor over a reload."""
+    away, cursor = airline.sqlite_path.with_suffix(".away"), None
+    for _ in range(2):
+        airline.sqlite_path.rename(away)
+        definitions = build_definitions(airline)
+        away.rename(airline.sqlite_path)
+        found = tick(airline, definitions, cursor)
+        assert "reload code location" in str(found.skip_message)
+        assert "already" not in str(found.skip_message)
+        again = tick(airline, definitions, found.cursor)
+        assert "already" in str(again.skip_message)
+        reloaded = tick(airline, build_definitions(airline), again.cursor)
+        assert "show the source's tables" in str(reloaded.skip_message)
+        cursor = reloaded.cursor
+
+
 DECLARED = "source: {path: app.db}\nmirror: {path: m.duckdb}\nregistry: {path: r.json}"
 
 
