@@ -20,8 +20,8 @@ _Result = TypeVar("_Result")
 _OF_STATEMENTS = re.compile(
     r"Error during planning|Schema error|SQL error|This feature is not implemented"
 )
-
-
+#: How it says that it has no memory left; behind a quotation mark the words are of others.
+_TOO_LARGE = re.compile(r"^[^'\"`\n]*Resources exhausted", re.MULTILINE)
 #: What it says of dates and times, as infinite ones, that it can compare but not compute with.
 _BEYOND_CALENDAR = re.compile(
     r"Failed to convert .* to (temporal|datetime) for|Cannot convert .* to datetime"
@@ -48,7 +48,7 @@ def translated(call: Callable[[], _Result]) -> _Result:
         if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
             raise
         refuse_failed_store(error, "the mirror cannot be read")
-        if "Resources exhausted" in str(error):
+        if _TOO_LARGE.search(str(error)):
             raise MirrorMemoryError(
                 "DataFusion has reached its memory limit",
                 hint="make the query smaller, or raise mirror.memory_limit",

@@ -13,8 +13,11 @@ from datafusion import SessionContext
 from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.store_answers import refusal_of, silence_of
 
-#: How DataFusion and delta-rs say that an object store failed.
-_FAILED_STORE = re.compile(r"Generic (S3|GCS) error|Server returned non-2xx status code: \d{3}")
+#: How DataFusion and delta-rs say that an object store failed. Behind a quotation mark the words
+#: are a row's or a statement's.
+_FAILED_STORE = re.compile(
+    r"^[^'\"`\n]*(Generic (S3|GCS) error|Server returned non-2xx status code: \d{3})", re.MULTILINE
+)
 _SET_ASIDE = "set-aside"
 
 
