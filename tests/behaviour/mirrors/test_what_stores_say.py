@@ -167,7 +167,10 @@ def test_what_failed_work_was_writing_troubles_no_later_work(
             written.extend([path] if method == "PUT" else [])
             return "503" if written else ""
 
-        works = {"maintain": htap.maintain, "forget": lambda: htap.forget("orders", [(1,)])}
+        works: dict[str, Callable[[], object]] = {
+            "maintain": htap.maintain,
+            "forget": lambda: htap.forget("orders", [(1,)]),
+        }
         bucket.fault = fault
         with pytest.raises(MirrorUnreachableError):
             works[work]()
