@@ -29,6 +29,7 @@ FOLLOWED = {
     "write what belongs to it in one place": "tests/behaviour/cli/test_unusable_places.py::test_a_field_that_is_given_twice_is_written_once",
     "{} is no file: give that of a SQLite database, or a URL": "tests/behaviour/cli/test_unusable_places.py::test_a_place_that_a_command_cannot_use_is_named",
     "{} cannot be used, {}: give a place that you may write into": "tests/behaviour/cli/test_unusable_places.py::test_a_place_that_a_command_cannot_use_is_named",
+    "correct it; where it is meant as text, write it in quotes": "tests/unit/test_settings.py::test_a_date_that_there_is_none_of_is_named_and_written_as_text",
     "a path is text: write it in quotes": "tests/behaviour/cli/test_unusable_places.py::test_a_field_that_is_given_twice_is_written_once",
     "no file can have this name: choose one without a null byte, of {} bytes at most": "tests/behaviour/cli/test_unusable_places.py::test_a_field_that_is_given_twice_is_written_once",
     "mirror fewer of its 'columns', or without a history ('mode: destructive'), or declare 'capture: {method: logical}'": "tests/behaviour/postgres/test_wide_rows.py::test_a_history_of_too_many_columns_is_named_with_ways_out",

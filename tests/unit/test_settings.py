@@ -82,7 +82,6 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
         (MINIMAL + "shards: [a]", r"field 'shards': .*; field 'shards\[0\]': .*valid list"),
         ("source: [", "not YAML in line 1"),
         ("[" * 5000, "not YAML"),
-        ("name: 2024-13-01", "such as 2024-13-01"),
         ("name: !!int none", "a date or a number"),
         (MINIMAL + "source: {path: b.db}", "'source' is given twice, in lines 1 and 3"),
         (MINIMAL + "sync: {prune: true,\n  prune: no}", "'prune' is given twice, in lines 3 and 4"),
@@ -96,6 +95,13 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
 def test_a_wrong_declaration_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load(tmp_path, text)
+
+
+def test_a_date_that_there_is_none_of_is_named_and_written_as_text(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"such as 2024-13-01.*write it in quotes"):
+        load(tmp_path, MINIMAL + "tables: [{name: 2024-13-01}]")
+    tables = load(tmp_path, MINIMAL + "tables: [{name: '2024-13-01'}]").tables or []
+    assert [table.name for table in tables] == ["2024-13-01"]
 
 
 def test_a_mirror_in_an_object_store_keeps_its_url(tmp_path: Path) -> None:
