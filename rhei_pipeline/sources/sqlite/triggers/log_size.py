@@ -34,5 +34,5 @@ def _bytes_of(connection: sqlite3.Connection, log: str) -> int:
     drawn = connection.execute(
         f"select {sizes} from {name} order by seq desc limit {_DRAWN}"
     ).fetchall()
-    mean = sum(size or 0 for row in drawn for size in row) / len(drawn)
+    mean = sum(size or 0 for row in drawn for size in row) / max(len(drawn), 1)
     return int(mean * (last - first + 1))
