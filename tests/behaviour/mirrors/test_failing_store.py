@@ -340,11 +340,13 @@ def until_done(work: Callable[[], object]) -> None:
 def test_while_the_store_is_away_the_source_answers_and_says_why(mirrored: Mirrored) -> None:
     there = mirrored.sync()
     mirrored.bucket.fault = lambda *_: "503"
-    with pytest.raises(MirrorUnreachableError, match=r"store did not answer .*try again"):
+    with pytest.raises(
+        MirrorUnreachableError, match=r"store did not answer \(status code: 503\) \(try again"
+    ):
         there.query(HELD["customers"], hint="olap")
     found = there.query("select n, count(*) as c from orders group by n")
     told = found.schema.metadata or {}
     assert told[b"rhei.engine"] == b"oltp"
-    assert b"the store did not answer" in told[b"rhei.reason"]
+    assert b"the store did not answer (status code: 503)" in told[b"rhei.reason"]
     mirrored.bucket.fault = None
     assert rows(there, HELD["customers"]) == rows(mirrored.here, HELD["customers"])
