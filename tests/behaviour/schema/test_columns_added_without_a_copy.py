@@ -216,6 +216,21 @@ def test_a_column_that_was_there_while_its_table_was_frozen_is_read(
     world.assert_equal("t")
 
 
+@pytest.mark.parametrize("capture", ["sqlite", "logical", "trigger"])
+def test_a_column_that_was_not_mirrored_when_a_sync_was_killed_is_read(
+    make: MakeWorld, capture: str
+) -> None:
+    world = make(Way(capture, None))
+    world.crash()
+    world.tables = [{"name": "t", "columns": ["id", "a"]}]
+    world.run("alter table t add column c integer default 7", "update t set c = 8 where id = 1")
+    world.faults.arm(Step.COMMITTED)  # what was written of it is behind the mirror by then
+    assert world.surviving(world.htap.sync_now)
+    world.tables = [{"name": "t"}]
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+
+
 @pytest.mark.parametrize("storage", [None, "parquet"])
 def test_a_mirror_put_back_from_before_a_column_has_it_again(
     make: MakeWorld, storage: str | None
