@@ -7,6 +7,7 @@ import pytest
 
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.settings.model import Settings, schema_text
+from rhei_pipeline.settings.reading import read_declaration
 
 MINIMAL = "source: {path: app.db}\nmirror: {path: m.duckdb}\n"
 
@@ -81,8 +82,21 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
         (MINIMAL + "shards: 65", r"^[^:]+: 'shards' are at least 2 and at most 64"),
         (MINIMAL + "shards: [a]", r"field 'shards': .*; field 'shards\[0\]': .*valid list"),
         ("source: [", "not YAML in line 1"),
-        ("[" * 5000, "not YAML"),
-        ("name: !!int none", "a date or a number"),
+        ("[" * 5000, "nested too deeply"),
+        ("name: !!int none", "line 1, column 7 is no valid int"),
+        (MINIMAL + "name: !!timestamp foo", "line 3, column 7 is no valid timestamp"),
+        (MINIMAL + "name: !!float foo", "line 3, column 7 is no valid float"),
+        (MINIMAL + "name: !!bool foo", "line 3, column 7 is no valid bool"),
+        (MINIMAL + "name: " + "9" * 5000, "line 3, column 7 is no valid int"),
+        (MINIMAL + "tables: !!set foo", "not YAML in line 3, column 9"),
+        (MINIMAL + "tables: !!omap foo", "not YAML in line 3, column 9"),
+        (MINIMAL + "masking: !!map foo", "not YAML in line 3, column 10"),
+        (MINIMAL + "masking: {[a]: b}", "not YAML in line 3, column 11"),
+        (MINIMAL + "masking: {<<: 3}", "not YAML in line 3, column 15"),
+        (MINIMAL + "masking:\n  <<: {a: 1}\n  <<: {b: 1}", "'<<' is given twice, in lines 4 and 5"),
+        (MINIMAL + "tables: &all [*all]", r"field 'tables\[0\]': it has fields of its own"),
+        (MINIMAL + 'name: "\\UFFFFFFFF"', "this is not YAML"),
+        (MINIMAL + "name: !!python/object:os.getcwd {}", "not YAML in line 3, column 7"),
         (MINIMAL + "source: {path: b.db}", "'source' is given twice, in lines 1 and 3"),
         (MINIMAL + "sync: {prune: true,\n  prune: no}", "'prune' is given twice, in lines 3 and 4"),
         (MINIMAL + "registry: {path: 5}", "field 'registry.path': a path is text"),
@@ -98,10 +112,87 @@ def test_a_wrong_declaration_is_refused_by_name(tmp_path: Path, text: str, messa
 
 
 def test_a_date_that_there_is_none_of_is_named_and_written_as_text(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"such as 2024-13-01.*write it in quotes"):
+    named = r"line 3, column 17 is no valid timestamp.*write it in quotes"
+    with pytest.raises(SettingsError, match=named):
         load(tmp_path, MINIMAL + "tables: [{name: 2024-13-01}]")
     tables = load(tmp_path, MINIMAL + "tables: [{name: '2024-13-01'}]").tables or []
     assert [table.name for table in tables] == ["2024-13-01"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "place", "way_out", "right"),
+    [
+        (
+            "masking:\n\tkey: a",
+            "line 4, column 1",
+            "indent with spaces, not with tabs",
+            "tables:\n  - name: a",
+        ),
+        (
+            "name: *secret",
+            "line 3, column 7",
+            "write a value that starts with '*' in quotes",
+            "name: '*secret'",
+        ),
+        (
+            "name: !secret",
+            "line 3, column 7",
+            "write a value that starts with '!' or '=' in quotes",
+            "name: '!secret'",
+        ),
+        (
+            "name: =",
+            "line 3, column 7",
+            "write a value that starts with '!' or '=' in quotes",
+            "name: '='",
+        ),
+        (
+            "---\nname: secret",
+            "line 3, column 1",
+            "keep one document, without '---' between its sections",
+            "name: secret",
+        ),
+        (
+            "name: a: secret",
+            "line 3, column 8",
+            "write a value that holds ': ' in quotes",
+            "name: 'a: secret'",
+        ),
+        (
+            r'name: "a\secret"',
+            "line 3, column 10",
+            "write a value that holds a backslash in single quotes",
+            r"name: 'a\secret'",
+        ),
+        (
+            "name: a\x07secret",
+            "line 3",
+            "remove it, or write it in double quotes as an escape, such as \\x07",
+            r'name: "a\x07secret"',
+        ),
+    ],
+)
+def test_what_yaml_does_not_take_is_named_without_its_value(
+    tmp_path: Path, wrong: str, place: str, way_out: str, right: str
+) -> None:
+    with pytest.raises(SettingsError) as told:
+        load(tmp_path, MINIMAL + wrong)
+    assert told.value.hint == way_out
+    assert f"in {place}" in told.value.message
+    assert "secret" not in str(told.value)
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(MINIMAL + right, "utf-8")
+    assert read_declaration(file).keys() > {"source", "mirror"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_a_declaration_that_is_no_utf_8_is_saved_as_such(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(MINIMAL + "name: caf\xe9", encoding)
+    with pytest.raises(SettingsError, match=r"not UTF-8 text in line [13] .*UTF-8"):
+        Settings.load(file)
+    file.write_text("\ufeff" + MINIMAL + "name: caf\xe9", "utf-8")
+    assert Settings.load(file).name == "caf\xe9"
 
 
 def test_a_mirror_in_an_object_store_keeps_its_url(tmp_path: Path) -> None:
