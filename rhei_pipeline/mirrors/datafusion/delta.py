@@ -74,18 +74,17 @@ class DeltaTables:
             "delta.logRetentionDuration": kept,
         }
 
-    def follow(self, manifest: Manifest, gone: Iterable[StoredTable], store: SegmentStore) -> None:
-        """Publish the last commit if the interval has passed, or if tables were added or removed.
-
-        Tables in `gone` were dropped or renamed: their Delta tables are deleted.
-        """
-        self.note(gone)
+    def follow(self, manifest: Manifest, store: SegmentStore) -> None:
+        """Publish the last commit if that is due, or if tables were added or removed."""
         is_new = not self._published.keys() >= dict(_tables(manifest)).keys()
         if self.pace.due or self._gone or is_new:
             self.catch_up(manifest, store)
 
     def note(self, gone: Iterable[StoredTable]) -> None:
-        """Record that there is a newer state, without the tables in `gone`; publish nothing."""
+        """Record that there is a newer state; publish nothing.
+
+        Tables in `gone` were dropped or renamed: the next publication deletes their Delta tables.
+        """
         self.pace.note_change()
         self._gone += [
             (_folder(table), table.relation)

@@ -451,6 +451,8 @@ class DataFusionMirror:
         self._has_committed = True
         with self._glance:
             self._manifest = manifest
+        if self._delta is not None:  # at once: a store may fail what follows
+            self._delta.note(_gone(before, manifest))
         superseded = self._store.keep(manifest)
         self._manifests.collect(self._store, self._in_use, superseded=superseded)
         self.ranges.settle(manifest.ledger)
@@ -460,7 +462,7 @@ class DataFusionMirror:
             self._manifests.collect_orphans(self._store, self.ranges.prefixes)
             self.ranges.left = False
         if self._delta is not None:
-            self._delta.follow(manifest, _gone(before, manifest), self._store)
+            self._delta.follow(manifest, self._store)
 
     def _in_use(self) -> set[int]:
         with self._glance:
