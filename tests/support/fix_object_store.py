@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ class Store:
         failing: What happens to the next requests of a method, each once: a status is
             answered in the server's place, as are `expired` and `skewed`, with S3's words;
             `cut` gets no answer; `lost` and `unsaid` reach the server, and then get an error, or
-            no answer; `slow` is not answered before `released`
-            is set.
+            no answer; `half` gets half of one; `twice` reaches the server twice, and gets its
+            second answer; `late` gets no answer, and is `held` until it is passed on; `slow` is
+            not answered before `released` is set.
         fault: Says what happens to a request, given its method and path; takes the place of
             `failing`.
         seen: The requests, as method and path.
@@ -58,6 +60,7 @@ class Store:
     fault: Callable[[str, str], str] | None = None
     seen: list[str] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
+    held: list[Callable[[], object]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -173,28 +176,37 @@ def _handler(  # noqa: C901
             if fault == "cut":
                 self.close_connection = True
                 return
-            connection = http.client.HTTPConnection("127.0.0.1", upstream)
-            headers = dict(self.headers)
-            if store.scheme == "gs":
-                headers = _in_amazons_words(headers)
-            connection.request(self.command, self.path, body, headers)
-            found = connection.getresponse()
-            content = found.read()
+            served = partial(_served, upstream, self.command, self.path, body, self._headers())
+            if fault == "late":
+                store.held.append(served)
+                self.close_connection = True
+                return
+            if fault == "twice":
+                served()
+            status, said, content = served()
             if fault == "lost":
                 self._answer(500, {}, b"")
             elif fault == "unsaid":
                 self.close_connection = True
             else:
-                self._answer(found.status, dict(found.getheaders()), content)
-            connection.close()
+                self._answer(status, said, content, is_half=fault == "half")
 
-        def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        def _headers(self) -> dict[str, str]:
+            said = dict(self.headers)
+            return _in_amazons_words(said) if store.scheme == "gs" else said
+
+        def _answer(
+            self, status: int, headers: dict[str, str], content: bytes, *, is_half: bool = False
+        ) -> None:
             self.send_response(status)
             for name, value in headers.items():
                 if name.lower() not in {"content-length", "connection", "transfer-encoding"}:
                     self.send_header(name, value)
             length = headers.get("Content-Length") if self.command == "HEAD" else None
             self.send_header("content-length", length or str(len(content)))
+            if is_half:
+                content = content[: len(content) // 2]
+                self.close_connection = True
             with suppress(ConnectionError):  # who asked may wait no longer, or be gone
                 self.end_headers()
                 if self.command != "HEAD":
@@ -206,6 +218,19 @@ def _handler(  # noqa: C901
             pass
 
     return Handler
+
+
+def _served(
+    upstream: int, method: str, path: str, body: bytes, headers: dict[str, str]
+) -> tuple[int, dict[str, str], bytes]:
+    """Pass a request on to the server, and return its answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", upstream)
+    try:
+        connection.request(method, path, body, headers)
+        found = connection.getresponse()
+        return found.status, dict(found.getheaders()), found.read()
+    finally:
+        connection.close()
 
 
 def _in_amazons_words(headers: dict[str, str]) -> dict[str, str]:

@@ -66,11 +66,12 @@ class MirrorReader(Closing):
         self._pin = ExitStack()
         self._is_seen = False
         try:
-            self.store = SegmentStore(self._files, FORMATS[_storage(self._files, path)]())
-            self._session = ReadingSession(self.store)
             self._manifest = self._hold(version)
+            self.store = SegmentStore(self._files, FORMATS[self._manifest.storage]())
+            self.store.learn(self._manifest)
+            self._session = ReadingSession(self.store)
         except BaseException:
-            self._files.close()
+            self.close()
             raise
 
     @property
@@ -202,6 +203,7 @@ class MirrorReader(Closing):
     def refresh(self) -> None:
         """Move to the newest state."""
         self._manifest = self._hold(None)
+        self.store.learn(self._manifest)
 
     def close(self) -> None:
         """Release the state; safe to repeat."""
@@ -209,49 +211,36 @@ class MirrorReader(Closing):
         self._files.close()
 
     def _hold(self, wanted: int | None) -> Manifest:
-        """Pin a version, then read it: a writer may have deleted it in between."""
+        """Read a state, and pin it: a writer may delete it in between."""
         for _ in range(_TRIES):
             manifests = ManifestStore(self._files, RETAINED_MANIFESTS)
-            there = manifests.versions()
-            if not there:
+            found = manifests.newest() if wanted is None else _earlier(manifests, wanted)
+            if found is None:
                 raise _none(self._files.root)
-            version = there[-1] if wanted is None else wanted
             with ExitStack() as pin:
-                is_seen = pin.enter_context(self._files.pin(version))
-                if version in manifests.versions():
+                is_seen = pin.enter_context(self._files.pin(found.version))
+                # A pin that no writer sees keeps nothing: whoever reads looks afterwards.
+                if not is_seen or found.version in manifests.versions():
                     self._pin.close()
                     self._pin = pin.pop_all()
-                    found = self._learned(manifests, version, is_newest=wanted is None)
-                    if found is not None:
-                        self._is_seen = is_seen
-                        return found
-            if wanted is not None:
-                break
-        raise MirrorError(
-            f"the mirror does not hold version {wanted}", hint="read one that 'versions' names"
-        )
-
-    def _learned(
-        self, manifests: ManifestStore, version: int, *, is_newest: bool
-    ) -> Manifest | None:
-        """Return a state whose files are known; None if it was deleted, or is not the newest."""
-        try:
-            manifest = manifests.newest() if is_newest else manifests.read(version)
-            if manifest is None or manifest.version != version:
-                return None
-            self.store.learn(manifest)
-        except MirrorDamagedError:
-            if version in manifests.versions():
-                raise
-            return None
-        return manifest
+                    self._is_seen = is_seen
+                    return found
+        raise deleted_meanwhile(self._files.root)
 
 
-def _storage(files: Files, path: Path | str) -> str:
-    newest = ManifestStore(files, RETAINED_MANIFESTS).newest()
-    if newest is None:
-        raise _none(path)
-    return newest.storage
+def _earlier(manifests: ManifestStore, version: int) -> Manifest | None:
+    """Return a state that is still kept; None where there is no mirror."""
+    try:
+        return manifests.read(version)
+    except MirrorDamagedError:
+        there = manifests.versions()
+        if version in there:
+            raise
+    if not there:
+        return None
+    raise MirrorError(
+        f"the mirror does not hold version {version}", hint="read one that 'versions' names"
+    )
 
 
 def _none(place: Path | str | None) -> MirrorError:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
+import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorBusyError
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
@@ -84,3 +86,22 @@ def test_a_state_that_was_deleted_is_no_damage(
             reader.query(COUNT)
         reader.refresh()
         assert reader.query(COUNT).to_pylist() == [{"n": 500, "s": 1500}]
+
+
+def test_a_reader_asks_a_store_once_for_its_state_and_looks_for_it_once_more(
+    shared: tuple[World, Settings], bucket: Store
+) -> None:
+    world, settings = shared
+    with HTAP(settings) as htap:
+        htap.sync_now()
+        for number in range(2):
+            world.run(f"insert into t values ({number + 1000}, 1)")
+            htap.sync_now()
+    with rhei.reader(settings) as reader:
+        for _ in range(2):
+            bucket.seen.clear()
+            assert reader.query(COUNT).to_pylist() == [{"n": 502, "s": 502}]
+            asked = [unquote(path) for path in bucket.seen]
+            assert sum("prefix=some/mirror/manifests" in path for path in asked) == 2
+            assert sum("/some/mirror/newest" in path for path in asked) == 1
+            assert sum("/some/mirror/manifests/" in path for path in asked) == 1

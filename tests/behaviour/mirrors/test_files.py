@@ -4,6 +4,7 @@ import random
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, SchemaDriftError
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes
+from rhei_pipeline.mirrors.datafusion.local_files import LocalFiles
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.mirrors.datafusion.write_buffer import Found, WriteBuffer
@@ -198,6 +200,26 @@ def test_earlier_states_can_be_read_as_long_as_they_are_kept(mirror: DataFusionM
     assert seen == [3, 4, 5]
     with pytest.raises(MirrorError, match="does not hold version 1"):
         MirrorReader(mirror.path, 1)
+
+
+def test_a_state_that_goes_before_a_reader_holds_it_is_followed_by_the_next(
+    mirror: DataFusionMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge(mirror, {1: 0})
+    pin, pinned = LocalFiles.pin, list[int]()
+
+    def pin_late(files: LocalFiles, version: int) -> AbstractContextManager[bool]:
+        pinned.append(version)
+        for turn in range(1, 4 if len(pinned) == 1 else 1):
+            merge(mirror, {1: turn})
+        return pin(files, version)
+
+    monkeypatch.setattr(LocalFiles, "pin", pin_late)
+    with MirrorReader(mirror.path) as reader:
+        assert held(reader) == {1: 3}
+        assert pinned == [pinned[0], reader.version]
+    with pytest.raises(MirrorError, match=f"does not hold version {pinned[0]}"):
+        MirrorReader(mirror.path, pinned[0])
 
 
 def test_orphans_are_collected_and_live_files_never(mirror: DataFusionMirror, storage: str) -> None:
