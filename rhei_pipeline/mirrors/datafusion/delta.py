@@ -270,12 +270,12 @@ def _folder(table: StoredTable) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name without characters that are special in file systems or URLs."""
-    kept = (
-        char if char.isascii() and (char.isalnum() or char in "_-") else f"~{ord(char):x}~"
+    """Return a name without what is special in file systems, in URLs, or to readers of Delta."""
+    kept = "" if name == LOG else "_-"
+    return "".join(
+        char if char.isascii() and (char.isalnum() or char in kept) else f"~{ord(char):x}~"
         for char in name
     )
-    return "".join(kept)
 
 
 def _opened(folder: str, store: SegmentStore) -> DeltaTarget | None:

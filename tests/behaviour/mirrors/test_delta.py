@@ -363,11 +363,18 @@ def test_a_time_of_day_is_published_as_text(tmp_path: Path) -> None:
 
 def test_names_become_folders_that_nothing_takes_for_anything_else(tmp_path: Path) -> None:
     mirror = DataFusionMirror("delta", tmp_path / "m", delta=DeltaTables(0))
-    for name in ("a/b", "..", "ö %2e", "A", "a~2f~b"):
+    for name in ("a/b", "..", "ö %2e", "A", "a~2f~b", "_delta_log"):
         table = declared(name, k=pa.int64(), **{"a b,;": pa.int64()})
         adopt(mirror, table, pa.table([[1], [2]], schema=table.schema.arrow))
     folders = {folder.name for folder in (tmp_path / "m" / "delta" / "main").iterdir()}
-    assert folders == {"a~2f~b", "~2e~~2e~", "~f6~~20~~25~2e", "A", "a~7e~2f~7e~b"}
+    assert folders == {
+        "a~2f~b",
+        "~2e~~2e~",
+        "~f6~~20~~25~2e",
+        "A",
+        "a~7e~2f~7e~b",
+        "~5f~delta~5f~log",
+    }
     for folder in folders:
         assert read_by_delta_rs(reader(mirror, f"main/{folder}")).to_pylist() == [
             {"k": 1, "a b,;": 2}
