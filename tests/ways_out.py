@@ -297,6 +297,7 @@ FOLLOWED = {
     "give this pipeline a mirror.path of its own; if the database was moved, run 'rhei adopt', and the mirror follows it from then on": "tests/behaviour/mirrors/test_ownership.py::test_a_polled_database_that_was_moved_is_refused_until_it_is_adopted",
     "give this user read access; a database in WAL mode also needs its -shm and -wal files, which exist only while it is open, or write access to their folder": "tests/ways/test_files.py::test_access_to_the_source_is_given",
     "give this user write access to its folder, or correct mirror.path": "tests/ways/test_files.py::test_access_to_the_mirrors_folder_is_given",
+    "give this user write access to it and to its folder": "tests/ways/test_files.py::test_the_turn_of_another_user_is_named_and_given_while_that_holds_the_mirror",
     "give this user write access to {}; or end what has the mirror open, and delete that file": "tests/ways/test_files.py::test_a_lock_that_another_user_has_left_is_named_and_given",
     "give this user write access to {}, or delete it": "tests/behaviour/mirrors/test_last_commit.py::test_a_note_that_cannot_be_opened_is_named_with_the_way_out",
     "grant create on database {} to {}": "tests/behaviour/postgres/test_grants.py::test_the_documented_grants_are_enough_and_each_one_is_named_where_it_lacks",

@@ -33,7 +33,7 @@ from rhei_pipeline.holder.mirror_alone import MirrorAlone, MirrorLender
 from rhei_pipeline.holder.place import new_socket
 from rhei_pipeline.holder.server import HolderServer
 from rhei_pipeline.holder.source_alone import SourceAlone
-from rhei_pipeline.holder.turn import Turn, turn_file
+from rhei_pipeline.holder.turn import Turn, TurnShutError, turn_file
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, announce, is_locked
 from rhei_pipeline.model.change_feed import ChangeStream
 from rhei_pipeline.model.reports import SyncReport
@@ -489,9 +489,9 @@ class Access:
                 self._open()
                 return True
             try:
-                with suppress(MirrorBusyError), _turn_in_folder(self._lock, self._name):
+                with suppress(MirrorBusyError), Turn(self._lock, self._name):
                     return not is_locked(self._lock) and self._opened(waiting)
-            except OSError:  # the folder cannot be written: another process may be asked
+            except TurnShutError:  # another process may be asked; if not, opening says why
                 if not is_locked(self._lock):
                     self._open()
                     return True
@@ -635,12 +635,6 @@ def _naming_mirror(error: RheiError) -> RheiError:
     named = copy.copy(error)
     named.hint = f"{error.hint}; {_MEANWHILE}" if error.hint else _MEANWHILE
     return named
-
-
-def _turn_in_folder(lock: Path, mirror: str) -> Turn:
-    """Take the turn, in a folder that is made first; where neither can be, opening says why."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    return Turn(lock, mirror)
 
 
 def _until_closed(

@@ -7,28 +7,36 @@ a `flock`, so it ends with its process, however that ends.
 
 from pathlib import Path
 
-from rhei_pipeline.errors import MirrorBusyError
+from rhei_pipeline.errors import MirrorBusyError, MirrorError
 from rhei_pipeline.mirrors.locking import Waiting, WriterLock
 from rhei_pipeline.model.closing import Closing
+
+
+class TurnShutError(MirrorError):
+    """The file of a turn is not this user's to lock, or its folder cannot be made."""
 
 
 class Turn(Closing):
     """The turn at a mirror; a context manager, which lets it go.
 
     Args:
-        lock: The mirror's lock file; that of the turn is beside it.
+        lock: The mirror's lock file, whose folder is made; that of the turn is beside it.
         mirror: The mirror's name in messages.
         waiting: Is asked to wait while another process has the turn; left out, nobody waits.
 
     Raises:
         MirrorBusyError: Another process had it all that time.
+        TurnShutError: The system refuses its file.
     """
 
     def __init__(self, lock: Path, mirror: str, waiting: Waiting | None = None) -> None:
         path = turn_file(lock)
         while True:
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 self._lock = WriterLock(path, mirror, 0)
+            except OSError as error:
+                raise _shut(path, mirror, error) from error
             except MirrorBusyError:
                 if waiting is None:
                     raise
@@ -39,6 +47,13 @@ class Turn(Closing):
     def close(self) -> None:
         """Let it go; safe to repeat."""
         self._lock.release()
+
+
+def _shut(path: Path, mirror: str, error: OSError) -> TurnShutError:
+    message = f"mirror {mirror!r} cannot be used: its file {str(path)!r}: {error.strerror}"
+    if not isinstance(error, PermissionError):
+        return TurnShutError(message)
+    return TurnShutError(message, hint="give this user write access to it and to its folder")
 
 
 def turn_file(lock: Path) -> Path:

@@ -32,6 +32,7 @@ from rhei_pipeline.errors import (
     SourceError,
     TransientError,
 )
+from rhei_pipeline.holder.turn import turn_file
 from rhei_pipeline.mirrors.datafusion import query_proof
 from rhei_pipeline.mirrors.datafusion.manifest import FORMAT as FILES_FORMAT
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
@@ -46,6 +47,7 @@ from tests.support.delta_readers import read_by_delta_rs
 from tests.support.fix_users import ordinary_user
 from tests.support.fix_world import World
 from tests.support.forked import Forked, output_of
+from tests.support.holding import holding
 from tests.support.other_process import copy
 from tests.support.parts import engine_of, manifest_of, store_of
 from tests.support.refusals import filled_in, refused, rhei
@@ -129,6 +131,32 @@ def test_a_lock_that_another_user_has_left_is_named_and_given(
             lock.chmod(0o600)
         else:
             lock.unlink()
+        goes_on(world)
+        world.close()
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
+@pytest.mark.parametrize("syncing", [False, True])
+def test_the_turn_of_another_user_is_named_and_given_while_that_holds_the_mirror(
+    shared_place: Path, storage: str | None, *, syncing: bool
+) -> None:
+    world = rows_of(World(shared_place / "world", storage=storage))
+    world.crash()
+    turn = turn_file(world.directory / ("ipc/lock" if storage else "mirror.duckdb.lock"))
+    way_out = "give this user write access to it and to its folder"
+    with ExitStack() as stack:
+        stack.enter_context(holding(world.settings, syncing=syncing))
+        stack.enter_context(ordinary_user(world.directory))
+        stack.callback(world.close)
+        turn.chmod(0o400)
+        asked = [world.htap.initial_sync, world.htap.repair]
+        for ask in asked:
+            with refused(way_out, MirrorError) as met:
+                ask("t")
+            assert f"its file {str(turn)!r}: Permission denied" in met.error.message
+        turn.chmod(0o600)
+        for ask in asked:
+            ask("t")
         goes_on(world)
         world.close()
 
