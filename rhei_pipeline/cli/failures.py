@@ -25,13 +25,24 @@ class Command(TyperCommand):
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:  # noqa: ANN401  (typer's)
         """Read the options; those that cannot be read are a failure, too."""
         with failures_told(as_json="--json" in args):
-            return super().make_context(info_name, args, *more, **extra)
+            try:
+                return super().make_context(info_name, args, *more, **extra)
+            except _UsageError as error:
+                if any("--table" in option.opts for option in self.params):
+                    _say_how_a_table_is_named(error)
+                raise
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  (typer's)
         """Run the command."""
         asked = ctx.params
         with failures_told(as_json=asked.get("json_") or asked.get("format_") == "json"):
             return super().invoke(ctx)
+
+
+def _say_how_a_table_is_named(error: Any) -> None:  # noqa: ANN401  (typer's)
+    """Add to a refusal of an argument that tables are an option of this command."""
+    if error.message.startswith("Got unexpected extra argument"):
+        error.message += ": a table is named by '--table NAME'"
 
 
 @contextmanager

@@ -68,6 +68,9 @@ def test_every_command_tells_a_program_why_it_fails(
         (error,) = told(name, *asked, "--json", "--no-such-option", code=2)
         assert (error["type"], error["table"]) == ("UsageError", None)
         assert told(name, *asked, "--no-such-option", code=2) == []
+        (error,) = told(name, *asked, "one", "more", "--json", code=2)
+        has_table = any("--table" in option.opts for option in commands.commands[name].params)
+        assert ("by '--table NAME'" in error["message"]) is has_table, name
 
 
 @pytest.fixture
