@@ -39,7 +39,9 @@ def _equality_check(declaration: Declaration, table: Table) -> dg.AssetChecksDef
         with olap.open() as htap:
             most = htap.settings.verify.max_rows
             found = htap.verify(table.name, max_rows=most).tables[table.name]
-        return dg.AssetCheckResult(passed=found.equal, metadata=_metadata(found))
+        return dg.AssetCheckResult(
+            passed=found.equal, description=found.damage, metadata=_metadata(found)
+        )
 
     return equals_source
 

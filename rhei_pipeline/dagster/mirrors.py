@@ -322,8 +322,9 @@ class _SessionRun:
         for name, table in self.session.tables.items():
             waited = windows[name].longest_lag if name in windows else 0.0
             bound, key = self.schedule.max_lag_seconds, self._key(Stage.MIRROR, table)
+            own = checks_of(self.declaration.settings, table)
             findings = state_findings(table, status, now.get(name), bound, waited)
-            found += [finding.evaluation(key) for finding in findings]
+            found += [each.evaluation(key) for each in findings if each.check in own]
         self._tell(found)
 
     def _tell(self, evaluations: Sequence[dg.AssetCheckEvaluation]) -> None:
@@ -346,7 +347,7 @@ class _SessionRun:
             asset = self._key(Stage.MIRROR, table)
             if asset not in self.repeated:
                 self.repeated.add(asset)
-                names = (EQUALS_SOURCE, *checks_of(table))
+                names = (EQUALS_SOURCE, *checks_of(self.declaration.settings, table))
                 keys |= {dg.AssetCheckKey(asset, name) for name in names}
         for evaluation in last_evaluations_anew(self.context.instance, keys - self.told):
             self.context.log_event(evaluation)

@@ -289,7 +289,8 @@ class Observer:
                     tags={DATA_VERSION: version} if version else None,
                 )
             )
-            checks += [dg.AssetCheckKey(key, name) for name in (EQUALS_SOURCE, *checks_of(table))]
+            names = (EQUALS_SOURCE, *checks_of(self._declaration.settings, table))
+            checks += [dg.AssetCheckKey(key, name) for name in names]
         for evaluation in last_evaluations_anew(instance, checks):
             if not evaluation.passed:
                 instance.report_runless_asset_event(evaluation)

@@ -19,6 +19,7 @@ from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.report import counted
 from rhei_pipeline.model.reports import SyncStatus, TableStatus
 from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.settings.model import Settings
 
 #: So many times the lag that is a warning is an error.
 ERROR_FACTOR = 10
@@ -33,6 +34,7 @@ class StateCheck(StrEnum):
     LAG = "lag"
     PROOF = "proof"
     HISTORY = "history"
+    PUBLISHED = "published"
 
 
 _DESCRIPTIONS = {
@@ -44,6 +46,7 @@ _DESCRIPTIONS = {
     " error.",
     StateCheck.PROOF: "No change can have been missed.",
     StateCheck.HISTORY: "The versions of each key follow each other: none overlaps or is missing.",
+    StateCheck.PUBLISHED: "Other engines read the mirror as it is, or as it was one interval ago.",
 }
 
 
@@ -112,6 +115,9 @@ def state_findings(
         yield _drift(table, now)
     if found.error is None:
         yield _proof(found)
+    yield StateFinding(
+        StateCheck.PUBLISHED, status.not_published is None, status.not_published or ""
+    )
 
 
 def followed(error: str | None, facts: Mapping[str, Any] | None = None) -> StateFinding:
@@ -210,14 +216,15 @@ def state_check_specs(declaration: Declaration, table: Table) -> Sequence[dg.Ass
     key = declaration.key(Stage.MIRROR, table)
     return [
         dg.AssetCheckSpec(check, asset=key, description=_DESCRIPTIONS[StateCheck(check)])
-        for check in checks_of(table)
+        for check in checks_of(declaration.settings, table)
     ]
 
 
-def checks_of(table: Table) -> Sequence[str]:
+def checks_of(settings: Settings, table: Table) -> Sequence[str]:
     """Return the names of a table's checks of its state."""
-    is_temporal = table.mode is Mode.TEMPORAL
-    return [c.value for c in StateCheck if is_temporal or c is not StateCheck.HISTORY]
+    none = set() if table.mode is Mode.TEMPORAL else {StateCheck.HISTORY}
+    none |= set() if settings.mirror.publishes else {StateCheck.PUBLISHED}
+    return [check.value for check in StateCheck if check not in none]
 
 
 def mirror_state_checks(declaration: Declaration) -> list[dg.AssetChecksDefinition]:

@@ -199,6 +199,11 @@ class MirrorSettings(Section):
         return self.kind == "datafusion" and not self.in_memory
 
     @property
+    def publishes(self) -> bool:
+        """Whether others read what is made of the mirror: a copy of it, or Delta tables."""
+        return self.published is not None or self.storage == "delta"
+
+    @property
     def in_memory(self) -> bool:
         """Whether the mirror is in memory only."""
         return self.storage == "memory" or str(self.path) == _MEMORY

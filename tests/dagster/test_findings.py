@@ -15,12 +15,12 @@ from rhei_pipeline.dagster.heartbeat import ENDED, Heartbeat, SignsOfLife, last_
 from rhei_pipeline.dagster.initial_sync import parity_result
 from rhei_pipeline.dagster.pool import SlotWatch, limit_to_one_writer, writer_wanted
 from rhei_pipeline.dagster.relay import LEAST_LEAD_SECONDS, lead_seconds
-from rhei_pipeline.dagster.session import ReportWindow, Session, reports
+from rhei_pipeline.dagster.session import ReportWindow, Session, numbers, reports
 from rhei_pipeline.dagster.snapshot_schedule import _settled, _wanted
 from rhei_pipeline.dagster.snapshots import KNOWN_FROM, SnapshotWindow
 from rhei_pipeline.dagster.state_checks import StateCheck, history, state_findings
 from rhei_pipeline.model.progress import TableState
-from rhei_pipeline.model.reports import RowParity, SyncStatus, TableStatus
+from rhei_pipeline.model.reports import RowParity, SyncReport, SyncStatus, TableReport, TableStatus
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 
 KEY = dg.AssetKey(["mirror", "t"])
@@ -60,6 +60,7 @@ def test_each_trouble_of_a_table_is_red_and_no_other() -> None:
     assert red(status(lag_seconds=None, watermark=None)) == {}  # it waits for its first copy
     assert red(status(), now=table("id", "more")) == {"drift": WARN}
     assert red(status(), unreadable="the source is away") == {"lag": WARN}
+    assert red(status(), not_published="no space is left") == {"published": ERROR}
     # Of one that is left out nobody knows whether changes may be missed: it says so itself.
     left_out = status(error="its column has gone", doubt="a rescan is due")
     assert red(left_out) == {"followed": ERROR, "lag": WARN}
@@ -138,6 +139,23 @@ def test_a_run_says_that_its_process_has_ended_and_hears_that_it_was_given_up() 
         with Heartbeat(instance, str(uuid4())) as beating:  # its run was deleted
             pass
         assert beating.is_given_up
+
+
+def test_a_report_has_the_numbers_of_what_was_synced_since_the_last_one() -> None:
+    window = ReportWindow()
+    for lag, seconds, copied in ((0.5, 0.2, 0), (3.0, 0.1, 0), (0.75, 0.4, 0), (9.0, 9.0, 4)):
+        synced = TableReport("t", 5, inserted=2, lag_seconds=lag, copied_rows=copied)
+        window.add(SyncReport({"t": synced}, seconds), "t")
+    # What waited for a copy was no change that waited for its turn.
+    assert numbers(window, 7, 41) == {
+        "change_lag_ms_max": 3000.0,
+        "change_lag_ms_p50": 750.0,
+        "dagster/row_count": 7,
+        "events_applied": 20,
+        "rows_applied": 8,
+        "sync_ms_max": 400.0,
+        "watermark": "41",
+    }
 
 
 def test_no_number_is_told_of_a_table_that_is_left_out_or_was_never_copied() -> None:

@@ -1,6 +1,7 @@
 """What a session and the nightly maintenance tell of a mirror, in which all is made up."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
+from rhei_pipeline.dagster.checks import mirror_checks
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.initial_sync import initial_sync_assets
 from rhei_pipeline.dagster.maintenance import maintenance_jobs
@@ -16,10 +18,18 @@ from rhei_pipeline.dagster.mirrors import _SessionRun
 from rhei_pipeline.dagster.session import Session
 from rhei_pipeline.dagster.state_checks import StateCheck
 from rhei_pipeline.model.progress import TableState
-from rhei_pipeline.model.reports import RowParity, SyncStatus, TableReport, TableStatus
+from rhei_pipeline.model.reports import (
+    RowParity,
+    SyncStatus,
+    TableReport,
+    TableStatus,
+    TableVerification,
+    VerifyReport,
+)
 from rhei_pipeline.model.retention import ExpiredHistory
 from rhei_pipeline.model.upkeep import MaintenanceReport
 from rhei_pipeline.settings.keeping import HistorySettings
+from rhei_pipeline.settings.mirror import PublishedSettings
 from tests.support.dagster_shop import Shop
 
 MIRROR = dg.AssetKey(["mirror", "orders"])
@@ -90,6 +100,90 @@ def test_a_history_that_contradicts_itself_is_red_at_the_end_whatever_was_said_b
     assert len(list(run._results())) == 1
     assert told(events, check) == [True]
     assert told(events, "equals_source") == [False]
+
+
+def publishing(shop: Shop) -> Shop:
+    """Return the shop with a published copy of its mirror."""
+    mirror = shop.settings.mirror
+    copied = {"published": PublishedSettings(path=mirror.path.with_suffix(".copy"))}
+    update = {"mirror": mirror.model_copy(update=copied)}
+    return Shop(shop.settings.model_copy(update=update), shop.instance)
+
+
+def test_what_others_read_is_red_where_it_cannot_be_published(shop: Shop) -> None:
+    def status(why: str | None) -> SyncStatus:
+        ready = TableStatus("orders", "temporal", TableState.READY, 7, 0, 0.0, 0)
+        return SyncStatus(running=True, tables={"orders": ready}, not_published=why)
+
+    run, events = session_run(shop, sync_status=lambda _: status("no space is left"))
+    assert list(run._results())
+    assert told(events, "published") == []  # nothing is
+    for why in ("no space is left", None):
+        run, events = session_run(publishing(shop), sync_status=lambda _, why=why: status(why))
+        assert list(run._results())
+        assert told(events, "published") == [why is None]
+
+
+def checked(shop: Shop, **found: Any) -> dict[str, dg.AssetCheckEvaluation]:
+    """Run the checks of one table of a mirror in which that is found; return what they say."""
+    declaration = Declaration.of(shop.settings)
+    htap = SimpleNamespace(settings=shop.settings, **found)
+    olap = SimpleNamespace(open=lambda: nullcontext(htap), settings=lambda: shop.settings)
+    definitions = dg.Definitions(
+        asset_checks=mirror_checks(declaration),
+        jobs=[dg.define_asset_job("checks", dg.AssetSelection.checks_for_assets(MIRROR))],
+        resources={declaration.names.olap: olap},
+    )
+    done = definitions.resolve_job_def("checks").execute_in_process(instance=shop.instance)
+    return {each.check_name: each for each in done.get_asset_check_evaluations()}
+
+
+def test_a_check_that_is_run_by_hand_says_what_it_found(shop: Shop) -> None:
+    shop = publishing(shop)
+    declared = {table.name: table for table in Declaration.of(shop.settings).tables}
+    error, asked = "its column has gone", []
+
+    def verify(name: str, max_rows: int | None) -> VerifyReport:
+        asked.append((name, max_rows))
+        samples = {"missing": ('{"id": 3}',), "extra": ()}
+        found = TableVerification("orders", 9, 1, 2, 3, 4, samples, 5, 6, damage="'x' is damaged")
+        return VerifyReport({"orders": found}, 0.0)
+
+    left_out = TableStatus("orders", "temporal", TableState.READY, 7, 0, 99.0, 2, error=error)
+    late = replace(left_out, error=None, doubt="a rescan is due")
+    found = {"verify": verify, "table_schemas": lambda: {"orders": declared["items"]}}
+    found["broken_histories"] = lambda _: pa.table({"id": [1]})
+    followed, *others = (
+        checked(
+            shop,
+            sync_status=lambda each=each: SyncStatus(
+                running=True, tables={"orders": each}, not_published="no space is left"
+            ),
+            **found,
+        )
+        for each in (left_out, late)
+    )
+    (said,) = others
+    assert not followed["followed"].passed
+    assert followed["followed"].description == error
+    assert {*said} == {*(each.value for each in StateCheck), "equals_source"}
+    assert {name for name, each in said.items() if each.passed} == {"followed"}
+    assert all(each.description for each in said.values() if not each.passed)
+    assert said["lag"].metadata["max_lag_seconds"].value == shop.settings.schedule.max_lag_seconds
+    equals = {name: value.value for name, value in said["equals_source"].metadata.items()}
+    kinds = ("missing_keys", "extra_keys", "different_keys", "duplicate_keys", "broken_histories")
+    assert [equals[kind] for kind in (*kinds, "dead_letters", "source_rows")] == [
+        1,
+        2,
+        3,
+        5,
+        6,
+        4,
+        9,
+    ]
+    assert equals["examples"] == {"missing": ['{"id": 3}']}
+    assert said["equals_source"].description == "'x' is damaged"
+    assert asked == [("orders", shop.settings.verify.max_rows)] * 2
 
 
 def maintained(shop: Shop, *reports: MaintenanceReport) -> dg.ExecuteInProcessResult:
