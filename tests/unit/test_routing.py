@@ -277,5 +277,22 @@ def test_parameters_of_postgres_may_stand_side_by_side() -> None:
 
 
 def test_what_asks_for_history_goes_to_the_mirror_as_it_is() -> None:
-    found = of("select id from orders where _rhei_valid_to is null")
-    assert (found.route.engine, found.history) == ("olap", True)
+    for sql in (
+        "select id from orders where _rhei_valid_to is null",
+        "select _rhei_valid_from, id from orders where status = 'new'",
+        "select _rhei_was_1_status from orders where id = 1",
+    ):
+        found = of(sql)
+        assert (found.route.engine, found.history) == ("olap", True)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "with x as (insert into orders(id) values (1) returning id) select * from x",
+        "with x as (delete from orders returning id) select count(*) from x",
+        "select * into x from orders",
+    ],
+)
+def test_a_query_that_writes_by_a_part_of_it_is_none(sql: str) -> None:
+    assert not plan(sql, (), POSTGRES).reads
