@@ -27,6 +27,13 @@ from rhei_pipeline.sql.text import mirror_table, quote
 
 #: The entry of a snapshot's metadata that tells since when the history is known.
 KNOWN_FROM = "history_known_from"
+#: The entry of an observation that tells how many windows of a run ended before that.
+BEFORE_HISTORY = "windows_before_history"
+#: What marks a run whose windows no person has chosen one by one.
+_CHOSEN_BY_OTHERS = (
+    *("dagster/schedule_name", "dagster/sensor_name"),
+    *("dagster/auto_materialize", "dagster/backfill"),
+)
 #: Who found the rows of a snapshot, `cluster` or `mirror`, and why the cluster did not.
 FOUND_BY, FOUND_BY_REASON = "rows_found_by", "rows_found_by_reason"
 _TICK = timedelta(microseconds=1)
@@ -87,7 +94,7 @@ def _snapshots(declaration: Declaration, table: Table) -> dg.AssetsDefinition:
             files = olap.settings().schedule.snapshot_files
             folder = declaration.plain_name(table.name, table.schema.snapshot_name)
             taking = _Taking(htap, table, files / folder if files else None)
-            taken = taking.take(asked)
+            taken = taking.take(asked, strict=context.run.tags.keys().isdisjoint(_CHOSEN_BY_OTHERS))
         yield from _events(context, spec.key, taken)
 
     return snapshot
@@ -146,11 +153,16 @@ class _Taking:
     table: Table
     folder: Path | None
 
-    def take(self, asked: list[SnapshotWindow]) -> _Taken:
+    def take(self, asked: list[SnapshotWindow], *, strict: bool) -> _Taken:
         """Sync, then store the rows as of the end of each window.
+
+        Args:
+            asked: The windows.
+            strict: Whether to refuse them where all of them ended before the history began.
 
         Raises:
             Failure: The table is left out of the sync, so nobody knows whether a window is over.
+            QueryError: The windows are refused.
         """
         name = self.table.name
         # What is pending belongs into the window that it was committed in.
@@ -161,9 +173,9 @@ class _Taking:
         begins = self.htap.known_since(name)
         known = [window for window in asked if window.last_instant >= begins]
         # Where no window is known, the error says from when on they are.
-        rows = self.htap.snapshot(
-            name, {window.day: window.last_instant for window in known or asked}
-        )
+        chosen = known or (asked if strict else [])
+        instants = {window.day: window.last_instant for window in chosen}
+        rows = self.htap.snapshot(name, instants) if instants else SnapshotRows({})
         told = self._metadata(known, rows, report.watermark)
         if self.folder is not None:
             for window in known:
@@ -249,16 +261,20 @@ def _events(
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Report the windows that are over as materialized, and no other."""
     begins = taken.begins.isoformat()
-    for window, values in taken.open.items():
-        context.log.info("window %s is not over yet: its snapshot is of the present", window)
-        context.log_event(dg.AssetObservation(key, partition=window, metadata=values))
     if taken.before_history:
+        known = dg.AssetObservation(
+            key, metadata={BEFORE_HISTORY: len(taken.before_history), KNOWN_FROM: begins}
+        )
+        context.log_event(known)
         context.log.warning(
             "history begins at %s: %d of the windows ended before that and have no snapshot (%s)",
             begins,
             len(taken.before_history),
             ", ".join(taken.before_history[:3]) + (", ..." if taken.before_history[3:] else ""),
         )
+    for window, values in taken.open.items():
+        context.log.info("window %s is not over yet: its snapshot is of the present", window)
+        context.log_event(dg.AssetObservation(key, partition=window, metadata=values))
     closed = {window: {**values, KNOWN_FROM: begins} for window, values in taken.closed.items()}
     if taken.open or taken.before_history:
         # A result would report all partitions of the run.

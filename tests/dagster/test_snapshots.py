@@ -1,7 +1,7 @@
 """Snapshots: what is over is green and nothing else is; what was missed is made up for."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,17 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def take(
-    settings: Settings, instance: dg.DagsterInstance, first: date, last: date
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    first: date,
+    last: date,
+    tags: Mapping[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
     job = build_definitions(settings).resolve_implicit_global_asset_job_def()
-    tags = {"start": first.isoformat(), "end": last.isoformat()}
+    days = {"start": first.isoformat(), "end": last.isoformat()}
+    asked = {f"dagster/asset_partition_range_{end}": value for end, value in days.items()}
     return job.execute_in_process(
-        asset_selection=[KEY],
-        instance=instance,
-        tags={f"dagster/asset_partition_range_{end}": value for end, value in tags.items()},
+        asset_selection=[KEY], instance=instance, tags={**asked, **(tags or {})}
     )
 
 
@@ -126,6 +129,22 @@ def test_days_before_history_fail_where_no_other_is_asked_for(
     with pytest.raises(rhei.RheiError, match=f"choose days from {day(5)} on"):
         take(settings, instance, day(8), day(7))
     assert not instance.get_materialized_partitions(KEY)
+
+
+@pytest.mark.parametrize("tag", ["schedule_name", "sensor_name", "auto_materialize", "backfill"])
+def test_days_before_history_that_no_person_chose_are_told_and_not_failed(
+    tag: str, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    """The first night, an asset condition, or all that is missing: nobody meant these days."""
+    found = take(settings, instance, day(8), day(7), {f"dagster/{tag}": "any"})
+    assert found.success
+    (event,) = [each for each in found.all_events if each.is_asset_observation]
+    told = event.asset_observation_data.asset_observation.metadata
+    assert told["windows_before_history"].value == 2
+    assert str(told["history_known_from"].value).startswith(day(5).isoformat())
+    assert not instance.get_materialized_partitions(KEY)
+    with rhei.open(settings) as htap, pytest.raises(rhei.QueryError, match="snapshot"):
+        htap.query("select * from snapshot.orders", hint="olap")
 
 
 def test_a_table_that_is_left_out_takes_no_snapshot(
