@@ -1,6 +1,7 @@
 """The Dagster UI on the demo, with the airline's application writing without end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,11 @@ REPORT_SECONDS = 10
 _END_SECONDS = 60.0
 #: Dagster's word that it does not read the `dagster.yaml` beside it: the home has a copy of that.
 _KNOWN = "Found a dagster instance configuration value (dagster.yaml) in the current folder"
+#: A line that tells of work as usual: Dagster prints some a second, for ever.
+_COLOUR = r"(\x1b\[\d+m)?"
+_ROUTINE = re.compile(rf"{_COLOUR}[\d-]+ [\d:]+ \S+ - \S+ - {_COLOUR}(DEBUG|INFO)\b")
+#: The address is said again below so many other lines, which may have moved it off the screen.
+_LINES = 10
 
 
 def main() -> None:
@@ -52,6 +58,7 @@ def main() -> None:
             print("Starting Dagster, which takes some seconds; Ctrl-C ends it", flush=True)
             if wait_until_up(dagster):
                 print(f"\nThe Dagster UI is ready: {ADDRESS}\n", flush=True)
+                print("Its pages show what goes on. Only warnings and errors follow.", flush=True)
             dagster.wait()
     except KeyboardInterrupt:
         print("Ended. 'make dev' goes on where this stopped.", flush=True)
@@ -119,10 +126,20 @@ def _dagster() -> Iterator["subprocess.Popen[str]"]:
 
 
 def _show(lines: TextIO, ending: Event) -> None:
-    """Show what Dagster prints, but not how each of its processes notes that it has to end."""
+    """Show what is not routine as Dagster prints it, and the address again below much of that.
+
+    Not shown is how each of Dagster's processes notes that it has to end.
+    """
+    shown = 0
     for line in lines:
-        if not ending.is_set() and _KNOWN not in line:
+        if ending.is_set() or _KNOWN in line:
+            continue
+        if not _ROUTINE.match(line):
             print(line, end="", flush=True)
+            shown += 1
+        elif shown >= _LINES:
+            print(f"\nThe Dagster UI: {ADDRESS}\n", flush=True)
+            shown = 0
 
 
 def _end(dagster: "subprocess.Popen[str]", shown: Thread) -> None:

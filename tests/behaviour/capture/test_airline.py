@@ -169,6 +169,19 @@ def test_the_demo_shows_what_dagster_prints_but_for_what_has_been_seen_to(
     assert capsys.readouterr().out == "Launching\nServing\n"
 
 
+def test_the_address_of_the_ui_stays_below_whatever_dagster_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    at = "2026-12-01 06:48:08 +0000"
+    plain = f"{at} - dagster - %s - a word\n"
+    coloured = f"\x1b[32m{at}\x1b[0m - dagster.daemon - \x1b[34m%s\x1b[0m - a word\n"
+    routine = [made % level for level in ("DEBUG", "INFO") for made in (plain, coloured)]
+    wrong = [coloured % "ERROR", *["  of this\n"] * 20]
+    dev._show(io.StringIO("".join([*routine, *wrong, *routine, *wrong[:1], *routine])), Event())
+    address = f"\nThe Dagster UI: {dev.ADDRESS}\n\n"
+    assert capsys.readouterr().out == "".join([*wrong, address, *wrong[:1]])
+
+
 GROUP = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a process in the background has ignored
