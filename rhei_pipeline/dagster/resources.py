@@ -1,7 +1,8 @@
 """What may be used: thin factories of connections. Nothing is open until a step opens it.
 
 Every field may be overridden where the definitions are built, or in a run's configuration; the
-whole declaration is then validated with it, before anything is opened.
+whole declaration is then validated with it, before anything is opened. Dagster takes a field that
+such a configuration leaves out from the class, not from the object: so that is "as declared".
 """
 
 import sqlite3
@@ -31,22 +32,24 @@ if TYPE_CHECKING:
     import psycopg
 
 
+_ELSE = "Left out: as declared."
+
+
 class OltpResource(dg.ConfigurableResource[Any]):
     """The operational database, where the facts are written. Any field may be a `dg.EnvVar`."""
 
     declared: dg.ResourceDependency[Settings]
-    kind: str = Field("sqlite", description="What kind of database it is.")
-    path: str = Field("", description="The SQLite file.")
-    dsn: str = Field("", description="PostgreSQL's connection string; empty: as declared.")
+    kind: str | None = Field(None, description=f"What kind of database it is. {_ELSE}")
+    path: str | None = Field(None, description=f"The SQLite file. {_ELSE}")
+    dsn: str = Field("", description=f"PostgreSQL's connection string. {_ELSE}")
 
     @classmethod
     def of(cls, settings: Settings) -> "OltpResource":
         """Take the fields from the declaration."""
         source = settings.source
         # A connection string holds a secret: it stays where it was declared.
-        return cls(
-            declared=settings, kind=source.kind, path=str(getattr(source, "path", "")), dsn=""
-        )
+        path = getattr(source, "path", None)
+        return cls(declared=settings, kind=source.kind, path=path and str(path), dsn="")
 
     def settings(self) -> Settings:
         """Return the declaration with this resource's fields in it.
@@ -58,9 +61,8 @@ class OltpResource(dg.ConfigurableResource[Any]):
 
     def section(self) -> dict[str, Any]:
         """Return the fields that stand above the declaration's `source`."""
-        if self.kind in ("sqlite", "log"):
-            return {"kind": self.kind, "path": Path(self.path)}
-        return {"kind": self.kind} | ({"dsn": SecretStr(self.dsn)} if self.dsn else {})
+        path, dsn = self.path and Path(self.path), self.dsn and SecretStr(self.dsn)
+        return _given(kind=self.kind, path=path or None, dsn=dsn or None)
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
         """Run one read-only statement in the operational database; the mirror is not opened."""
@@ -99,10 +101,12 @@ class CdcResource(dg.ConfigurableResource[Any]):
     """The source of changes: how changes of the operational database are captured."""
 
     oltp: OltpResource
-    method: str = Field("trigger", description="How changes are captured.")
-    batch_rows: int = Field(50_000, description="About how many rows are in memory at once.")
-    prune: bool = Field(
-        default=True, description="Delete changes from the source once no mirror needs them."
+    method: str | None = Field(None, description=f"How changes are captured. {_ELSE}")
+    batch_rows: int | None = Field(
+        None, description=f"About how many rows are in memory at once. {_ELSE}"
+    )
+    prune: bool | None = Field(
+        None, description=f"Delete changes from the source once no mirror needs them. {_ELSE}"
     )
 
     @classmethod
@@ -125,10 +129,11 @@ class CdcResource(dg.ConfigurableResource[Any]):
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """Return the fields as the declaration's `source`, `capture` and `sync`."""
+        is_log = self.oltp.declared.source.kind == "log"
         return {
             "source": self.oltp.section(),
-            "capture": {"method": None if self.oltp.kind == "log" else self.method},
-            "sync": {"batch_rows": self.batch_rows, "prune": self.prune},
+            "capture": _given(method=None if is_log else self.method),
+            "sync": _given(batch_rows=self.batch_rows, prune=self.prune),
         }
 
     def pending(self) -> int | None:
@@ -152,7 +157,7 @@ class CdcResource(dg.ConfigurableResource[Any]):
     @property
     def counts_exactly(self) -> bool:
         """Whether `pending` counts all events; of a server's log it only looks for the first."""
-        return self.method != "logical"
+        return self.settings().capture_method != "logical"
 
     def unbridged(self) -> int | None:
         """Count the events that are not in the buffer yet; None where nothing was buffered."""
@@ -178,10 +183,14 @@ class OlapResource(dg.ConfigurableResource[Any]):
     """
 
     cdc: CdcResource
-    kind: str = Field("duckdb", description="Which engine holds the mirror.")
-    storage: str | None = Field(None, description="How a DataFusion mirror is stored.")
-    path: str = Field(description="The DuckDB file, or the DataFusion mirror's directory.")
-    lock_timeout_seconds: float = Field(30.0, description="How long to wait for another process.")
+    kind: str | None = Field(None, description=f"Which engine holds the mirror. {_ELSE}")
+    storage: str | None = Field(None, description=f"How a DataFusion mirror is stored. {_ELSE}")
+    path: str | None = Field(
+        None, description=f"The DuckDB file, or the DataFusion mirror's directory. {_ELSE}"
+    )
+    lock_timeout_seconds: float | None = Field(
+        None, description=f"How long to wait for another process. {_ELSE}"
+    )
     _heartbeat: Heartbeat | None = PrivateAttr(None)
 
     @classmethod
@@ -202,13 +211,16 @@ class OlapResource(dg.ConfigurableResource[Any]):
         Raises:
             SettingsError: The fields do not make sense together.
         """
-        mirror = {
-            "kind": self.kind,
-            "storage": self.storage,
-            "path": Path(self.path),
-            "lock_timeout_seconds": self.lock_timeout_seconds,
-        }
-        return self.cdc.oltp.declared.with_fields({**self.cdc.sections(), "mirror": mirror})
+        mirror = _given(
+            kind=self.kind,
+            storage=self.storage,
+            path=self.path and Path(self.path),
+            lock_timeout_seconds=self.lock_timeout_seconds,
+        )
+        declared = self.cdc.oltp.declared
+        if self.kind not in (None, declared.mirror.kind):  # another engine, stored its own way
+            mirror = {"storage": None, **mirror}
+        return declared.with_fields({**self.cdc.sections(), "mirror": mirror})
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Prepare a run, before its first step asks for the mirror: nothing is opened yet.
@@ -245,6 +257,11 @@ class OlapResource(dg.ConfigurableResource[Any]):
         """Open the mirror to query it, also while another process keeps it."""
         with HTAP(self.settings(), hold=False) as htap:
             yield htap
+
+
+def _given(**fields: Any) -> dict[str, Any]:  # noqa: ANN401  (of any section)
+    """Return the fields that have a value: the others are as declared."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def pipeline_resources(settings: Settings) -> dict[str, dg.ConfigurableResource[Any]]:

@@ -278,7 +278,7 @@ def test_a_component_loads_a_declaration_from_yaml(tmp_path: Path) -> None:
             assert "mirror/orders" in keys(definitions)
             olap = dict(definitions.resources or {}).get("olap")
             assert isinstance(olap, OlapResource)
-            assert Path(olap.path) == folder / "mirror.duckdb"
+            assert olap.settings().mirror.path == folder / "mirror.duckdb"
 
 
 def test_resources_serve_any_asset(tmp_path: Path) -> None:
@@ -328,6 +328,61 @@ def test_an_overridden_resource_is_validated_with_the_whole_declaration(
     wrong = cdc.model_copy(update=fields)
     with pytest.raises(rhei.SettingsError, match=named):
         wrong.pending()
+
+
+@pytest.mark.parametrize(
+    ("resource", "fields"),
+    [
+        ("oltp", {"dsn": "postgresql://elsewhere/shop"}),
+        ("cdc", {"batch_rows": 7}),
+        ("cdc", {"prune": True}),
+        ("cdc", {"method": "trigger"}),
+        ("olap", {"path": "elsewhere"}),
+        ("olap", {"lock_timeout_seconds": 7.0}),
+        ("olap", {"storage": "ipc"}),
+    ],
+)
+def test_a_run_that_configures_one_field_has_all_others_as_declared(
+    resource: str, fields: dict[str, object], tmp_path: Path
+) -> None:
+    settings = Settings(
+        source={"kind": "postgres", "dsn": "postgresql://here/shop"},
+        capture={"method": "polling"},
+        mirror={
+            "kind": "datafusion",
+            "storage": "parquet",
+            "path": tmp_path / "mirror",
+            "lock_timeout_seconds": 5,
+        },
+        registry={"path": tmp_path / "registry.json"},
+        sync={"batch_rows": 123, "prune": False},
+    )
+    found = list[Settings]()
+
+    @dg.op(required_resource_keys={resource})
+    def look(context: dg.OpExecutionContext) -> None:
+        found.append(getattr(context.resources, resource).settings())
+
+    @dg.job(resource_defs=dict(pipeline_resources(settings)))
+    def look_at_it() -> None:
+        look()
+
+    look_at_it.execute_in_process({"resources": {resource: {"config": fields}}})
+    section = {"oltp": "source", "olap": "mirror", "cdc": "sync"}[resource]
+    section = "capture" if "method" in fields else section
+    assert found == [settings.with_fields({section: fields})]
+
+
+@pytest.mark.parametrize("kind", ["duckdb", "datafusion"])
+def test_a_run_that_names_another_kind_of_mirror_takes_no_storage_with_it(
+    kind: str, tmp_path: Path
+) -> None:
+    mirror = {"kind": "datafusion", "storage": "parquet", "path": tmp_path / "mirror"}
+    olap = pipeline_resources(declared(tmp_path, mirror=mirror))["olap"]
+    assert isinstance(olap, OlapResource)
+    other = olap.model_copy(update={"kind": kind, "storage": None})
+    storage = {"duckdb": None, "datafusion": "parquet"}[kind]
+    assert other.settings().mirror.storage == storage
 
 
 @pytest.mark.long
