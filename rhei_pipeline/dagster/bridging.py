@@ -12,6 +12,7 @@ from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.heartbeat import Heartbeat, SignsOfLife
 from rhei_pipeline.dagster.jobs import AssetJob
 from rhei_pipeline.dagster.own_runs import ACTIVE, own_runs
+from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.dagster.relay import WAITING
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.dagster.stages import Stage
@@ -34,13 +35,14 @@ def bridge_assets(declaration: Declaration) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.MaterializeResult[None]]:
         cdc: CdcResource = getattr(context.resources, names.cdc)
-        try:
-            with Heartbeat(context.instance, context.run.run_id):
-                events = cdc.bridge()
-        except BufferBusyError:
-            context.log.info("a sync session has the buffer open, and fills it itself")
-            return
-        held = cdc.standing().held_bytes
+        with said_plainly():
+            try:
+                with Heartbeat(context.instance, context.run.run_id):
+                    events = cdc.bridge()
+            except BufferBusyError:
+                context.log.info("a sync session has the buffer open, and fills it itself")
+                return
+            held = cdc.standing().held_bytes
         yield dg.MaterializeResult(
             asset_key=spec.key,
             metadata={"events_bridged": events, "held_bytes": held.get("buffer", 0)},

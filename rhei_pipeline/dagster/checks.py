@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.dagster.state_checks import mirror_state_checks
@@ -36,7 +37,7 @@ def _equality_check(declaration: Declaration, table: Table) -> dg.AssetChecksDef
     )
     def equals_source(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         olap: OlapResource = getattr(context.resources, names.olap)
-        with olap.open() as htap:
+        with said_plainly(), olap.open() as htap:
             most = htap.settings.verify.max_rows
             found = htap.verify(table.name, max_rows=most).tables[table.name]
         return dg.AssetCheckResult(

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.initial_sync import Progress
+from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.errors import PermanentError
 from rhei_pipeline.model.copy_plan import RangeReport
 from rhei_pipeline.settings.model import Settings
@@ -40,7 +41,8 @@ def _copy_ranges(declaration: Declaration, table: TableSettings) -> dg.JobDefini
         " opens no mirror, so it takes no slot of the pool.",
     )
     def copy_one(context: dg.OpExecutionContext, config: RangeConfig) -> None:
-        report = _copied(context, declaration.settings, table.name, config.wait_seconds)
+        with said_plainly():
+            report = _copied(context, declaration.settings, table.name, config.wait_seconds)
         context.add_output_metadata(_metadata(report, int(context.partition_key)))
 
     @dg.job(

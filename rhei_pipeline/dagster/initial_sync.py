@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.reports import CopyReport, RowParity
@@ -38,7 +39,7 @@ def _initial_sync(declaration: Declaration, table: Table) -> dg.AssetsDefinition
     )
     def initial_sync(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         olap: OlapResource = getattr(context.resources, names.olap)
-        with olap.open() as htap:
+        with said_plainly(), olap.open() as htap:
             report = htap.initial_sync(table.name, Progress(context))
             parity = htap.row_parity(table.name)
         yield dg.MaterializeResult(

@@ -4,6 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.dagster.resources import OlapResource
 
 
@@ -33,7 +34,7 @@ def dead_letter_jobs(declaration: Declaration) -> list[dg.JobDefinition]:
     )
     def settle(context: dg.OpExecutionContext, config: DeadLetterConfig) -> None:
         olap: OlapResource = getattr(context.resources, names.olap)
-        with olap.open() as htap:
+        with said_plainly(), olap.open() as htap:
             before = htap.dead_letters(config.table).num_rows
             if config.drop:
                 htap.drop_dead_letters(config.table)

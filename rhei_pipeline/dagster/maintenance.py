@@ -6,6 +6,7 @@ import dagster as dg
 
 from rhei_pipeline.dagster.daily import daily_schedule
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.retention import ExpiredHistory
@@ -27,7 +28,7 @@ def maintenance_jobs(declaration: Declaration) -> list[dg.JobDefinition]:
     )
     def merge_files(context: dg.OpExecutionContext) -> None:
         olap: OlapResource = getattr(context.resources, names.olap)
-        with olap.open() as htap:
+        with said_plainly(), olap.open() as htap:
             report = htap.maintain()
             expired = [*report.expired]
             while not report.done:

@@ -15,6 +15,7 @@ from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.failed_sessions import told
 from rhei_pipeline.dagster.initial_sync import parity_result
 from rhei_pipeline.dagster.observing import DATA_VERSION, freshness
+from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.dagster.pool import writer_wanted
 from rhei_pipeline.dagster.relay import (
     COPYING,
@@ -93,7 +94,8 @@ def sync_session_asset(declaration: Declaration) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult[None]]:
         olap: OlapResource = getattr(context.resources, names.olap)
         chosen = {by_key[key].name: by_key[key] for key in context.selected_asset_keys}
-        with told(context, list(context.selected_asset_keys)), ExitStack() as stack:
+        mirrors = list(context.selected_asset_keys)
+        with said_plainly(), told(context, mirrors), ExitStack() as stack:
             schedule = _chosen(olap.settings().schedule, config)
             htap = _opened(context, olap, stack)
             session = Session(htap, chosen, schedule.report_seconds, schedule.idle_seconds)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.htap import HTAP
@@ -90,7 +91,7 @@ def _snapshots(declaration: Declaration, table: Table) -> dg.AssetsDefinition:
     def snapshot(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         olap: OlapResource = getattr(context.resources, names.olap)
         asked = [SnapshotWindow.of(windows, key) for key in context.partition_keys]
-        with olap.open() as htap:
+        with said_plainly(), olap.open() as htap:
             files = olap.settings().schedule.snapshot_files
             folder = declaration.plain_name(table.name, table.schema.snapshot_name)
             taking = _Taking(htap, table, files / folder if files else None)

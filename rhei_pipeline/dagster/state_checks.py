@@ -14,6 +14,7 @@ import dagster as dg
 
 from rhei_pipeline.dagster.check_records import FOUND_AT
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.report import counted
@@ -245,7 +246,7 @@ def mirror_state_checks(declaration: Declaration) -> list[dg.AssetChecksDefiniti
     def mirror_state(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         olap: OlapResource = getattr(context.resources, names.olap)
         chosen = context.selected_asset_check_keys
-        with olap.open() as htap:
+        with said_plainly(), olap.open() as htap:
             status, now = htap.sync_status(), htap.table_schemas()
             bound = olap.settings().schedule.max_lag_seconds
             for key in {check.asset_key for check in chosen}:

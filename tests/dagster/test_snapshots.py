@@ -126,7 +126,7 @@ def test_a_backfill_takes_the_days_that_are_over_and_no_other_turns_green(
 def test_days_before_history_fail_where_no_other_is_asked_for(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
-    with pytest.raises(rhei.RheiError, match=f"choose days from {day(5)} on"):
+    with pytest.raises(dg.Failure, match=f"choose days from {day(5)} on"):
         take(settings, instance, day(8), day(7))
     assert not instance.get_materialized_partitions(KEY)
 
