@@ -14,6 +14,7 @@ from rhei_pipeline.dagster.checks import EQUALS_SOURCE
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.failed_sessions import told
 from rhei_pipeline.dagster.initial_sync import parity_result
+from rhei_pipeline.dagster.never_told import NeverTold, ready
 from rhei_pipeline.dagster.observing import DATA_VERSION, freshness
 from rhei_pipeline.dagster.plain_failures import said_plainly
 from rhei_pipeline.dagster.pool import writer_wanted
@@ -40,7 +41,6 @@ from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.dagster.state_checks import checks_of, history, state_findings
 from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.htap import HTAP
-from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.reports import SyncStatus
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.settings.sections import ScheduleSettings
@@ -158,6 +158,7 @@ class _SessionRun:
     began: float = field(default_factory=time.monotonic)
     told: set[dg.AssetCheckKey] = field(default_factory=set)
     repeated: set[dg.AssetKey] = field(default_factory=set)
+    never_told: NeverTold = field(default_factory=NeverTold)
     asked: bool = False
     copying: str = ""
     wanted_at: float = 0.0
@@ -289,6 +290,7 @@ class _SessionRun:
         """Report every table once at the end, so that each session leaves a data version behind."""
         status = self.session.status()
         self.session.take_reports()  # what came since the last look, however the session ends
+        self.never_told.bring_up(self.session, status)
         windows = self.session.take_windows()
         self._report_state(status, windows)
         self._report_copies()
@@ -305,6 +307,7 @@ class _SessionRun:
 
     def _report(self) -> None:
         status = self.session.status()
+        self.never_told.bring_up(self.session, status)
         self._report_state(status, self.session.windows)
         windows = self.session.take_windows(TABLES_AT_ONCE)
         self._report_copies()
@@ -367,6 +370,7 @@ class _SessionRun:
     def _report_copies(self) -> None:
         """Report tables that this session copied, as their first copy's asset would have."""
         for name, copied in self.session.take_copies().items():
+            self.never_told.copies.discard(name)
             key = self._key(Stage.INITIAL_SYNC, self.session.tables[name])
             try:
                 parity = self.session.htap.row_parity(name)
@@ -390,14 +394,14 @@ class _SessionRun:
 
         Without that, Dagster calls their mirrors unsynced. No run has the event, so it stays.
         """
-        keys = {self._key(Stage.INITIAL_SYNC, each): each for each in self.session.tables.values()}
-        instance = self.context.instance
-        for record in instance.get_asset_records(list(keys)):
-            if record.asset_entry.last_materialization_record is not None:
-                del keys[record.asset_entry.asset_key]
+        keys = self._unreported(Stage.INITIAL_SYNC)
+        self.never_told.copies.update(table.name for table in keys.values())
+        mirrors = self._unreported(Stage.MIRROR)
+        self.never_told.mirrors.update(table.name for table in mirrors.values())
         for key, table in self._copied(keys).items():
             if (rows := self._rows(table.name)) is not None:
-                instance.report_runless_asset_event(
+                self.never_told.copies.discard(table.name)
+                self.context.instance.report_runless_asset_event(
                     dg.AssetMaterialization(
                         key,
                         description="The copy is in place; no run that is on record made it.",
@@ -405,19 +409,25 @@ class _SessionRun:
                     )
                 )
 
+    def _unreported(self, stage: Stage) -> dict[dg.AssetKey, Table]:
+        """Return the tables that no event on record reports at a stage."""
+        keys = {self._key(stage, table): table for table in self.session.tables.values()}
+        for record in self.context.instance.get_asset_records(list(keys)):
+            if record.asset_entry.last_materialization_record is not None:
+                del keys[record.asset_entry.asset_key]
+        return keys
+
     def _copied(self, keys: Mapping[dg.AssetKey, Table]) -> dict[dg.AssetKey, Table]:
         """Return those of the tables that are copied, and followed; none where nobody can tell."""
+        if not keys:
+            return {}
         try:
-            tables = self.session.htap.sync_status(PATIENCE_SECONDS).tables if keys else {}
+            status = self.session.htap.sync_status(PATIENCE_SECONDS)
         except RheiError as error:
             self.context.log.warning("which tables are copied is not known: %s", error)
             return {}
-        ready = {
-            name
-            for name, found in tables.items()
-            if found.error is None and found.state is TableState.READY
-        }
-        return {key: table for key, table in keys.items() if table.name in ready}
+        found = ready(status)
+        return {key: table for key, table in keys.items() if table.name in found}
 
     def _rows(self, name: str) -> int | None:
         """Return how many rows a table's mirror has; None where they cannot be counted now."""
