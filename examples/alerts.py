@@ -37,8 +37,10 @@ def alert_sensors(
         description="Posts each run that failed to a webhook.",
     )
     def run_alerts(context: dg.RunFailureSensorContext) -> None:
-        run, failure = context.dagster_run, context.failure_event.message
-        post(webhook, {"text": f"run {run.job_name} ({run.run_id}) failed: {failure}"})
+        run, event = context.dagster_run, context.failure_event
+        error = event.job_failure_data.error  # its name, then what is wrong and what to do
+        why = error.message.partition(": ")[2].strip() if error else event.message
+        post(webhook, {"text": f"run {run.job_name} ({run.run_id}) failed: {why}"})
 
     @dg.sensor(
         name=f"{name}_check_alerts",

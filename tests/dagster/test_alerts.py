@@ -60,7 +60,9 @@ def test_a_check_that_fails_is_posted_once_and_again_when_it_passes(
     assert texts == [f"{name}: no such table", f"{name}: no key", f"{name}: passes again"]
 
 
-def test_a_run_that_fails_is_posted(posted: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_run_that_fails_is_posted_with_what_it_failed_of(
+    posted: tuple[str, list[str]], tmp_path: Path
+) -> None:
     webhook, texts = posted
 
     @dg.op
@@ -82,5 +84,4 @@ def test_a_run_that_fails_is_posted(posted: tuple[str, list[str]], tmp_path: Pat
             dagster_run=result.dagster_run,
         ).for_run_failure()
         sensor(context)
-    (text,) = texts
-    assert text.startswith(f"run sync ({result.run_id}) failed:")
+    assert texts == [f"run sync ({result.run_id}) failed: the mirror is away"]
