@@ -37,9 +37,7 @@ def alert_sensors(
         description="Posts each run that failed to a webhook.",
     )
     def run_alerts(context: dg.RunFailureSensorContext) -> None:
-        run, event = context.dagster_run, context.failure_event
-        error = event.job_failure_data.error  # its name, then what is wrong and what to do
-        why = error.message.partition(": ")[2].strip() if error else event.message
+        run, why = context.dagster_run, reason(context.failure_event)
         post(webhook, {"text": f"run {run.job_name} ({run.run_id}) failed: {why}"})
 
     @dg.sensor(
@@ -61,6 +59,16 @@ def alert_sensors(
         return dg.SkipReason("every change of a check was posted")
 
     return [run_alerts, check_alerts]
+
+
+def reason(event: dg.DagsterEvent) -> str:
+    """Return what is wrong and what to do; of a run that Dagster gave up, what Dagster says."""
+    # Such a run has no data: its process is gone, or was never there.
+    error = event.job_failure_data.error if event.event_specific_data else None
+    if error is None:
+        return event.message or "no reason is on record"
+    # The name of the error's class is before it.
+    return error.message.partition(": ")[2].strip() or error.message.strip()
 
 
 def post(webhook: str, message: Message) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import JobFailureData
+from dagster_shared.error import SerializableErrorInfo
 
-from examples.alerts import alert_sensors
+from examples.alerts import alert_sensors, reason
 
 KEY = dg.AssetCheckKey(dg.AssetKey(["mirror", "orders"]), "followed")
 
@@ -64,24 +66,49 @@ def test_a_run_that_fails_is_posted_with_what_it_failed_of(
     posted: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     webhook, texts = posted
-
-    @dg.op
-    def fails() -> None:
-        raise dg.Failure("the mirror is away")
-
-    @dg.job
-    def sync() -> None:
-        fails()
-
-    sensor, _ = alert_sensors(webhook, "sync", [])
     with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
-        result = sync.execute_in_process(instance=instance, raise_on_error=False)
-        event = result.get_run_failure_event()
-        context = dg.build_run_status_sensor_context(
-            sensor_name=sensor.name,
-            dagster_event=event,
-            dagster_instance=instance,
-            dagster_run=result.dagster_run,
-        ).for_run_failure()
-        sensor(context)
-    assert texts == [f"run sync ({result.run_id}) failed: the mirror is away"]
+        result = failing.execute_in_process(instance=instance, raise_on_error=False)
+        alert(webhook, instance, result.get_run_failure_event(), result.dagster_run)
+    assert texts == [f"run failing ({result.run_id}) failed: the mirror is away"]
+
+
+def test_a_run_that_dagster_gave_up_is_posted_with_what_dagster_says(
+    posted: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """A dead worker, or one that never began, leaves no error behind."""
+    webhook, texts = posted
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        run = instance.create_run_for_job(failing, status=dg.DagsterRunStatus.STARTED)
+        event = instance.report_run_failed(run, "Detected run worker status UNKNOWN.")
+        alert(webhook, instance, event, run)
+    assert texts == [f"run failing ({run.run_id}) failed: Detected run worker status UNKNOWN."]
+
+
+def test_an_error_without_words_of_its_own_is_posted_by_its_name() -> None:
+    error = SerializableErrorInfo("builtins.MemoryError\n", [], "MemoryError")
+    data = JobFailureData(error, None)
+    event = dg.DagsterEvent(
+        dg.DagsterEventType.RUN_FAILURE.value, "failing", event_specific_data=data
+    )
+    assert reason(event) == "builtins.MemoryError"
+
+
+@dg.op
+def fails() -> None:
+    raise dg.Failure("the mirror is away")
+
+
+@dg.job
+def failing() -> None:
+    fails()
+
+
+def alert(
+    webhook: str, instance: dg.DagsterInstance, event: dg.DagsterEvent, run: dg.DagsterRun
+) -> None:
+    """Give an event to the sensor that posts failed runs."""
+    sensor, _ = alert_sensors(webhook, "sync", [])
+    context = dg.build_run_status_sensor_context(
+        sensor_name=sensor.name, dagster_event=event, dagster_instance=instance, dagster_run=run
+    ).for_run_failure()
+    sensor(context)
