@@ -149,7 +149,7 @@ def test_the_turn_of_another_user_is_named_and_given_while_that_holds_the_mirror
         stack.enter_context(ordinary_user(world.directory))
         stack.callback(world.close)
         turn.chmod(0o400)
-        asked = [world.htap.initial_sync, world.htap.repair]
+        asked: list[Callable[[str], object]] = [world.htap.initial_sync, world.htap.repair]
         for ask in asked:
             with refused(way_out, MirrorError) as met:
                 ask("t")
