@@ -386,10 +386,10 @@ class HTAP(Closing):
         Args:
             patience_seconds: How long to wait for a running sync before the last known status is
                 returned. That is also returned if source or mirror cannot be read, with the
-                reason in `unreadable`; of a source that cannot be opened, what the mirror alone
-                knows; of a mirror that cannot be opened while the background sync tries to,
-                without tables. Left out: wait until the sync ends, and raise an error if something
-                cannot be read.
+                reason in `unreadable`; where the source, a buffer or the registry cannot be opened,
+                what the mirror alone knows; of a mirror that cannot be opened while the background
+                sync tries to, without tables. Left out: wait until the sync ends, and raise an
+                error if something cannot be read.
         """
         syncs = self._background is not None and self._background.running
         try:

@@ -16,20 +16,22 @@ import pyarrow as pa
 from pyarrow.flight import FlightError
 
 from rhei_pipeline.errors import (
-    CaptureError,
+    ForkedProcessError,
     MirrorBusyError,
+    MirrorConflictError,
     MirrorError,
     MirrorOwnerError,
+    MirrorUnreachableError,
+    MissingExtraError,
     RheiError,
-    SourceBusyError,
-    SourceError,
+    SettingsError,
     SourceUnreachableError,
     mirror_closed,
 )
 from rhei_pipeline.holder.client import Holder, HolderGoneError
 from rhei_pipeline.holder.gate import Gate, StoodAsideError
 from rhei_pipeline.holder.held import Held, declared_source
-from rhei_pipeline.holder.mirror_alone import MirrorAlone, MirrorLender
+from rhei_pipeline.holder.mirror_alone import MirrorAlone, MirrorLender, what_is_shut
 from rhei_pipeline.holder.place import new_socket
 from rhei_pipeline.holder.server import HolderServer
 from rhei_pipeline.holder.source_alone import SourceAlone
@@ -54,6 +56,15 @@ _Stream = TypeVar("_Stream", Streamed, ChangeStream)
 _DRAIN_SECONDS = 5.0
 #: For how long one that needs the mirror alone does not try again to reach the source.
 _AWAY_SECONDS = 10.0
+#: What the mirror does not answer after: its own fault, the declaration's or the process's.
+_NOT_FOR_THE_MIRROR = (
+    MirrorBusyError,
+    MirrorUnreachableError,
+    MirrorConflictError,
+    SettingsError,
+    MissingExtraError,
+    ForkedProcessError,
+)
 _MEANWHILE = "until then, the hint 'olap' asks the mirror as it was synced last"
 OnSync = Callable[[SyncReport], None]
 OnQuery = Callable[[str, float], None]
@@ -84,7 +95,7 @@ class Access:
         self._own = ExitStack()
         self._oltp: Database | None = None
         self._source: Database | None = None
-        #: What opening has failed with: of the mirror, and of the source.
+        #: What opening has failed with: of the mirror, and of what the mirror can answer without.
         self._faults: WeakSet[MirrorError] = WeakSet()
         self._source_faults: WeakSet[RheiError] = WeakSet()
         self._away: SourceUnreachableError | None = None
@@ -168,7 +179,7 @@ class Access:
     def answer_of_mirror(
         self, ask: Callable[[Held | MirrorAlone], _Found], *, is_named: bool = False
     ) -> _Found:
-        """Return the answer; where the source cannot be opened, what the mirror answers alone.
+        """Return the answer; where source, buffer or registry fail, what the mirror answers alone.
 
         Why it cannot is logged, unless the answer itself says so: `is_named`.
         A source that could not be opened just now is not tried for it again.
@@ -187,7 +198,7 @@ class Access:
                 fault = error
         found, of = self._asked_mirror(fault, ask)
         if of is not None and not is_named:
-            what = f"the source cannot be opened; the mirror answers, its last change is of {of}"
+            what = f"{what_is_shut(fault)}; the mirror answers, its last change is of {of}"
             self._name_fault(fault, what)
         return found
 
@@ -537,7 +548,9 @@ class Access:
         except MirrorError as error:
             self._faults.add(error)
             raise
-        except (SourceBusyError, SourceError, CaptureError) as error:
+        except _NOT_FOR_THE_MIRROR:
+            raise
+        except RheiError as error:
             self._source_faults.add(error)
             if isinstance(error, SourceUnreachableError):
                 self._away, self._away_until = error, time.monotonic() + _AWAY_SECONDS
@@ -631,7 +644,7 @@ class Access:
 
 
 def _naming_mirror(error: RheiError) -> RheiError:
-    """Return an error of a source that cannot be opened with who can be asked meanwhile."""
+    """Return why the pipeline cannot be opened, with who can be asked meanwhile."""
     named = copy.copy(error)
     named.hint = f"{error.hint}; {_MEANWHILE}" if error.hint else _MEANWHILE
     return named

@@ -1,4 +1,4 @@
-"""What is answered where the source cannot be opened: all that the mirror can answer alone."""
+"""What is answered where the pipeline cannot be opened: all that the mirror can answer alone."""
 
 import logging
 import threading
@@ -13,7 +13,13 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.changes.consume import After, OnLost
-from rhei_pipeline.errors import MirrorError, RheiError, SchemaError
+from rhei_pipeline.errors import (
+    MirrorError,
+    RheiError,
+    SchemaError,
+    SourceBusyError,
+    SourceError,
+)
 from rhei_pipeline.model.change_feed import TableChanges
 from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.forking import refuse_in_fork
@@ -42,6 +48,12 @@ _log = logging.getLogger(__name__)
 _SHARED_SECONDS = 10.0
 
 
+def what_is_shut(fault: RheiError) -> str:
+    """Return what could not be opened: the source, or what takes its changes to the mirror."""
+    is_source = isinstance(fault, SourceBusyError | SourceError)
+    return f"the {'source' if is_source else 'pipeline'} cannot be opened"
+
+
 class MirrorLender:
     """Opens the mirror alone once for all who ask at once; the last of them closes it.
 
@@ -58,7 +70,7 @@ class MirrorLender:
 
     @property
     def fault(self) -> RheiError | None:
-        """Why the source could not be opened for those who ask now; None where nobody does."""
+        """Why the pipeline could not be opened for those who ask now; None where nobody does."""
         mirror = self._mirror
         return None if mirror is None else mirror.fault
 
@@ -98,7 +110,7 @@ class MirrorAlone(Closing):
 
     Args:
         settings: The declaration.
-        fault: Why the source cannot be opened.
+        fault: Why the source, the buffer or the registry cannot be opened.
         clock: Ends queries that take too long.
 
     Raises:
@@ -125,7 +137,7 @@ class MirrorAlone(Closing):
             if not marks or not is_ours(settings, self._mirror):
                 raise fault
             path, mirror_id = settings.registry.path, self._mirror.mirror_id
-            self._registry, self._unread = _registry(path, mirror_id)
+            self._registry, self._unread = _registry(path, mirror_id, fault)
             self._plain, declared = plain_name(settings), mirrored_before(settings, self._registry)
             self._modes = {self._plain(of.name): of.mode for of in declared}
             opened.pop_all()
@@ -143,7 +155,7 @@ class MirrorAlone(Closing):
         ledger = self._mirror.ledger()
         with self._clock.timing(begun) as timed:
             found = self._mirror.query(sql, params, timed.begun, self._limits.answer)
-        reason = f"asked for, and the source cannot be opened: {self.fault}"
+        reason = f"asked for, and {what_is_shut(self.fault)}: {self.fault}"
         labelled = results.labelled(found, Route("olap", reason), ledger)
         letters = letters_by_table(self._mirror.dead_letters())
         return told(
@@ -227,12 +239,13 @@ class MirrorAlone(Closing):
         return found
 
 
-def _registry(path: Path, mirror_id: str) -> tuple[Registry, SchemaError | None]:
+def _registry(path: Path, mirror_id: str, fault: RheiError) -> tuple[Registry, SchemaError | None]:
     """Return what the registry knows, and why that is nothing: rows are read without it."""
     try:
         return Registry(path, mirror_id), None
     except SchemaError as error:
-        _log.warning("which tables are not followed any more is not known: %s", error)
+        if str(error) != str(fault):  # that is told anyhow
+            _log.warning("which tables are not followed any more is not known: %s", error)
         return Registry(None, mirror_id), error
 
 

@@ -202,12 +202,14 @@ def status(
 
 
 def _opened_to_look(stack: ExitStack, config: Path, *, hold: bool) -> "HTAP":
-    """Open the pipeline until the stack ends, also where its source is not there."""
-    from rhei_pipeline.errors import SourceError
+    """Open the pipeline until the stack ends, also where only its mirror can be opened."""
+    from rhei_pipeline.errors import MirrorBusyError, MirrorError, RheiError, SettingsError
 
     try:
         return stack.enter_context(opened(config, hold=hold))
-    except SourceError:
+    except (MirrorError, MirrorBusyError, SettingsError):
+        raise
+    except RheiError:
         return stack.enter_context(opened(config, hold=False))
 
 

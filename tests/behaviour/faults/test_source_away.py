@@ -17,16 +17,21 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import (
+    BufferBusyError,
+    BufferDamagedError,
     MirrorError,
     QueryError,
+    RheiError,
     SchemaError,
     SourceError,
     SourceUnreachableError,
 )
 from rhei_pipeline.holder import access
 from rhei_pipeline.holder.mirror_alone import MirrorAlone
+from rhei_pipeline.model.change_feed import TableChanges
 from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.server.flight.server import ServerOptions
@@ -57,15 +62,26 @@ def _filled(world: World | PostgresWorld) -> tuple[datetime, dict[str, Any]]:
 
 
 def _told(htap: HTAP, before: datetime) -> dict[str, Any]:
-    return {
-        "query": htap.query(ROWS, hint="olap").to_pylist(),
-        "as_of": htap.as_of("t", before).to_pylist(),
-        "known_since": htap.known_since("t"),
-        "changes": htap.changes("t").rows.to_pylist(),
-        "diff": htap.diff("t", before, datetime.now(UTC)).num_rows,
-        "dead_letters": htap.dead_letters().num_rows,
-        "schema_log": htap.schema_log("t"),
+    names = ("query", "as_of", "known_since", "changes", "diff", "dead_letters", "schema_log")
+    return {name: _told_of(htap, before, name) for name in names}
+
+
+def _told_of(htap: HTAP, before: datetime, name: str) -> Any:
+    asked: dict[str, Callable[[], Any]] = {
+        "query": lambda: htap.query(ROWS, hint="olap").to_pylist(),
+        "as_of": lambda: htap.as_of("t", before).to_pylist(),
+        "known_since": lambda: htap.known_since("t"),
+        "changes": lambda: _rows(htap.changes("t")),
+        "diff": lambda: htap.diff("t", before, datetime.now(UTC)).num_rows,
+        "dead_letters": lambda: htap.dead_letters().num_rows,
+        "schema_log": lambda: htap.schema_log("t"),
     }
+    return asked[name]()
+
+
+def _rows(changed: TableChanges) -> list[Any]:
+    rows: list[Any] = changed.rows.to_pylist()
+    return rows
 
 
 def _away(world: PostgresWorld) -> Settings:
@@ -374,6 +390,60 @@ def test_without_source_and_registry_the_mirror_answers_what_needs_neither(
             htap.schema_log()
 
 
+def _shut(world: World, what: str) -> tuple[Callable[[], None], type[RheiError]]:
+    """Have buffer or registry not be opened; return what undoes that, and the error it gives."""
+    buffer, registry = world.directory / "cdc", world.directory / "registry.json"
+    if what == "buffer that another process has":
+        return ChangeLog(buffer).close, BufferBusyError
+    shut, error = (registry, SchemaError) if "registry" in what else (buffer, BufferDamagedError)
+    kept = shut.rename(shut.with_name("kept"))
+    if "directory" in what:
+        shut.mkdir()
+    else:
+        shut.write_text("{")
+
+    def undo() -> None:
+        shut.rmdir() if shut.is_dir() else shut.unlink()
+        kept.rename(shut)
+
+    return undo, error
+
+
+@pytest.mark.parametrize("storage", [None, pytest.param("parquet", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "buffer that another process has",
+        "buffer that is damaged",
+        "registry that is damaged",
+        "registry that is a directory",
+    ],
+)
+def test_the_mirror_answers_without_what_takes_changes_to_it(
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture, what: str, storage: str | None
+) -> None:
+    world = make_world(mode="temporal", buffered=True, storage=storage)
+    before, told = _filled(world)
+    undo, error = _shut(world, what)
+    with HTAP(world.settings, hold=False) as htap:
+        if "registry" in what:
+            del told["schema_log"]
+        assert {name: _told_of(htap, before, name) for name in told} == told
+        found = htap.query(ROWS, hint="olap")
+        assert b"the pipeline cannot be opened" in found.schema.metadata[b"rhei.reason"]
+        assert "the pipeline cannot be opened; the mirror answers, its last" in caplog.text
+        status = htap.sync_status(1.0)
+        assert (status.tables["t"].lag_events, status.tables["t"].mode) == (None, "temporal")
+        with pytest.raises(error, match="the hint 'olap' asks the mirror"):
+            htap.query("select * from t")
+        with pytest.raises(error):
+            htap.sync_now()
+        undo()
+        world.run("insert into t values (3, 'd')")
+        assert htap.sync_now().inserted == 1
+        assert htap.query(ROWS, hint="olap").schema.metadata[b"rhei.reason"] == b"asked for"
+
+
 def test_a_first_copy_has_the_mode_that_is_declared_without_the_source_too(
     make_world: MakeWorld,
 ) -> None:
@@ -429,14 +499,20 @@ def test_a_long_query_of_the_mirror_alone_holds_nobody_up(make_world: MakeWorld)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("file", ["app.db", "cdc", "registry.json"])
 def test_commands_that_read_the_mirror_answer_and_say_of_when(
-    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture, file: str
 ) -> None:
-    world = make_world(mode="temporal")
+    world = make_world(mode="temporal", buffered=True)
     before, _ = _filled(world)
-    (world.directory / "app.db").rename(world.directory / "moved.db")
+    (world.directory / file).rename(world.directory / "moved")
+    if file != "app.db":
+        (world.directory / file).write_text("{")
     config = world.directory / "p.yaml"
-    config.write_text("source: {path: app.db}\nmirror: {path: mirror.duckdb}\nmode: temporal\n")
+    config.write_text(
+        "source: {path: app.db}\nmirror: {path: mirror.duckdb}\nmode: temporal\n"
+        "registry: {path: registry.json}\ncapture: {buffer: {kind: rocksdb, path: cdc}}\n"
+    )
 
     def rhei(*words: str) -> Any:
         return CliRunner().invoke(app, [*words, "--config", str(config)])
@@ -447,12 +523,13 @@ def test_commands_that_read_the_mirror_answer_and_say_of_when(
         ("changes", "--table", "t"),
         ("diff", "--table", "t", "--from", before.isoformat()),
         ("dead-letters",),
-        ("schema", "log"),
+        *([] if file == "registry.json" else [("schema", "log")]),
     ):
         caplog.clear()
         done = rhei(*words)
         assert done.exit_code == 0, (words, done.output)
         assert "the mirror answers, its last change is of 2" in caplog.text
+        assert len(caplog.records) == 1
     status = rhei("status", "--json")
     assert status.exit_code == 1
     told = json.loads(status.stdout)
