@@ -26,6 +26,7 @@ from rhei_pipeline.errors import (
     RheiError,
     SettingsError,
     SourceUnreachableError,
+    TransientError,
     mirror_closed,
 )
 from rhei_pipeline.holder.client import Holder, HolderGoneError
@@ -120,10 +121,10 @@ class Access:
                 waiting.pause()
         except MirrorOwnerError:
             raise  # that of another is none to wait for
-        except SourceUnreachableError:
-            if not is_made(self._settings.mirror):
+        except TransientError as error:
+            if error not in self._source_faults or not is_made(self._settings.mirror):
                 raise
-            # It may be back at the first call; until then the mirror answers what it can.
+            # It may be over at the first call; until then the mirror answers what it can.
         except MirrorError as error:
             if error not in self._faults:
                 raise

@@ -444,6 +444,35 @@ def test_the_mirror_answers_without_what_takes_changes_to_it(
         assert htap.query(ROWS, hint="olap").schema.metadata[b"rhei.reason"] == b"asked for"
 
 
+def test_a_process_starts_beside_a_buffer_that_another_has_and_syncs_once_that_is_free(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(mode="temporal", buffered=True)
+    _, told = _filled(world)
+    world.run("insert into t values (3, 'd')")
+    other = ChangeLog(world.directory / "cdc")
+    with HTAP(world.settings) as htap:
+        assert htap.query(ROWS, hint="olap").to_pylist() == told["query"]
+        with pytest.raises(BufferBusyError):
+            htap.sync_now()
+        htap.start_sync(0.05)
+        assert htap.query(ROWS, hint="olap").to_pylist() == told["query"]
+        other.close()
+        patience = time.monotonic() + 60
+        while htap.query(ROWS, hint="olap").num_rows < 4:
+            assert time.monotonic() < patience
+            time.sleep(0.05)
+
+
+def test_no_process_starts_beside_a_buffer_that_is_damaged(make_world: MakeWorld) -> None:
+    """It has to be corrected, and not to be waited for."""
+    world = make_world(mode="temporal", buffered=True)
+    _filled(world)
+    _shut(world, "buffer that is damaged")
+    with pytest.raises(BufferDamagedError):
+        HTAP(world.settings)
+
+
 def test_a_first_copy_has_the_mode_that_is_declared_without_the_source_too(
     make_world: MakeWorld,
 ) -> None:
