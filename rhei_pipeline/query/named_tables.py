@@ -1,17 +1,19 @@
 """Which tables a statement for the mirror names, by a parser of our own."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.errors import SqlglotError
 
 from rhei_pipeline.sql.placeholders import judged_form
 
 _DEFAULT_SCHEMAS = {"", "main", "public"}
-#: What stands before a statement whose plan is asked for; no parser of ours reads on behind it.
-_EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\s", re.IGNORECASE)
+#: What may stand between `explain` and its statement; no parser of ours reads on behind it.
+_PLAN_OPTIONS = {"analyze", "analyse", "verbose"}
+#: What `show` lists without a table's name.
+_LISTED = {"all", "databases", "functions", "schemas", "tables", "variables"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def named_tables(sql: str, dialect: str) -> set[NamedTable] | None:
     Queries of its own, which it names by `with`, are none, nor are series of numbers. None if it is
     no such statement, or cannot be parsed; so is one that lists all tables.
     """
-    parsed = _parsed(_EXPLAIN.sub("", sql, count=1), dialect)
+    parsed = _asked_of(sql, dialect)
     if parsed is None:
         return None
     found = list(parsed.find_all(exp.Table))
@@ -64,6 +66,42 @@ def named_tables(sql: str, dialect: str) -> set[NamedTable] | None:
         for table in found
         if not isinstance(table.this, exp.GenerateSeries) and not _is_own(table)
     }
+
+
+def _asked_of(sql: str, dialect: str) -> exp.Expr | None:
+    """Return the statement whose answer, plan or columns are asked for; None: not known."""
+    try:
+        word, rest = _first_word(sql)
+        if word == "explain":
+            sql = _behind_options(rest)
+        elif word == "show":
+            sql = _describing(rest)
+    except (SqlglotError, IndexError):
+        return None
+    return _parsed(sql, dialect)
+
+
+def _first_word(sql: str) -> tuple[str, str]:
+    """Return a statement's first word, and what stands behind it; comments are no words."""
+    first = sqlglot.tokenize(sql, dialect="duckdb")[0]
+    return first.text.lower(), sql[first.end + 1 :]
+
+
+def _behind_options(sql: str) -> str:
+    """Return the statement behind the options of an `explain`, as either engine writes them."""
+    word, rest = _first_word(sql)
+    if word in _PLAN_OPTIONS:
+        return _behind_options(rest)
+    if word == "format":
+        return _behind_options(_first_word(rest)[1])
+    if word == "(" and _first_word(rest)[0] in {"format", *_PLAN_OPTIONS}:
+        return rest.partition(")")[2]
+    return sql
+
+
+def _describing(sql: str) -> str:
+    """Return the statement that describes the table whose columns a `show` asks for."""
+    return f"show {sql}" if _first_word(sql)[0] in _LISTED else f"describe {sql}"
 
 
 def _is_own(table: exp.Table) -> bool:

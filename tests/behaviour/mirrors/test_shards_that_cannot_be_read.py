@@ -32,11 +32,21 @@ OF_ITS_OWN = (
     "select count(*) from b1",
     "select count(*) from a1, b1",
     'select count(*) from main."b1"',
-    "explain select count(*) from b1",
     "select (select count(*) from b1) from a1",
     "with b1 as (select * from b1) select count(*) from b1",
     "select count(*) from b_that_is_newer",
 )
+#: What asks for a table's plan or columns, as the two engines write it.
+ABOUT = ("explain select * from {}", "/* a plan */ explain select * from {}", "describe {}")
+ABOUT_OF = {
+    None: (
+        "-- a plan\nexplain /* in full */ analyze select * from {}",
+        "explain (analyze, format json) (select * from {})",
+        "show {}",
+        "/* rows */ summarize {}",
+    ),
+    "parquet": ("-- a plan\nexplain analyze verbose select * from {}",),
+}
 #: The same of DuckDB's own lists of all tables.
 LISTS = (
     "show tables",
@@ -135,7 +145,10 @@ def test_queries_of_the_others_are_answered(
             assert tuple(found.to_pylist()[0].values()) == of_source(world, sql), sql
             read = json.loads((found.schema.metadata or {})[b"rhei.read_from"])
             assert read == {"shard_1": "file", "shard_3": "file"}
-        assert reader.query("explain select count(*) from a1").num_rows
+        for asked in (*ABOUT, *ABOUT_OF.get(storage, ())):
+            assert reader.query(asked.format("a1")).num_rows, asked
+            with pytest.raises(RheiError, match="shard_2"):
+                reader.query(asked.format("b1"))
         # A calendar is no table of anybody's.
         days = "select count(*) as n from a1 cross join generate_series(1, 3) d"
         assert reader.query(days)["n"].to_pylist() == [6]
