@@ -137,13 +137,17 @@ class _Taken:
         closed: The metadata of those that nothing changes any more, by partition.
         open: The same of a window that is not over yet.
         before_history: The windows of which nothing is known.
+        not_begun: The windows that begin later than now.
         begins: When history begins.
+        as_of: When the sync was whose rows they have, by the source's clock.
     """
 
     closed: Mapping[str, dict[str, Any]]
     open: Mapping[str, dict[str, Any]]
     before_history: tuple[str, ...]
+    not_begun: tuple[str, ...]
     begins: datetime
+    as_of: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,8 @@ class _Taking:
             strict: Whether to refuse them where all of them ended before the history began.
 
         Raises:
-            Failure: The table is left out of the sync, so nobody knows whether a window is over.
+            Failure: The table is left out of the sync, so nobody knows whether a window is over;
+                or no window has begun.
             QueryError: The windows are refused.
         """
         name = self.table.name
@@ -172,6 +177,10 @@ class _Taking:
             reason = "it is not synced" if report is None else report.error
             raise dg.Failure(f"table {name!r} is left out: {reason}", allow_retries=False)
         begins = self.htap.known_since(name)
+        not_begun = tuple(window.key for window in asked if window.start > report.as_of)
+        asked = [window for window in asked if window.key not in not_begun]
+        if not asked:
+            raise dg.Failure(_not_begun(not_begun, report.as_of), allow_retries=False)
         known = [window for window in asked if window.last_instant >= begins]
         # Where no window is known, the error says from when on they are.
         chosen = known or (asked if strict else [])
@@ -186,7 +195,9 @@ class _Taking:
             {key: values for key, values in told.items() if key in over},
             {key: values for key, values in told.items() if key not in over},
             tuple(window.key for window in asked if window not in known),
+            not_begun,
             begins,
+            report.as_of,
         )
 
     def _metadata(
@@ -251,6 +262,17 @@ class _Taking:
         return str(file)
 
 
+def _not_begun(windows: Sequence[str], now: datetime) -> str:
+    return (
+        f"it is {now.isoformat(timespec='seconds')} in the source: {len(windows)} of the windows"
+        f" have not begun and have no snapshot ({_first_of(windows)})"
+    )
+
+
+def _first_of(windows: Sequence[str]) -> str:
+    return ", ".join(windows[:3]) + (", ..." if windows[3:] else "")
+
+
 def _microseconds(instants: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """Return instants as numbers."""
     found: npt.NDArray[np.int64] = instants.cast(_INSTANT).cast(pa.int64()).to_numpy()
@@ -271,13 +293,15 @@ def _events(
             "history begins at %s: %d of the windows ended before that and have no snapshot (%s)",
             begins,
             len(taken.before_history),
-            ", ".join(taken.before_history[:3]) + (", ..." if taken.before_history[3:] else ""),
+            _first_of(taken.before_history),
         )
+    if taken.not_begun:
+        context.log.warning(_not_begun(taken.not_begun, taken.as_of))
     for window, values in taken.open.items():
         context.log.info("window %s is not over yet: its snapshot is of the present", window)
         context.log_event(dg.AssetObservation(key, partition=window, metadata=values))
     closed = {window: {**values, KNOWN_FROM: begins} for window, values in taken.closed.items()}
-    if taken.open or taken.before_history:
+    if taken.open or taken.before_history or taken.not_begun:
         # A result would report all partitions of the run.
         for window, told in closed.items():
             context.log_event(dg.AssetMaterialization(key, partition=window, metadata=told))

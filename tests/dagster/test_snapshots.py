@@ -147,6 +147,18 @@ def test_days_before_history_that_no_person_chose_are_told_and_not_failed(
         htap.query("select * from snapshot.orders", hint="olap")
 
 
+@pytest.mark.parametrize("tags", [{}, {"dagster/backfill": "any"}])
+def test_days_that_have_not_begun_have_no_snapshot(
+    settings: Settings, instance: dg.DagsterInstance, tags: Mapping[str, str]
+) -> None:
+    assert take(settings, instance, day(1), day(-2), tags).success
+    assert stored(settings) == {day(1): 1, day(0): 2}
+    assert instance.get_materialized_partitions(KEY) == {day(1).isoformat()}
+    with pytest.raises(dg.Failure, match=rf"2 of the windows have not begun .*\({day(-1)}, "):
+        take(settings, instance, day(-1), day(-2), tags)
+    assert stored(settings) == {day(1): 1, day(0): 2}
+
+
 def test_a_table_that_is_left_out_takes_no_snapshot(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
