@@ -8,6 +8,7 @@ from enum import Enum
 from functools import cached_property
 
 import dagster as dg
+from pydantic import Field
 
 from rhei_pipeline.dagster.check_records import is_news, last_evaluations, last_evaluations_anew
 from rhei_pipeline.dagster.checks import EQUALS_SOURCE
@@ -55,8 +56,12 @@ _TERMINATED = {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED}
 class SessionConfig(dg.Config):
     """How long a session lasts; left out, as declared under `schedule`."""
 
-    session_seconds: float | None = None
-    idle_seconds: float | None = None
+    session_seconds: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Hand over to the next session after so long."
+    )
+    idle_seconds: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="End after so long without changes."
+    )
 
 
 class Ending(Enum):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from pydantic import ValidationError
 
 import rhei_pipeline as rhei
 from rhei_pipeline import Settings
@@ -74,3 +75,13 @@ def test_a_run_that_fails_ends_with_the_words_of_the_error(
     assert error is not None
     assert error.message.startswith("dagster._core.definitions.events.Failure: ")
     assert "app.db' does not exist (correct source.path" in error.message
+
+
+@pytest.mark.parametrize("field", ["session_seconds", "idle_seconds"])
+@pytest.mark.parametrize("value", [-5.0, 0.0, float("nan")])
+def test_a_session_that_cannot_last_as_long_as_asked_for_names_the_field(
+    field: str, value: float, definitions: dg.Definitions
+) -> None:
+    asked = {"ops": {"sync_session": {"config": {field: value}}}}
+    with pytest.raises(ValidationError, match=rf"SessionConfig\n{field}\n"):
+        definitions.resolve_job_def("sync").execute_in_process(run_config=asked)
