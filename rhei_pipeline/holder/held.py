@@ -114,8 +114,13 @@ class Held:
         self._background = background
 
     def close(self) -> None:
-        """Close everything, once the queries under way were ended; safe to repeat."""
+        """Close everything, once queries were ended and a sync has come to its end.
+
+        Safe to repeat. A connection that is closed while another thread works with it ends the
+        whole process.
+        """
         self.queries.close()
+        self.engine.pipeline.end()
         self.engine.resources.close()
 
     def watch(

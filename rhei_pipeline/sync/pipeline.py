@@ -1,7 +1,6 @@
 """The declared tables of one source and one mirror: kept captured, copied, in sync, compared."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +45,7 @@ from rhei_pipeline.sync.leaving import LeavingTables
 from rhei_pipeline.sync.naming import in_any_case, nothing_declared
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.pipeline_lock import PipelineLock
 from rhei_pipeline.sync.removals import Removals
 from rhei_pipeline.sync.repair_keys import Mending, RepairRange
 from rhei_pipeline.sync.reporting import summed, table_reports
@@ -110,8 +110,7 @@ class Pipeline:
     ) -> None:
         self._may_be_empty = may_be_empty
         self._source, self._mirror, self._registry = source, mirror, registry
-        self._lock = threading.RLock()
-        self._turns = threading.Condition(self._lock)
+        self._lock = PipelineLock()
         self._parts = Participants()
         self._tables, self._left_out = self._parts.tables, self._parts.left_out
         self._blame = self._parts.blame
@@ -155,6 +154,10 @@ class Pipeline:
         The mirror has what was committed in the source until then. None before the first one.
         """
         return self._synced_from
+
+    def end(self) -> None:
+        """Begin no work any more, and wait for what is under way; then its parts can be closed."""
+        self._lock.end()
 
     def watch(self, watcher: Callable[[SyncReport], None]) -> None:
         """Call `watcher` with every sync's report, in the thread that synced."""
@@ -252,7 +255,7 @@ class Pipeline:
         """Sync; return the report, and what the tables that were copied first took."""
         found, copied = self._round(on_progress, only)
         while found.copying:
-            self._turns.wait(_OTHERS_SECONDS)
+            self._lock.give_way(_OTHERS_SECONDS)
             later, finished = self._round(on_progress, only)
             found, copied = summed(found, later), copied | finished
         return found, copied
