@@ -9,6 +9,7 @@ FOLLOWED = {
     "drop one that nobody needs (select slot_name from pg_replication_slots where not active), or raise max_replication_slots and restart the server": "tests/behaviour/postgres/test_moved_slots.py::test_a_server_that_makes_no_slot_says_what_it_lacks",
     "start the standby, or take {} out of synchronized_standby_slots": "tests/behaviour/postgres/test_failover_slots.py::test_a_standby_that_does_not_follow_is_named_and_not_waited_for_without_an_end",
     "it has another plugin; if nobody needs it, end the session that uses it, and run: {}; the next sync creates it again, and copies tables by their difference": "tests/behaviour/postgres/test_moved_slots.py::test_another_slot_of_the_name_is_left_alone_and_named",
+    "run 'rhei maintain', which writes it again": "tests/behaviour/mirrors/test_delta.py::test_a_published_state_whose_file_is_damaged_is_named_and_written_again",
     "have SQLITE_TMPDIR or TMPDIR name one, then try again": "tests/behaviour/faults/test_temporary_places.py::test_sqlite_that_can_sort_nowhere_is_not_said_to_have_a_bad_file",
     "make room in the system's temporary directory, or have TMPDIR name another, then sync": "tests/behaviour/faults/test_temporary_places.py::test_a_log_that_finds_no_temporary_place_is_named_and_read_later",
     "give this user write access to the mirror's folder, or to the working directory where mirror.path is ':memory:', or raise mirror.memory_limit": "tests/behaviour/faults/test_temporary_places.py::test_a_mirror_in_memory_names_the_place_that_it_cannot_write",

@@ -17,7 +17,7 @@ from deltalake import Schema
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion.delta_log import LOG, NamedFile
 from rhei_pipeline.mirrors.datafusion.delta_shown import ShownFile, delta_schema, shown_files
-from rhei_pipeline.mirrors.datafusion.delta_states import newest_state, write_state
+from rhei_pipeline.mirrors.datafusion.delta_states import last_readable, write_state
 from rhei_pipeline.mirrors.datafusion.delta_target import (
     APPLICATION,
     OWN_NAME,
@@ -183,7 +183,7 @@ class DeltaTables:
         A process may have been killed after it dropped one: what was published last tells of it.
         """
         if not self._has_looked_for_gone:
-            before, held = newest_state(store.files), dict(_tables(manifest))
+            before, held = last_readable(store.files), dict(_tables(manifest))
             shown = before.tables if before else ()
             self._gone += [(it.folder, it.relation) for it in shown if it.folder not in held]
             self._has_looked_for_gone = True

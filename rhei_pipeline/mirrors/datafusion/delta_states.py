@@ -5,6 +5,7 @@ states. After all of them are published, a small file names the version of each.
 """
 
 import re
+from contextlib import suppress
 
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.files import Files
@@ -34,16 +35,40 @@ def write_state(state: PublishedState, store: SegmentStore) -> None:
 
 
 def newest_state(files: Files) -> PublishedState | None:
-    """Return the newest state that was published whole; None where there was none."""
+    """Return the newest state that was published whole; None where there was none.
+
+    Raises:
+        MirrorDamagedError: Its file is damaged.
+    """
     for _ in range(_KEPT):
         known = _known(files)
         if not known:
             return None
         try:
-            return PublishedState.read(files.get(known[-1]).to_pybytes().decode())
+            content = files.get(known[-1]).to_pybytes()
         except MirrorDamagedError:
             continue  # the writer has replaced it in between
+        return _read(content, known[-1])
     return None
+
+
+def last_readable(files: Files) -> PublishedState | None:
+    """Return the newest state whose file is not damaged: the next publication replaces others."""
+    for name in reversed(_known(files)):
+        with suppress(MirrorDamagedError):
+            return _read(files.get(name).to_pybytes(), name)
+    return None
+
+
+def _read(content: bytes, name: str) -> PublishedState:
+    try:
+        return PublishedState.read(content.decode())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise MirrorDamagedError(
+            f"{name!r} is damaged, which names what was published",
+            file=name,
+            hint="run 'rhei maintain', which writes it again",
+        ) from error
 
 
 def _known(files: Files) -> list[str]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +19,7 @@ from deltalake import DeltaTable, QueryBuilder
 from deltalake.transaction import CommitProperties, Transaction
 
 from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
 from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
@@ -430,6 +432,35 @@ def test_versions_that_ended_in_place_are_published_with_their_ends(make_world: 
     ended = {row["k"]: row["_rhei_operation"] for row in found if row["_rhei_valid_to"]}
     assert ended == {0: "I", 1: "I", 2: "I", 9: "D"}
     assert len(found) == 54
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 0.9])
+def test_a_published_state_whose_file_is_damaged_is_named_and_written_again(
+    kept: float, world: World
+) -> None:
+    filled(world)
+    with HTAP(settings(world)) as htap:
+        htap.sync_now()
+    file = max((world.directory / "delta" / "published").iterdir())
+    content = file.read_text()
+    damaged = content[: int(len(content) * kept)]
+    with closing(open_files("parquet", world.directory / "delta")) as files:
+        file.write_text(damaged)
+        with pytest.raises(MirrorDamagedError, match=re.escape(file.name)) as refused:
+            newest_state(files)
+        assert "rhei maintain" in str(refused.value)
+        with HTAP(settings(world)) as htap:
+            htap.maintain()
+        found = newest_state(files)
+        assert found is not None
+        world.run("update t set v = 9 where id = 1")
+        max(file.parent.iterdir()).write_text(damaged)
+        with HTAP(settings(world)) as htap:
+            htap.sync_now()
+        later = newest_state(files)
+    assert later is not None
+    assert later.version > found.version
+    assert delta(world, "t").version() in {table.version for table in later.tables}
 
 
 def test_a_published_state_names_versions_that_are_there_though_tables_were_deleted(
