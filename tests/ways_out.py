@@ -251,7 +251,7 @@ FOLLOWED = {
     "declare 'mode: temporal'": "tests/ways/test_queries.py::test_what_belongs_to_a_call_is_given_as_its_refusal_says",
     "declare 'mode: temporal', or run 'rhei drop-table {}' with '--keep-as NAME' to keep the history under another name, or with '--discard-history' to delete it": "tests/behaviour/history/test_kept_past.py::test_a_refused_mode_is_taken_after_the_history_was_dropped_or_set_aside",
     "declare as 'primary_key' a unique key without nulls whose columns its history has, or start again: 'rhei drop-table {} --keep-as NAME' keeps the history under another name": "tests/ways/test_tables.py::test_a_table_that_is_refused_later_is_taken_in_again",
-    "declare it again; end its capture now: rhei unregister {}; or drop it from the mirror as well: rhei drop-table {}": "tests/ways/test_check.py::test_a_table_that_left_the_declaration_is_declared_again_or_dropped",
+    "declare it again; end its capture now: 'rhei unregister {}'; or drop it from the mirror as well: 'rhei drop-table {}'": "tests/ways/test_check.py::test_a_table_that_left_the_declaration_is_declared_again_or_dropped",
     "declare one under 'capture.buffer'": "tests/ways/test_pipelines.py::test_a_buffer_is_declared",
     "check the disk and its mounts; the next sync opens the buffer again": "tests/behaviour/faults/test_failing_disks.py::test_a_process_opens_again_what_an_engine_has_given_up",
     "declare it as {}": "tests/behaviour/rows/test_values.py::test_a_type_that_is_too_narrow_for_sqlite_is_refused_by_name",

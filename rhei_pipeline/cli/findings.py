@@ -9,6 +9,7 @@ from rich.text import Text
 
 from rhei_pipeline.cli.output import out
 from rhei_pipeline.cli.printable import printable
+from rhei_pipeline.cli.shard_choice import for_shard
 
 if TYPE_CHECKING:
     from rhei_pipeline.model.reports import Finding
@@ -25,7 +26,7 @@ def show_findings(findings: Sequence["Finding"]) -> None:
         severity, named = first.severity.value, _named(group)
         head = Text.assemble((severity, _COLOURS[severity]), printable(f" {named}{first.what}"))
         out.print(head, soft_wrap=not out.is_terminal)
-        for label, text in (("why", first.why), ("do", first.remedy)):
+        for label, text in (("why", first.why), ("do", for_shard(first.remedy))):
             alike = f" (of {first.table!r}; alike for the others)" if _differs(text, group) else ""
             said = Text.assemble((f"{label}: ", "dim"), printable(text), printable(alike))
             if out.is_terminal:

@@ -338,8 +338,8 @@ def _validate_registry(registry: Registry, names: Sequence[str]) -> Iterator[Fin
                 "no longer followed" + (f" since {since.isoformat()}" if since else ""),
                 "the mirror still holds the rows of that time, and no sync changes them;"
                 " capture in the source ends a week after a table left the declaration",
-                f"declare it again; end its capture now: rhei unregister {name}; or drop it from"
-                f" the mirror as well: rhei drop-table {name}",
+                f"declare it again; end its capture now: 'rhei unregister {name}'; or drop it from"
+                f" the mirror as well: 'rhei drop-table {name}'",
                 name,
             )
 

@@ -66,8 +66,8 @@ def test_a_table_that_left_the_declaration_is_declared_again_or_dropped(
     world.run("insert into u values (2)")
     (remedy,) = findings(world)
     way_out = (
-        "declare it again; end its capture now: rhei unregister {}; or drop it from the mirror as"
-        " well: rhei drop-table {}"
+        "declare it again; end its capture now: 'rhei unregister {}'; or drop it from the mirror as"
+        " well: 'rhei drop-table {}'"
     )
     (name, _) = filled_in(way_out, remedy)
     if declared:
