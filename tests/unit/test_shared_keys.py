@@ -10,6 +10,7 @@ import pytest
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.sources.postgres.logical.pgoutput import LoggedRelation, Run
 from rhei_pipeline.sources.postgres.logical.shared_keys import (
+    LoggedPart,
     UniqueKey,
     Uniqueness,
     share_a_key,
@@ -71,8 +72,8 @@ def logged(*messages: bytes) -> tuple[bytes, Run]:
     return b"".join(messages), Run(RELATION, places, count, same, same, same)
 
 
-def shared(*messages: bytes) -> bool:
-    return share_a_key([logged(*messages)], [KEY], at_commits=True)
+def shared(*messages: bytes, is_by_key: bool = False) -> bool:
+    return share_a_key([LoggedPart(*logged(*messages), is_by_key)], [KEY], at_commits=True)
 
 
 def test_a_row_that_goes_by_its_key_alone_is_not_taken_for_another_one() -> None:
@@ -89,3 +90,10 @@ def test_a_row_that_goes_with_other_values_than_came_is_another_one() -> None:
 def test_two_rows_that_come_with_one_key_share_it() -> None:
     assert shared(went("1", "x", whole=True), came("1", "a"), came("1", "b"))
     assert not shared(went("1", "x", whole=True), came("1", "a"), came("2", "a"))
+
+
+def test_a_row_that_came_while_its_key_was_unique_had_no_other_one_beside_it() -> None:
+    came_and_went = came("1", "a"), went("1", "a", whole=True)
+    assert shared(*came_and_went)
+    assert not shared(*came_and_went, is_by_key=True)
+    assert shared(came("1", "a"), *came_and_went, is_by_key=True)

@@ -104,6 +104,26 @@ def test_nor_is_one_of_which_the_log_has_nothing(
     world.assert_equal("t")
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_logged_by_a_key_before_it_was_dropped_is_read(
+    make_postgres: MakePostgres, way: str, tmp_path: Path
+) -> None:
+    world = world_of(make_postgres, way, "temporal", tmp_path, [])
+    world.run(
+        "update t set v = 'p' where id = 1",
+        "insert into t values (3, 3, 'a')",
+        "delete from t where id = 3",
+        DROP,
+        "insert into t values (4, 4, 'z')",
+    )
+    world.htap.sync_now()
+    world.run(ADD)
+    assert not world.htap.sync_now().errors
+    assert {"x", "y", "p", "a", "z"} == {row["v"] for row in world.versions("t")}
+    world.assert_equal("t")
+    assert world.htap.verify().equal
+
+
 @pytest.mark.parametrize("is_emptied", [False, True])
 def test_rows_that_come_and_go_behind_a_truncation_are_read_from_the_log(
     make_postgres: MakePostgres, tmp_path: Path, *, is_emptied: bool

@@ -8,6 +8,7 @@ which of them a key means.
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -91,6 +92,18 @@ def uniqueness(
     return Uniqueness.UNKNOWN if own else Uniqueness.NEVER
 
 
+class LoggedPart(NamedTuple):
+    """Changes of a table that were logged in one way.
+
+    Attributes:
+        is_by_key: They name rows by the key itself. Then it was unique as each row was written.
+    """
+
+    buffer: bytes
+    run: pgoutput.Run
+    is_by_key: bool
+
+
 @dataclass(frozen=True, slots=True)
 class _Steps:
     """Rows that came, or rows that went.
@@ -102,6 +115,7 @@ class _Steps:
         key: Its key, as the mirror has it: texts that differ may be one.
         row: The texts of all that it held.
         is_told: Whether the log says all that it held.
+        is_alone: Whether no other row had its key then.
     """
 
     order: np.ndarray
@@ -110,10 +124,11 @@ class _Steps:
     key: pa.Table
     row: pa.Table
     is_told: np.ndarray
+    is_alone: np.ndarray
 
 
 def are_told_apart(
-    parts: Iterable[tuple[bytes, pgoutput.Run]],
+    parts: Iterable[LoggedPart],
     key: Sequence[Column],
     unique: Uniqueness,
     *,
@@ -130,33 +145,32 @@ def are_told_apart(
     return not share_a_key(parts, key, at_commits=unique is Uniqueness.AT_COMMITS)
 
 
-def share_a_key(
-    parts: Iterable[tuple[bytes, pgoutput.Run]], key: Sequence[Column], *, at_commits: bool
-) -> bool:
+def share_a_key(parts: Iterable[LoggedPart], key: Sequence[Column], *, at_commits: bool) -> bool:
     """Return whether two rows had the same key at once, as far as changes tell, or may have had.
 
     Each key had one row before them, or none, and so it has behind them; with `at_commits`, behind
     each transaction. Where a row came first and one went last, another may have been there all
-    along.
+    along, unless the key was unique when it came.
     """
     steps: list[_Steps] = []
     emptied: list[int] = []
-    for buffer, run in parts:
-        if run.truncate:
-            emptied += run.order.tolist()
+    for part in parts:
+        if part.run.truncate:
+            emptied += part.run.order.tolist()
         else:
-            steps += _steps(pgoutput.decode(buffer, run), key)
+            steps += _steps(part, key)
     if not steps:
         return False
-    order, came, xid, told = (
+    order, came, xid, told, alone = (
         np.concatenate([getattr(each, name) for each in steps])
-        for name in ("order", "came", "xid", "is_told")
+        for name in ("order", "came", "xid", "is_told", "is_alone")
     )
     keys = key_codes(_together(each.key for each in steps))
     rows = key_codes(_together(each.row for each in steps))
     epoch = np.searchsorted(2 * np.sort(np.array(emptied, np.int64)), order)
     # An emptied table has no other row, until a transaction before this one has brought it.
     may_have = np.full(len(order), fill_value=True) if at_commits else epoch == 0
+    may_have &= ~alone
     group = xid if at_commits else epoch
     place = np.lexsort((order, keys, group))
     came, keys, rows, group, told, may_have = (
@@ -170,8 +184,9 @@ def share_a_key(
     return bool(is_shared.any() or may_stand.any())
 
 
-def _steps(changes: pgoutput.Changes, key: Sequence[Column]) -> Iterable[_Steps]:
+def _steps(part: LoggedPart, key: Sequence[Column]) -> Iterable[_Steps]:
     """Return the rows of changes that went, and those that came."""
+    changes = pgoutput.decode(part.buffer, part.run)
     gone = np.flatnonzero(~changes.has_new | changes.has_old | changes.is_update)
     live = np.flatnonzero(changes.has_new)
     names = changes.run.relation.columns
@@ -188,6 +203,7 @@ def _steps(changes: pgoutput.Changes, key: Sequence[Column]) -> Iterable[_Steps]
             _key_of(whole, key),
             whole,
             changes.has_whole[rows] | came,
+            np.full(len(rows), part.is_by_key),
         )
 
 

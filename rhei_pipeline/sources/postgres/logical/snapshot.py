@@ -244,7 +244,13 @@ class LogicalSnapshot(TableReads):
         held = self._unique_at(runs[0][1].relation.oid, self.schema_version)
         schema, spool = table.schema, self._loaded(position)
         unique = shared_keys.uniqueness(held, schema.primary_key, self._place(position).keys)
-        parts = ((spool.read(chunk), self._by_places(table, run)) for chunk, run in runs)
+        key = frozenset(schema.primary_key)
+        parts = (
+            shared_keys.LoggedPart(
+                spool.read(chunk), self._by_places(table, run), self._key_of(table, run) == key
+            )
+            for chunk, run in runs
+        )
         return shared_keys.are_told_apart(parts, schema.key_columns, unique, is_whole=is_whole)
 
     def _key_of(self, table: Table, run: pgoutput.Run) -> frozenset[str] | None:
