@@ -49,8 +49,8 @@ from rhei_pipeline.sources.postgres.query import Reader, returned
 from rhei_pipeline.sources.postgres.read_sessions import ReadSessions
 from rhei_pipeline.sources.postgres.refusals import DENIED, FULL, WAYS_IN, Refusals
 from rhei_pipeline.sources.postgres.semantics import finds_public, meaning
-from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
-from rhei_pipeline.sources.postgres.versions import Since, has, refuse_older
+from rhei_pipeline.sources.postgres.types import LEXED, SESSION_SETTINGS
+from rhei_pipeline.sources.postgres.versions import Since, has, never_idle, refuse_older
 from rhei_pipeline.sql.read_only import BATCHED, WRITING, no_unicode, only_reads
 from rhei_pipeline.sql.text import quote
 
@@ -176,7 +176,7 @@ class PostgresDatabase:
         self._functions.allow_no_others(asked=asked)
 
     def _configure(self, connection: Connection) -> None:
-        connection.settings = self._asking
+        connection.settings = {**self._asking, **never_idle(connection)}
         connection.look_around()
 
     def connect(self) -> Connection:
@@ -192,7 +192,8 @@ class PostgresDatabase:
             unlimited = (
                 _UNLIMITED if has(connection, Since.TRANSACTION_TIMEOUT) else _UNLIMITED_BEFORE
             )
-            wanted = {**_ALL_ROWS, **unlimited, **_PATIENCE, **self._more}
+            unlimited = {**unlimited, **never_idle(connection)}
+            wanted = {**LEXED, **_ALL_ROWS, **unlimited, **_PATIENCE, **self._more}
             connection.settings = {**SESSION_SETTINGS, **wanted}
             try:
                 connection.look_around()
@@ -204,8 +205,8 @@ class PostgresDatabase:
     def connect_replicating(self) -> psycopg.Connection[tuple[Any, ...]]:
         """Open a connection that accepts replication commands."""
         with self.connect() as connection:
-            path = connection.settings["search_path"]
-        settings = {**SESSION_SETTINGS, **_PATIENT, "search_path": path}
+            path, awake = connection.settings["search_path"], never_idle(connection)
+        settings = {**SESSION_SETTINGS, **LEXED, **_PATIENT, **awake, "search_path": path}
         escaped = {name: re.sub(r"([ \\])", r"\\\1", value) for name, value in settings.items()}
         options = " ".join(f"-c {name}={value}" for name, value in escaped.items())
         with self.translated():

@@ -25,7 +25,8 @@ from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.places import Places
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.sources.postgres.connection import PooledConnection, StandingPool, set_config
-from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
+from rhei_pipeline.sources.postgres.types import LEXED, SESSION_SETTINGS
+from rhei_pipeline.sources.postgres.versions import never_idle
 
 _Given = TypeVar("_Given")
 
@@ -36,8 +37,6 @@ _WAKING_SECONDS = 0.1
 _REMEMBERED = 1024
 #: Where Linux tells how many bytes a TCP connection has received: `tcpi_bytes_received`.
 _TCP_RECEIVED = slice(128, 136)
-#: What the grammar that judges a statement takes for granted, as every server does by itself.
-_LEXED = {"standard_conforming_strings": "on"}
 #: Behind all that the session's own path finds, so that no temporary table stands for another one.
 _PATH_AS_IT_IS = (
     b"select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ',"
@@ -63,7 +62,8 @@ class ReadSession(PooledConnection):
             "statement_timeout": _milliseconds(seconds),
             "idle_in_transaction_session_timeout": _milliseconds(seconds),
         }
-        self.settings = {**SESSION_SETTINGS, **_LEXED, **limits, "transaction_read_only": "on"}
+        waits = {**limits, **never_idle(self)}
+        self.settings = {**SESSION_SETTINGS, **LEXED, **waits, "transaction_read_only": "on"}
         reading = self.settings
         found = psycopg.Connection.execute(self, "show search_path").fetchone()
         if found is not None:

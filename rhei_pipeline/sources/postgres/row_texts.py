@@ -78,7 +78,7 @@ def copied(
 
 
 def _copy(query: str) -> bytes:
-    return f"copy ({query}) to stdout (format csv, null '{_NULL}')".encode()
+    return f"copy ({query}) to stdout (format csv, null E'\\{_NULL}')".encode()
 
 
 def _with_large(

@@ -30,6 +30,9 @@ SESSION_SETTINGS = {
     "extra_float_digits": "3",
     "client_encoding": "UTF8",
 }
+#: What statements of ours take for granted, and the grammar that judges others': a backslash in a
+#: text is one.
+LEXED = {"standard_conforming_strings": "on"}
 
 #: From this length on, blobs are read one by one.
 _LONG = 64 * 2**10

@@ -19,6 +19,7 @@ class Since(IntEnum):
     # Members of one value would be one member: the tens name the version.
     EXACT_PARTS = 14_02  # extract() is numeric
     MULTIRANGES = 14_01  # pg_range.rngmultitypid
+    IDLE_SESSION_TIMEOUT = 14_04  # the setting
     TRIGGERS_REPLACED = 14_03  # create or replace trigger
     FILTERED_PUBLICATIONS = 15_02  # of rows and columns, and publications of schemas
     LOCALE_PROVIDERS = 15_01  # pg_database.datlocprovider
@@ -44,6 +45,11 @@ def has(connection: Connection, what: Since) -> bool:
 def where(connection: Connection, what: Since, sql: str, otherwise: str = "") -> str:
     """Return SQL for a server that has it, or for one that does not."""
     return sql if has(connection, what) else otherwise
+
+
+def never_idle(connection: Connection) -> dict[str, str]:
+    """Return the setting by which the server ends no session that waits for work."""
+    return {"idle_session_timeout": "0"} if has(connection, Since.IDLE_SESSION_TIMEOUT) else {}
 
 
 def refuse_older(connection: Connection) -> None:
