@@ -16,6 +16,8 @@ import pyarrow as pa
 from pyarrow.flight import FlightError
 
 from rhei_pipeline.errors import (
+    BufferBusyError,
+    BufferFullError,
     ForkedProcessError,
     MirrorBusyError,
     MirrorConflictError,
@@ -26,7 +28,6 @@ from rhei_pipeline.errors import (
     RheiError,
     SettingsError,
     SourceUnreachableError,
-    TransientError,
     mirror_closed,
 )
 from rhei_pipeline.holder.client import Holder, HolderGoneError
@@ -66,6 +67,8 @@ _NOT_FOR_THE_MIRROR = (
     MissingExtraError,
     ForkedProcessError,
 )
+#: What may be over at any moment, whoever waits for it: it keeps no process from starting.
+_MAY_PASS = (SourceUnreachableError, BufferBusyError, BufferFullError)
 _MEANWHILE = "until then, the hint 'olap' asks the mirror as it was synced last"
 OnSync = Callable[[SyncReport], None]
 OnQuery = Callable[[str, float], None]
@@ -121,8 +124,8 @@ class Access:
                 waiting.pause()
         except MirrorOwnerError:
             raise  # that of another is none to wait for
-        except TransientError as error:
-            if error not in self._source_faults or not is_made(self._settings.mirror):
+        except _MAY_PASS:
+            if not is_made(self._settings.mirror):
                 raise
             # It may be over at the first call; until then the mirror answers what it can.
         except MirrorError as error:
