@@ -29,7 +29,7 @@ class Confirmation:
     """The file, as the one process that holds the buffer writes it."""
 
     def __init__(self, buffer: Path, log_id: str) -> None:
-        self._path = file_of(buffer)
+        self._buffer, self._path = buffer, file_of(buffer)
         self._log_id = log_id
         self._recorded: int | None = None
 
@@ -37,12 +37,14 @@ class Confirmation:
         """Write how many events wait for the mirror; the file is on disk when this returns.
 
         Raises:
+            BufferDamagedError: A directory stands in its place.
             BufferFullError: The disk that holds it is full.
             CaptureError: This user may not write it.
             TransientError: The disk fails.
         """
         if unapplied == self._recorded:
             return
+        refuse_directory(self._buffer)
         try:
             self._write(unapplied)
         except OSError as error:
@@ -78,9 +80,7 @@ def unapplied_events(buffer: Path) -> tuple[str, int] | None:
     except PermissionError as error:
         raise shut(file) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BufferDamagedError(
-            f"{str(file)!r} cannot be read", hint="delete it: the next sync writes it again"
-        ) from error
+        raise _damaged(file, "cannot be read") from error
     raise CaptureError(
         too_new(repr(str(file)), written, FORMAT), hint="delete it: the next sync writes it again"
     )
@@ -97,6 +97,21 @@ def shut(path: Path) -> CaptureError:
         f"buffer {str(path)!r} cannot be used: permission denied",
         hint="give this user access to it and to its folder, or correct capture.buffer.path",
     )
+
+
+def refuse_directory(buffer: Path) -> None:
+    """Refuse a directory in the place of the file, which could not be written there.
+
+    Raises:
+        BufferDamagedError: One stands there.
+    """
+    if file_of(buffer).is_dir():
+        raise _damaged(file_of(buffer), "is a directory, and no file of the buffer's")
+
+
+def _damaged(file: Path, what: str) -> BufferDamagedError:
+    hint = "delete it: the next sync writes it again"
+    return BufferDamagedError(f"{str(file)!r} {what}", hint=hint)
 
 
 def _not_written(path: Path, error: OSError) -> RheiError:

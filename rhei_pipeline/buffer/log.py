@@ -72,6 +72,21 @@ def _refuse_doubles(names: list[str], stream: str) -> None:
         )
 
 
+def refuse_newer(rocks: RocksDirectory) -> None:
+    """Refuse a log that this version cannot read.
+
+    Raises:
+        CaptureError: A newer version of this package wrote it.
+    """
+    written = int(rocks.get(FACT + b"format") or UNNUMBERED)
+    if written > FORMAT:
+        raise CaptureError(
+            too_new(f"buffer {str(rocks.path)!r}", written, FORMAT),
+            hint="use the newer version of rhei-pipeline that wrote it, or move it away: its"
+            " tables are then copied again",
+        )
+
+
 def _no_part() -> None:
     """Do nothing (the default callback)."""
 
@@ -304,7 +319,7 @@ class ChangeLog(Closing):
 
     def _recover(self) -> None:
         """Read the streams' heads, and remove what a write that was cut off left behind."""
-        self._refuse_newer()
+        refuse_newer(self._rocks)
         if self.fact("format") is None and self.fact(LOG) is None and self._rocks.scan(b"", b"", 1):
             raise self._rocks.foreign()
         for key, value in self._rocks.scan(EXTENT, EXTENT):
@@ -317,15 +332,6 @@ class ChangeLog(Closing):
                 writer.set_fact("format", str(FORMAT).encode())
                 if self.fact(LOG) is None:
                     writer.set_fact(LOG, uuid.uuid4().hex.encode())
-
-    def _refuse_newer(self) -> None:
-        written = int(self.fact("format") or UNNUMBERED)
-        if written > FORMAT:
-            raise CaptureError(
-                too_new(f"buffer {str(self.path)!r}", written, FORMAT),
-                hint="use the newer version of rhei-pipeline that wrote it, or move it away: its"
-                " tables are then copied again",
-            )
 
     def _sweep(self) -> None:
         """Delete parts that lie after the heads."""

@@ -25,7 +25,7 @@ _FULL = ("No space left", "Disk quota exceeded", "File too large")
 _FAILED = ("Input/output error", "Read-only file system", "Writer has previous error")
 
 #: The file that stands in a buffer before any other does.
-_FIRST = "rocksdict-config.json"
+FIRST = "rocksdict-config.json"
 #: What RocksDB takes for its own, and deletes where it has no use for it.
 _OWN_NAME = re.compile(
     r"\d+\.(log|sst|ldb|blob|dbtmp)|(MANIFEST|OPTIONS)-\d+.*|CURRENT|IDENTITY|LOCK|LOG(\.old.*)?",
@@ -146,12 +146,12 @@ class RocksDirectory:
         Raises:
             BufferDamagedError: It would.
         """
-        if _FIRST in names:
-            if '"raw_mode":false' in (self.path / _FIRST).read_text("utf-8", "replace"):
+        if FIRST in names:
+            if '"raw_mode":false' in (self.path / FIRST).read_text("utf-8", "replace"):
                 raise self.foreign()
         elif any(map(_OWN_NAME.fullmatch, names)):
             raise BufferDamagedError(
-                f"directory {str(self.path)!r} holds files of RocksDB's, but no file {_FIRST!r}",
+                f"directory {str(self.path)!r} holds files of RocksDB's, but no file {FIRST!r}",
                 hint="if it is of others, choose a directory that is empty, or not there yet; if it"
                 " was this buffer, restore it, or move it away: its tables are then copied again",
             )
@@ -166,14 +166,21 @@ class RocksDirectory:
             )
         return self._database
 
-    def _open(self) -> Any:  # noqa: ANN401
+    def _refuse_unusable(self) -> None:
+        """Refuse what RocksDB would spoil, or begin again over what is there.
+
+        Raises:
+            BufferDamagedError: It would.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise self.damaged("it is a file, not a directory")
         names = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
         self._refuse_others(names)
         if "CURRENT" not in names and any(name.startswith("MANIFEST-") for name in names):
-            # RocksDB would begin again over what is there.
             raise self.damaged("its file CURRENT is missing")
+
+    def _open(self) -> Any:  # noqa: ANN401
+        self._refuse_unusable()
         # It holds rows, and nobody but this user has anything to read in it.
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         rocks = self._rocks

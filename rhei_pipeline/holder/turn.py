@@ -5,10 +5,11 @@ all the while: the holder closes the mirror, and opens it again once the turn is
 a `flock`, so it ends with its process, however that ends.
 """
 
+import os
 from pathlib import Path
 
 from rhei_pipeline.errors import MirrorBusyError, MirrorError
-from rhei_pipeline.mirrors.locking import Waiting, WriterLock
+from rhei_pipeline.mirrors.locking import Waiting, WriterLock, refuse_of_others
 from rhei_pipeline.model.closing import Closing
 
 
@@ -47,6 +48,19 @@ class Turn(Closing):
     def close(self) -> None:
         """Let it go; safe to repeat."""
         self._lock.release()
+
+
+def refuse_turn(lock: Path) -> None:
+    """Refuse a file of somebody else in the place of the turn's; it is neither made nor locked.
+
+    Raises:
+        MirrorError: It is one.
+    """
+    path = turn_file(lock)
+    # One that cannot be opened keeps nobody from opening the mirror.
+    if path.is_file() and os.access(path, os.R_OK):
+        with path.open("rb") as file:
+            refuse_of_others(file, path)
 
 
 def _shut(path: Path, mirror: str, error: OSError) -> TurnShutError:

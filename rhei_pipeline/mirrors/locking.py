@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from rhei_pipeline.errors import MirrorBusyError, MirrorError
 from rhei_pipeline.model.forking import leave_to_parent
@@ -166,7 +166,7 @@ class WriterLock:
         #: The lock's file, which is in or beside the mirror.
         self.place = HeldPlace(path)
         try:
-            _refuse_of_others(self._file, path)
+            refuse_of_others(self._file, path)
             _wait_for(self._file.fileno(), path, mirror, timeout_seconds)
             _write(self._file.fileno(), LockNote.of_this_process())
         except BaseException:
@@ -181,7 +181,7 @@ class WriterLock:
             self._file.close()
 
 
-def _refuse_of_others(file: io.FileIO, path: Path) -> None:
+def refuse_of_others(file: io.FileIO | IO[bytes], path: Path) -> None:
     """Refuse a file that no version of this package has written: a note would be written over it.
 
     Raises:

@@ -27,6 +27,9 @@ def _written(settings: Settings) -> Iterator[tuple[str, Path, Severity, str]]:
     mirror, buffer = settings.mirror, settings.capture.buffer
     if not (mirror.in_memory or mirror.url):
         yield "mirror.path", mirror.path, Severity.ERROR, "no sync can begin"
+    if mirror.published is not None:
+        why = "syncs go on, and readers of the copy see an older state"
+        yield "mirror.published.path", mirror.published.path, Severity.ERROR, why
     if buffer is not None:
         yield "capture.buffer.path", buffer.path, Severity.ERROR, "no change can be taken"
     why = "syncs go on, and each process has to learn again what it would say"

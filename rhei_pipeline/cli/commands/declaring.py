@@ -70,6 +70,7 @@ def _keep_secret(output: Path, line: str) -> None:
 @commands.command(epilog=example("check"))
 def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     """Check the declaration and the source: what is wrong, why it matters, how to fix it."""
+    from rhei_pipeline.holder.file_checks import validate_files
     from rhei_pipeline.model.reports import Severity
     from rhei_pipeline.wiring.adoption import validate_owner
     from rhei_pipeline.wiring.compute import validate_compute
@@ -84,7 +85,7 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     findings = [
         *validate(settings),
         *places,
-        *([] if is_shut else validate_owner(settings)),
+        *([] if is_shut else [*validate_owner(settings), *validate_files(settings)]),
         *validate_foreign(settings),
         *validate_compute(settings),
         *validate_texts(settings),

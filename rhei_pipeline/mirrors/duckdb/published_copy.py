@@ -5,7 +5,8 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -67,7 +68,7 @@ class PublishedCopy:
             MirrorError: The copy cannot be written, or something else stands there.
         """
         partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}{_PARTIAL}")
-        try:
+        with _not_written(self.path, partial):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._ours is None or self._ours.is_left:
                 _refuse_others(self.path, mirror_id)
@@ -78,14 +79,6 @@ class PublishedCopy:
                 _leave_out_copies(partial)
             partial.replace(self.path)
             self._ours = HeldPlace(self.path)
-        except (OSError, duckdb.Error) as error:
-            with suppress(OSError):
-                partial.unlink()
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-            raise MirrorError(
-                f"the published copy {str(self.path)!r} cannot be written: {reason}",
-                hint="fix this, or remove mirror.published; the mirror itself is not affected",
-            ) from error
         self.pace.note_publication()
 
 
@@ -107,8 +100,38 @@ def refuse_copy_of_others(mirror: Path, copy: Path, mirror_id: str) -> None:
         )
 
 
-def _refuse_others(path: Path, mirror_id: str) -> None:
+def refuse_unpublished(path: Path, mirror: Path) -> None:
+    """Refuse a place where no copy of a mirror could be put; nothing is changed there.
+
+    Raises:
+        MirrorError: Something else stands there.
+    """
+    own = noted_mirror(str(mirror)) if mirror.exists() else ""
+    with _not_written(path):
+        copy_program.refuse_others(path)
+        _refuse_others(path, own)
+
+
+@contextmanager
+def _not_written(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Turn what fails in the block into the error of a copy; delete the part that was written."""
+    try:
+        yield
+    except (OSError, duckdb.Error) as error:
+        if partial is not None:
+            with suppress(OSError):
+                partial.unlink()
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise MirrorError(
+            f"the published copy {str(path)!r} cannot be written: {reason}",
+            hint="fix this, or remove mirror.published; the mirror itself is not affected",
+        ) from error
+
+
+def _refuse_others(path: Path, mirror_id: str | None) -> None:
     """Refuse to replace a mirror, or another one's copy; what is no database is seen later.
+
+    Without an id, whose copy it is cannot be told.
 
     Raises:
         MirrorError: One of these stands there.
@@ -127,7 +150,8 @@ def _refuse_others(path: Path, mirror_id: str) -> None:
         names = opened.execute("select table_name from duckdb_tables()").fetchall()
         if names and ("_rhei_mirror",) not in names:
             raise OSError("the database that is there is no copy of a mirror, and is left as it is")
-        if names and opened.execute("select id from _rhei_mirror").fetchone() != (mirror_id,):
+        found = opened.execute("select id from _rhei_mirror").fetchone() if names else None
+        if found is not None and mirror_id not in (None, *found):
             raise _left_alone(path, "a copy of another mirror", hint=_OWN_PLACE)
 
 

@@ -13,6 +13,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from rhei_pipeline import HTAP
 from rhei_pipeline.buffer import writer as log_writer
 from rhei_pipeline.buffer.layout import PART
 from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
@@ -333,8 +334,9 @@ def test_a_large_drain_comes_in_parts(buffered: World, monkeypatch: pytest.Monke
 
 def test_a_buffer_opens_once(buffered: World) -> None:
     with started(_HOLD, str(buffered.buffer)):
-        with pytest.raises(BufferBusyError, match="held by another process"):
-            buffered.htap  # noqa: B018
+        for work in (HTAP.sync_now, HTAP.verify, HTAP.sync_status):
+            with pytest.raises(BufferBusyError, match="held by another process"):
+                work(buffered.htap)
         with pytest.raises(BufferBusyError, match="held by another process"):
             bridge(buffered.settings)
     buffered.htap.sync_now()
