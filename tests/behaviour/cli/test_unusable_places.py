@@ -66,34 +66,6 @@ def test_a_check_names_what_a_sync_could_not_write(world: World) -> None:
     assert {"registry", "mirror"} <= {each["what"].split()[0] for each in told}
 
 
-@pytest.mark.usefixtures("place")
-def test_a_check_names_each_file_that_a_sync_could_not_open(world: World) -> None:
-    """Each is made unreadable by itself, and mended as the check says."""
-    option = declare(world, buffer="b")
-    declared = Path("p.yaml").read_text("utf-8")
-    published = "mirror: {path: m.duckdb, published: {path: c.duckdb, interval_seconds: 0}}"
-    Path("p.yaml").write_text(declared.replace("mirror: {path: m.duckdb}", published), "utf-8")
-    assert rhei("sync", option).exit_code == 0
-    before = contents()
-    assert rhei("check", option).exit_code == 0
-    assert contents() == before
-    for file, damage in UNREADABLE.items():
-        (path,) = Path().glob(file)
-        kept = path.read_bytes()
-        path.unlink()
-        path.mkdir() if damage is None else path.write_bytes(damage)
-        (told,) = errors(rhei("check", "--json", option))
-        assert path.name in told["what"] or path.parent.name in told["what"], told
-        assert told["remedy"], file
-        world.run("insert into orders(id) select 1 + max(id) from orders")
-        assert rhei("sync", option).exit_code == (3 if file == "c.duckdb" else 1), file
-        path.rmdir() if damage is None else path.unlink()
-        if file.startswith("b/"):
-            path.write_bytes(kept)
-        assert rhei("check", option).exit_code == 0, file
-    assert rhei("sync", option).exit_code == 0
-
-
 #: Files of ours by a pattern, and what they hold instead; None: they are directories.
 UNREADABLE = {
     "b/CURRENT": b"x" * 100,
@@ -106,6 +78,34 @@ UNREADABLE = {
     "m.duckdb.lock.turn": b"x" * 100,
     "r.json": b"x" * 100,
 }
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("file", UNREADABLE)
+def test_a_check_names_a_file_that_a_sync_could_not_open(world: World, file: str) -> None:
+    """It is made unreadable, and mended as the check says."""
+    option, damage = declare(world, buffer="b"), UNREADABLE[file]
+    declared = Path("p.yaml").read_text("utf-8")
+    published = "mirror: {path: m.duckdb, published: {path: c.duckdb, interval_seconds: 0}}"
+    Path("p.yaml").write_text(declared.replace("mirror: {path: m.duckdb}", published), "utf-8")
+    assert rhei("sync", option).exit_code == 0
+    before = contents()
+    assert rhei("check", option).exit_code == 0
+    assert contents() == before
+    (path,) = Path().glob(file)
+    kept = path.read_bytes()
+    path.unlink()
+    path.mkdir() if damage is None else path.write_bytes(damage)
+    (told,) = errors(rhei("check", "--json", option))
+    assert path.name in told["what"] or path.parent.name in told["what"], told
+    assert told["remedy"]
+    world.run("insert into orders(id) select 1 + max(id) from orders")
+    assert rhei("sync", option).exit_code == (3 if file == "c.duckdb" else 1)
+    path.rmdir() if damage is None else path.unlink()
+    if file.startswith("b/"):
+        path.write_bytes(kept)
+    assert rhei("check", option).exit_code == 0
+    assert rhei("sync", option).exit_code == 0
 
 
 def contents() -> dict[str, bytes]:
