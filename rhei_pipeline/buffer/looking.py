@@ -10,6 +10,7 @@ from typing import Any
 from rhei_pipeline.buffer.confirmation import refuse_directory
 from rhei_pipeline.buffer.log import refuse_newer
 from rhei_pipeline.buffer.rocksdb import FIRST, RocksDirectory
+from rhei_pipeline.buffer.writer import refuse_full_disk
 from rhei_pipeline.errors import BufferDamagedError, RheiError
 from rhei_pipeline.model.held_place import HeldPlace
 
@@ -24,9 +25,12 @@ def refuse_unreadable(buffer: Path) -> None:
 
     Raises:
         BufferDamagedError: Its files are damaged, or are not a buffer's.
+        BufferFullError: Its disk has no room for it to work.
         CaptureError: This user may not read it, or a newer version of this package wrote it.
     """
     refuse_directory(buffer)
+    if buffer.is_dir():
+        refuse_full_disk(buffer)
     for look in range(_LOOKS if buffer.exists() else 0):
         try:
             return _look_at(buffer)

@@ -5,6 +5,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -29,6 +30,21 @@ from rhei_pipeline.model.changes import Position
 PART_BYTES = 16 * 1024 * 1024
 #: So much is left free on the disk: RocksDB needs room to merge files and to delete.
 RESERVE_BYTES = 64 * 1024 * 1024
+
+
+def refuse_full_disk(buffer: Path, more: int = 0) -> None:
+    """Refuse a buffer whose disk has no room for so many bytes more, and to work with.
+
+    Raises:
+        BufferFullError: It has not.
+    """
+    free = shutil.disk_usage(buffer).free
+    if free < RESERVE_BYTES + more:
+        raise BufferFullError(
+            f"the disk that holds {str(buffer)!r} has {free:,} bytes left, and"
+            f" {RESERVE_BYTES + more:,} are needed, {RESERVE_BYTES:,} of them to work with",
+            hint="free space, or let the mirror catch up",
+        )
 
 
 @dataclass(slots=True)
@@ -174,10 +190,4 @@ class LogWriter:
                 f"buffer {str(path)!r} would hold {total:,} bytes, and max_bytes is {limit:,}",
                 hint="let the mirror catch up, or raise capture.buffer.max_bytes",
             )
-        free = shutil.disk_usage(path).free
-        if free < RESERVE_BYTES + more:
-            raise BufferFullError(
-                f"the disk that holds {str(path)!r} has {free:,} bytes left, and"
-                f" {RESERVE_BYTES + more:,} are needed, {RESERVE_BYTES:,} of them to work with",
-                hint="free space, or let the mirror catch up",
-            )
+        refuse_full_disk(path, more)

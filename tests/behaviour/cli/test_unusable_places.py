@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from rhei_pipeline.buffer import writer as buffer_writer
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import MirrorError
 from tests.support.fix_world import World
@@ -104,6 +105,23 @@ def test_a_check_names_a_file_that_a_sync_could_not_open(world: World, file: str
     path.rmdir() if damage is None else path.unlink()
     if file.startswith("b/"):
         path.write_bytes(kept)
+    assert rhei("check", option).exit_code == 0
+    assert rhei("sync", option).exit_code == 0
+
+
+@pytest.mark.usefixtures("place")
+def test_a_check_names_a_disk_that_is_too_full_for_the_buffer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option = declare(world, buffer="b")
+    assert rhei("sync", option).exit_code == 0
+    with monkeypatch.context() as full:
+        full.setattr(buffer_writer, "RESERVE_BYTES", 2**60)
+        (told,) = errors(rhei("check", "--json", option))
+        assert "bytes left, and" in told["what"]
+        assert told["remedy"] == "free space, or let the mirror catch up"
+        world.run("insert into orders(id) select 1 + max(id) from orders")
+        assert rhei("sync", option).exit_code == 1
     assert rhei("check", option).exit_code == 0
     assert rhei("sync", option).exit_code == 0
 
